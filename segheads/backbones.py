@@ -1,0 +1,409 @@
+"""Every timm architecture as a list of feature maps: the one place that knows that backbones differ."""
+
+import difflib
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data.config import resolve_model_data_config
+from timm.models._input import get_model_input_config  # no public spelling; timm >= 1.0.31
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+# A family is the name of timm's model file. What a sweep over all 1,371 architectures of timm 1.0.31 found:
+NO_FINAL_NORM = {"hiera", "hieradet_sam2"}  # forward_intermediates asserts norm=False: their norm follows the pooling
+# timm says "fixed input size", which holds for the classifier or not at all
+ANY_SIZE_THOUGH_FLAGGED = {"byobnet", "efficientvit_msra", "sequencer", "swiftformer", "twins", "vitamin", "xcit"}
+# architectures with halo or bottleneck attention: tables of the built size, or blocks that must divide it
+FIXED_THOUGH_NOT_FLAGGED = {
+    *("bat_resnext26ts", "eca_halonext26ts", "halonet26t", "halonet50ts", "halonet_h1", "haloregnetz_b"),
+    "sehalonet33ts",
+}
+RESIZED_ON_LOAD = {  # built at img_size even with weights, which timm's loader resamples; so is hiera's abswin
+    *("coat", "deit", "eva", "mvitv2", "tnt", "vision_transformer", "vision_transformer_hybrid"),
+}
+SQUARE_ONLY = {"mvitv2"}  # img_size (H, W) becomes the square of the longer side
+THREE_CHANNELS = {"csatv2"}  # its colour transform needs RGB: a 1x1 convolution goes in front
+# (H, W) in pixels that unpadded convolutions need
+SMALLEST = {"inception_v3": 96, "inception_v4": 96, "inception_resnet_v2": 96}
+HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first sign of life
+
+
+class PretrainedWeightsError(RuntimeError):
+    """Pretrained weights do not exist, cannot be fetched, or do not fit the architecture."""
+
+
+class TimmBackbone(nn.Module):
+    """Any timm architecture as a function from images to feature maps, fine to coarse.
+
+    The plain timm model is built without its classifier; the blocks behind the last map are cut off and parameters that
+    no map depends on are frozen, so that DDP works. Images of any size go in: they are padded with zeros at the right
+    and the bottom to a multiple of the strides, or resized where an architecture's weights are bound to one size. The
+    maps come back at `ceil(size / stride)`, without class, register or distillation tokens.
+
+    The last map has gone through the norm with which the model's `forward_features` ends. In a plain ViT every map
+    goes through it (as in DINOv2's segmentation code; mmsegmentation normalises the last map alone). A norm that the
+    model applies after pooling only (ConvNeXt, or a ViT's `fc_norm`, as in BEiT) belongs to the classifier and is gone.
+
+    Args:
+        name: An architecture of `timm.list_models()`, with a tag for particular weights
+            (`vit_tiny_patch16_224.augreg_in21k`), or timm's `hf-hub:OWNER/NAME`.
+        pretrained: `True` for timm's weights, `False` for random ones, or the path of a checkpoint that timm can read
+            (`.safetensors`, `.pth`, `.npz` of the AugReg and big_vision ViTs).
+        in_chans: Channels of the images; timm adapts pretrained weights to it.
+        img_size: Size in pixels for which position embeddings and windows are built; `None` is the native one.
+            Architectures without such a size take any image and ignore it.
+        drop_path_rate: Stochastic depth, with a warning where the architecture has none.
+        levels: `None` for every native level (the last block alone in an architecture with one stride, such as ViT);
+            else the coarsest `levels` levels, or so many evenly spaced blocks that end with the last.
+        pos_embed_resize: How a plain ViT's position embedding follows the image's grid: `"timm"` (bicubic with
+            antialiasing), `"bilinear"` (published Segmenter) or `"bicubic"` (mmsegmentation and MeanShifter). The
+            published code leaves a grid of another shape but the same number of patches as it is; here it is resized.
+        norm_eps: The eps of every LayerNorm; `None` leaves the architecture's own (1e-6 in timm's ViTs; 1e-5 in the
+            published Segmenter).
+        model_kwargs: More arguments for `timm.create_model`.
+
+    Shape:
+        - Input: images `(B, in_chans, H, W)`, any `H` and `W`.
+        - Output: list of `(B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))`.
+
+    Attributes:
+        channels: Channels of each map.
+        strides: Pixels per cell of each map.
+        data_config: Mean, std, input size, interpolation as timm has them, ready for JSON. With other than 3 channels
+            mean and std are timm's averages.
+
+    Raises:
+        ValueError: For an unknown name, levels that are not there, or a `pos_embed_resize` that cannot be.
+        FileNotFoundError: If `pretrained` is the path of no file.
+        PretrainedWeightsError: If weights are missing, out of reach or do not fit.
+
+    Example:
+        >>> backbone = TimmBackbone("test_convnext", pretrained=False)
+        >>> backbone.channels, backbone.strides
+        ([24, 32, 48, 64], [4, 8, 16, 32])
+        >>> [tuple(features.shape) for features in backbone(torch.zeros(1, 3, 37, 51))]
+        [(1, 24, 10, 13), (1, 32, 5, 7), (1, 48, 3, 4), (1, 64, 2, 2)]
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool | str | Path = True,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] | None = None,
+        drop_path_rate: float = 0.0,
+        levels: int | None = None,
+        pos_embed_resize: Literal["timm", "bilinear", "bicubic"] = "timm",
+        norm_eps: float | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.in_chans = in_chans
+        size = (img_size, img_size) if isinstance(img_size, int) else img_size and (img_size[0], img_size[1])
+        family = _family(name)
+        rgb_only = family in THREE_CHANNELS and in_chans != 3
+        options: dict[str, Any] = {"dynamic_img_size": True, "in_chans": 3 if rgb_only else in_chans}
+        if drop_path_rate:
+            options["drop_path_rate"] = drop_path_rate
+        if size and (pretrained is False or family in RESIZED_ON_LOAD or "abswin" in name):
+            options["img_size"] = (max(size), max(size)) if family in SQUARE_ONLY else size
+        if family == "gemma4_vit" and name.split(".")[0].endswith("_enc"):
+            options["global_pool"] = "none"  # the default pooling wants multiples of 48 pixels
+        source, weights = _weights(name, pretrained)
+        with _log_of_missing_keys() as missing:
+            self.model: Any = _create(name, options | (model_kwargs or {}), weights, source)
+        architecture = self.model.pretrained_cfg["architecture"]
+        family = _family(architecture)  # which a name such as hf-hub:OWNER/NAME does not tell beforehand
+
+        # (H, W) that the weights are bound to, or None: any size
+        self.fixed_size = _fixed_size(self.model, family, architecture)
+        resize = getattr(self.model, "set_input_size", None)
+        if size and self.fixed_size not in (None, size) and resize is not None:
+            with (
+                warnings.catch_warnings()
+            ):  # timm's interpolation of tables sets off hundreds of torch's notes on style
+                warnings.filterwarnings("ignore", "torch.searchsorted|Using a non-tuple sequence", UserWarning)
+                resize(img_size=size)
+            self.fixed_size = size
+        if size and self.fixed_size not in (None, size):
+            warnings.warn(f"{name} is bound to images of {self.fixed_size}, not {size}; they are resized", stacklevel=2)
+        self.to_rgb = nn.Conv2d(in_chans, 3, 1) if rgb_only else nn.Identity()
+        if norm_eps is not None:
+            for module in self.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eps = norm_eps
+        if pos_embed_resize != "timm":
+            _resize_pos_embed_as_published(self.model, name, pos_embed_resize)
+
+        self.smallest = SMALLEST.get(family, 1)
+        self.final_norm = family not in NO_FINAL_NORM
+        self.indices, self.strides, self.channels = self._choose_levels(levels)
+        lost = sorted(missing & self.model.state_dict().keys())
+        if lost:
+            shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+            raise PretrainedWeightsError(
+                f"{source} lacks {len(lost)} of the weights of {name} ({shown}); pass a checkpoint of this "
+                "architecture, or pretrained=False for random weights"
+            )
+        self.data_config = _data_config(self.model, in_chans)
+
+    def _choose_levels(self, levels: int | None) -> tuple[list[int], list[int], list[int]]:
+        """Indices, strides and channels of the levels; what they do not need is cut off or frozen."""
+        reductions = [int(info["reduction"]) for info in self.model.feature_info]
+        self.indices = list(range(len(reductions)))
+        with torch.no_grad():
+            size, maps = self._probe(max(reductions))
+        strides = [_true_stride(size[1], x.shape[3], r) for x, r in zip(maps, reductions, strict=True)]
+        last_of = {stride: index for index, stride in enumerate(strides)}
+        if len(last_of) > 1:
+            last_of.pop(1, None)  # dla, vgg and some cspnets start at full resolution
+            chosen = [last_of[stride] for stride in sorted(last_of)]
+            available, kind = len(chosen), "levels"
+            count = available if levels is None else levels
+        else:
+            available, kind = len(strides), "blocks"
+            count = 1 if levels is None else levels
+            chosen = [round((i + 1) * available / count) - 1 for i in range(count)] if count > 0 else []
+        if not 1 <= count <= available:
+            raise ValueError(f"levels must be 1 to {available}, the {kind} of {self.name}, but is {count}; pass fewer")
+        self.indices = chosen[-count:]
+        with torch.random.fork_rng(devices=[]):
+            self.model.prune_intermediate_layers(self.indices)
+        with torch.enable_grad():
+            _, maps = self._probe(max(reductions))
+        # what timm's pruning leaves, such as the norms of the other scales in coat: DDP stops without their gradients
+        needed = _parameters_behind(maps)
+        for parameter in self.parameters():
+            if id(parameter) not in needed:
+                parameter.requires_grad_(False)
+        return self.indices, [strides[i] for i in self.indices], [x.shape[1] for x in maps]
+
+    def _probe(self, reduction: int) -> tuple[tuple[int, int], list[Tensor]]:
+        """One run in eval mode on the smallest image that tells: shapes, and what depends on what."""
+        # 5 cells wide: enough for maps that come some pixels short (inception) to show their stride
+        size = self.fixed_size or (max(3 * reduction, self.smallest), max(5 * reduction, self.smallest))
+        training = self.training
+        self.eval()
+        device = next(self.parameters()).device
+        with torch.random.fork_rng(devices=[]):
+            maps = self._maps(torch.zeros(1, self.in_chans, *size, device=device))
+        self.train(training)
+        return size, maps
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        return self.model.forward_intermediates(
+            self.to_rgb(images), indices=self.indices, norm=self.final_norm, intermediates_only=True, output_fmt="NCHW"
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The feature maps of the images, fine to coarse.
+
+        Raises:
+            ValueError: If the images are not `(B, in_chans, H, W)`.
+        """
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise ValueError(
+                f"images must be (B, {self.in_chans}, H, W), but are {tuple(images.shape)}; "
+                "add the batch axis or build the backbone with another in_chans"
+            )
+        height, width = images.shape[-2:]
+        if self.fixed_size is None:
+            multiple = math.lcm(*self.strides)
+            covered = tuple(math.ceil(max(n, self.smallest) / multiple) * multiple for n in (height, width))
+            images = F.pad(images, (0, covered[1] - width, 0, covered[0] - height))
+        else:
+            covered = (height, width)
+            if covered != self.fixed_size:
+                images = F.interpolate(images, self.fixed_size, mode="bilinear", align_corners=False, antialias=True)
+        features = []
+        for x, stride in zip(self._maps(images), self.strides, strict=True):
+            grid = (-(-covered[0] // stride), -(-covered[1] // stride))
+            if tuple(x.shape[-2:]) != grid:  # fixed sizes; inception and xception lose pixels at the rim
+                x = F.interpolate(x, grid, mode="bilinear", align_corners=False)
+            features.append(x[..., : -(-height // stride), : -(-width // stride)])
+        return features
+
+    def extra_repr(self) -> str:  # noqa: D102 (nn.Module's)
+        return f"{self.name!r}, channels={self.channels}, strides={self.strides}"
+
+
+def _family(name: str) -> str:
+    """The model file of an architecture; hub and folder names have none before they are read."""
+    if ":" in name:
+        return ""
+    if not timm.is_model(name):
+        architecture = name.split(".")[0]
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=5)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() shows all"
+        raise ValueError(f"name must be one of timm's {len(timm.list_models())} architectures, but is {name!r}; {hint}")
+    return timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+
+
+def _weights(name: str, pretrained: bool | str | Path) -> tuple[str, dict[str, Any]]:
+    """Where the weights come from in words, and the arguments with which timm loads them."""
+    if pretrained is False:
+        return "", {}
+    if pretrained is not True:
+        path = Path(pretrained)
+        if not path.is_file():
+            raise FileNotFoundError(f"pretrained must be a checkpoint file, but there is none at {str(path)!r}")
+        return f"checkpoint {str(path)!r}", _load_from(path)
+    source = f"the pretrained checkpoint of {name}"
+    try:
+        config = None if ":" in name else timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag that does not exist
+        tags = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")) or "none"
+        raise ValueError(f"{name!r} names weights that timm does not have ({tags}); pass one of these") from error
+    if ":" not in name and not (config and config.has_weights):
+        raise _weights_error(name, "timm has none")
+    if config and config.hf_hub_id and not config.custom_load:
+        # the cache first: huggingface_hub asks the hub even for what it has, and retries for most of a minute
+        cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
+        if isinstance(cached, str):
+            return source, _load_from(Path(cached))
+    if name.startswith(("hf-hub:", "hf_hub:")) or (config and config.hf_hub_id):
+        try:
+            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        except Exception as error:  # requests' or httpx' own, or "offline mode", as huggingface_hub's version has it
+            raise _weights_error(name, f"{huggingface_hub.constants.ENDPOINT} is out of reach: {error}") from error
+    return source, {"pretrained": True}
+
+
+def _load_from(path: Path) -> dict[str, Any]:
+    # `file` and not create_model's checkpoint_path, which neither adapts in_chans nor converts keys and sizes
+    overlay = {"file": str(path), "custom_load": path.suffix == ".npz", "source": ""}
+    return {"pretrained": True, "pretrained_cfg_overlay": overlay}
+
+
+def _weights_error(name: str, cause: str) -> PretrainedWeightsError:
+    return PretrainedWeightsError(
+        f'pretrained weights of {name} cannot be loaded ({cause}); pass pretrained="PATH" to a local checkpoint, or '
+        "pretrained=False for random weights"
+    )
+
+
+def _create(name: str, options: dict[str, Any], weights: dict[str, Any], source: str) -> Any:
+    """timm.create_model, without the options that an architecture refuses."""
+    options = dict(options)
+    while True:
+        try:
+            return timm.create_model(name, num_classes=0, **weights, **options)
+        except TypeError as error:  # noqa: PERF203 (a handful of turns)
+            if "unexpected keyword argument" not in str(error):
+                raise
+            optional = {"dynamic_img_size", "drop_path_rate", "img_size"} & options.keys()
+            refused = optional & set(re.findall(r"'(\w+)'", str(error)))
+            if not refused:
+                raise
+            for option in refused:
+                del options[option]
+            if "drop_path_rate" in refused:
+                warnings.warn(f"{name} has no stochastic depth; drop_path_rate is ignored", stacklevel=3)
+        except Exception as error:
+            if not weights:
+                raise
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            raise _weights_error(name, f"{source}: {cause[:400]}") from error
+
+
+@contextmanager
+def _log_of_missing_keys() -> Iterator[set[str]]:
+    """The parameters that a checkpoint did not hold: timm leaves them random and tells only its log, at level INFO."""
+    missing: set[str] = set()
+    logger = logging.getLogger("timm.models._builder")
+    level, audible = logger.level, logger.getEffectiveLevel()
+
+    def read(record: logging.LogRecord) -> bool:
+        if found := re.match(r"Missing keys \((.*?)\)", record.getMessage()):
+            missing.update(found[1].split(", "))
+        return record.levelno >= audible
+
+    logger.addFilter(read)
+    logger.setLevel(logging.INFO)
+    try:
+        yield missing
+    finally:
+        logger.setLevel(level)
+        logger.removeFilter(read)
+
+
+def _fixed_size(model: nn.Module, family: str, architecture: str) -> tuple[int, int] | None:
+    config = get_model_input_config(model)
+    flagged = config["fixed_input_size"] and family not in ANY_SIZE_THOUGH_FLAGGED
+    if not (flagged or architecture in FIXED_THOUGH_NOT_FLAGGED):
+        return None
+    return tuple(config["input_size"][-2:])
+
+
+def _true_stride(pixels: int, cells: int, reduction: int) -> int:
+    """The stride of a map: what timm's feature_info says, unless the map has too few or too many cells for it."""
+    ratio = pixels / cells
+    fits = cells == math.ceil(pixels / reduction) or reduction <= ratio < 2 * reduction
+    return reduction if fits else round(ratio)
+
+
+def _parameters_behind(maps: list[Tensor]) -> set[int]:
+    """Ids of the parameters that the maps depend on; reading the graph, as DDP does, spares a backward pass."""
+    needed: set[int] = set()
+    seen: set[Any] = set()
+    stack: list[Any] = [x.grad_fn for x in maps]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            needed.add(id(node.variable))
+        stack.extend(parent for parent, _ in node.next_functions)
+    return needed
+
+
+def _data_config(model: nn.Module, in_chans: int) -> dict[str, Any]:
+    config = resolve_model_data_config(model)
+    config["input_size"] = (in_chans, *get_model_input_config(model)["input_size"][1:])
+    for key in ("mean", "std"):
+        if len(config[key]) != in_chans:
+            config[key] = [sum(config[key]) / len(config[key])] * in_chans
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def _resize_pos_embed_as_published(model: Any, name: str, mode: str) -> None:
+    if mode not in ("bilinear", "bicubic"):
+        raise ValueError(f"pos_embed_resize must be 'timm', 'bilinear' or 'bicubic', but is {mode!r}")
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled) or model.pos_embed is None:
+        raise ValueError(
+            f"pos_embed_resize={mode!r} needs a plain ViT with a learned position embedding, but {name} is a "
+            f"{type(model).__name__}; leave it at 'timm'"
+        )
+    model._pos_embed = partial(_pos_embed, model, mode)
+
+
+def _pos_embed(vit: Any, mode: str, x: Tensor) -> Tensor:
+    """The `_pos_embed` of timm's ViTs with another interpolation."""
+    B, H, W, _ = x.shape
+    tokens = [vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token]
+    prefix = [token.expand(B, -1, -1) for token in tokens if token is not None]
+    position = vit.pos_embed
+    grid = vit.patch_embed.grid_size
+    if tuple(grid) != (H, W):
+        first = position.shape[1] - grid[0] * grid[1]
+        table = position[:, first:].unflatten(1, grid).permute(0, 3, 1, 2)  # (1, N, D) -> (1, D, h, w)
+        table = F.interpolate(table, (H, W), mode=mode, align_corners=False)
+        position = torch.cat([position[:, :first], table.flatten(2).transpose(1, 2)], 1)  # (1, D, h, w) -> (1, N, D)
+    x = x.flatten(1, 2)  # (B, h, w, D) -> (B, N, D)
+    x = torch.cat([*prefix, x + position], 1) if vit.no_embed_class else torch.cat([*prefix, x], 1) + position
+    return vit.pos_drop(x)

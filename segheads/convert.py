@@ -1,0 +1,215 @@
+"""Checkpoints of the published implementations as heads and models of this library."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segheads.heads import Head, LinearHead, MaskTransformerHead, MeanShiftHead
+from segheads.heads.mask_transformer import default_num_heads
+from segheads.model import SegmentationModel, create_model
+
+State = Mapping[str, Tensor]
+
+# Regular expressions from the names of the published code to ours, applied in turn.
+BLOCKS_OF_MMSEG = [
+    (r"^layers\.", "blocks."),
+    (r"\.ln([12])\.", r".norm\1."),
+    (r"\.attn\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+]
+VIT_OF_MMSEG = [(r"^patch_embed\.projection\.", "patch_embed.proj."), (r"^ln1\.", "norm."), *BLOCKS_OF_MMSEG]
+MASK_HEAD = [
+    (r"^cls_emb$", "class_embeddings"),
+    (r"^(proj_dec|dec_proj)\.", "project."),
+    (r"^decoder_norm\.", "norm."),
+    (r"^(proj_patch$|patch_proj\.weight$)", "project_patches.weight"),
+    (r"^(proj_classes$|classes_proj\.weight$)", "project_classes.weight"),
+    *BLOCKS_OF_MMSEG,
+]
+PREFIXES = {  # source: prefix of the backbone, prefix of the head
+    "segmenter": ("encoder.", "decoder."),
+    "mmseg_segmenter": ("backbone.", "decode_head."),
+    "meanshifter": ("backbone.", "decode_head."),
+}
+UNUSED = re.compile(r"^(encoder\.head(_dist)?|auxiliary_head)\.")  # in the published states, in no result
+
+
+def from_reference(
+    state: State,
+    source: str,
+    *,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+    img_size: tuple[int, int] | None = None,
+    num_layers: int = 1,
+) -> SegmentationModel | Head:
+    """Turn a state dict of a published implementation into a model, or into a head where it holds no backbone.
+
+    What shapes tell is inferred: widths, depths, patch size, class count, linear or mask decoder, distillation token.
+    A `"meanshifter"` state without `q.*` is a `LinearHead`. A model behaves as its source does: layer-norm eps, resizing
+    of the position embeddings, padding (`stretch_logits`) and loss reduction. One thing is right rather than equal: for
+    a grid of another shape but equal token count the published code adds the position embeddings unresized, in
+    row-major order of the wrong grid; here they are resized.
+
+    Args:
+        state: The state dict, or a checkpoint that holds it under `state_dict` (MMSegmentation) or `model` (Segmenter).
+        source: `"segmenter"` (https://github.com/rstrudel/segmenter), `"mmseg_segmenter"` (Segmenter in
+            MMSegmentation) or `"meanshifter"` (its author's fork of MMSegmentation 0.29).
+        num_heads: Attention heads of the backbone, and of a mask decoder; None means width // 64.
+        decoder_num_heads: Attention heads of a mask decoder where they differ from the backbone's.
+        img_size: Height and width in pixels of the position embeddings' grid; needed where it is not square.
+        num_layers: How often the mean shift runs (L_ms), which no shape tells.
+
+    Raises:
+        ValueError: If `source` is unknown, the state is of another kind, or `num_heads` or `img_size` is needed.
+
+    Example:
+        >>> state = {"q.weight": torch.eye(8), "q.bias": torch.zeros(8)}
+        >>> state |= {"conv_seg.weight": torch.randn(3, 8, 1, 1), "conv_seg.bias": torch.zeros(3)}
+        >>> from_reference(state, source="meanshifter", num_layers=2).shift
+        MeanShift(
+          num_layers=2
+          (projection): Linear(in_features=8, out_features=8, bias=True)
+        )
+    """
+    if source not in PREFIXES:
+        raise ValueError(f"source must be one of {', '.join(PREFIXES)}; got {source!r}")
+    state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
+    state = {key: value for key, value in state.items() if not UNUSED.match(key)}
+    backbone_prefix, head_prefix = PREFIXES[source]
+    backbone = _without_prefix(state, backbone_prefix)
+    head_state = _without_prefix(state, head_prefix)
+    others = [key for key in state if not key.startswith((backbone_prefix, head_prefix))]
+    if not backbone and not head_state:
+        head_state, others = state, []
+    if others or not head_state:
+        raise ValueError(f"a {source} state has keys {backbone_prefix}* and {head_prefix}*; got {sorted(state)[:4]}")
+    heads = decoder_num_heads or num_heads
+    name, head_kwargs, head_state = _read_head(head_state, source, heads, num_layers)
+    if not backbone:
+        return _load(_build_head(name, head_state, head_kwargs), head_state, source)
+    backbone_kwargs = _read_vit(backbone, source, num_heads, img_size)
+    model = create_model(
+        "deit_tiny_distilled_patch16_224" if "dist_token" in backbone else "vit_tiny_patch16_224",
+        name,
+        _num_classes(head_state),
+        pretrained=False,
+        backbone_kwargs=backbone_kwargs,
+        head_kwargs=head_kwargs,
+        loss_reduction="valid" if source == "segmenter" else "all",
+        stretch_logits=source != "segmenter",
+    )
+    names = [] if source == "segmenter" else VIT_OF_MMSEG
+    _load(model.backbone.model, _rename(backbone, names), source)
+    _load(model.head, head_state, source)
+    return model
+
+
+def _without_prefix(state: State, prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _rename(state: State, names: list[tuple[str, str]]) -> dict[str, Tensor]:
+    renamed = {}
+    for key, value in state.items():
+        for pattern, replacement in names:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    return renamed
+
+
+def _read_head(
+    state: State, source: str, num_heads: int | None, num_layers: int
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Name, arguments and state of the head."""
+    if "cls_emb" in state:
+        converted = _rename(state, MASK_HEAD)
+        if source == "segmenter":  # patches @ P there, a Linear's x @ Wᵀ here
+            for key in ("project_patches.weight", "project_classes.weight"):
+                converted[key] = converted[key].T.contiguous()
+        D = converted["project.weight"].shape[0]
+        kwargs = {
+            "embed_dim": D,
+            "num_layers": _depth(converted),
+            "num_heads": num_heads or _num_heads(D, "mask decoder"),
+            "mlp_ratio": converted["blocks.0.mlp.fc1.weight"].shape[0] / D,
+        }
+        return "mask_transformer", kwargs, converted
+    weight, bias = ("head.weight", "head.bias") if source == "segmenter" else ("conv_seg.weight", "conv_seg.bias")
+    if weight not in state or bias not in state:
+        raise ValueError(f"a {source} head has {weight} or cls_emb; got {sorted(state)[:4]}")
+    linear = {"classifier.weight": state[weight].flatten(1), "classifier.bias": state[bias]}  # (K, C, 1, 1) -> (K, C)
+    rest = {key: value for key, value in state.items() if key not in (weight, bias)}
+    if source != "meanshifter" or not rest:
+        return "linear", {}, linear | rest
+    shift = _rename(rest, [(r"^q\.", "shift.projection.")])
+    kwargs = {"shift_channels": rest["q.weight"].shape[0], "num_layers": num_layers} if "q.weight" in rest else {}
+    return "mean_shift", kwargs, {f"decoder.{key}": value for key, value in linear.items()} | shift
+
+
+def _build_head(name: str, state: State, kwargs: dict[str, Any]) -> Head:
+    if name == "mask_transformer":
+        return MaskTransformerHead(state["project.weight"].shape[1], _num_classes(state), **kwargs)
+    if name == "mean_shift":
+        return MeanShiftHead(state["decoder.classifier.weight"].shape[1], _num_classes(state), **kwargs)
+    return LinearHead(state["classifier.weight"].shape[1], _num_classes(state))
+
+
+def _read_vit(state: State, source: str, num_heads: int | None, img_size: tuple[int, int] | None) -> dict[str, Any]:
+    """Arguments of TimmBackbone that give the state's vision transformer."""
+    official = source == "segmenter"
+    patches = state["patch_embed.proj.weight" if official else "patch_embed.projection.weight"]
+    D, patch_size = patches.shape[0], patches.shape[-1]
+    tokens = state["pos_embed"].shape[1] - sum(token in state for token in ("cls_token", "dist_token"))
+    if img_size is None:
+        side = round(tokens**0.5)
+        if side * side != tokens:
+            raise ValueError(f"position embeddings for {tokens} patches have no square grid; give img_size=(H, W)")
+        img_size = (side * patch_size, side * patch_size)
+    if (img_size[0] // patch_size) * (img_size[1] // patch_size) != tokens:
+        raise ValueError(f"img_size {img_size} with patch size {patch_size} does not make the state's {tokens} patches")
+    hidden = state["blocks.0.mlp.fc1.weight" if official else "layers.0.ffn.layers.0.0.weight"].shape[0]
+    return {
+        "in_chans": patches.shape[1],
+        "img_size": tuple(img_size),
+        "norm_eps": 1e-5 if official else 1e-6,
+        "pos_embed_resize": "bilinear" if official else "bicubic",
+        "model_kwargs": {
+            "patch_size": patch_size,
+            "embed_dim": D,
+            "depth": _depth(state),
+            "num_heads": num_heads or _num_heads(D, "backbone"),
+            "mlp_ratio": hidden / D,
+        },
+    }
+
+
+def _depth(state: State) -> int:
+    return 1 + max(int(match[1]) for key in state if (match := re.match(r"(?:blocks|layers)\.(\d+)\.", key)))
+
+
+def _num_classes(state: State) -> int:
+    for key in ("mask_norm.weight", "classifier.weight", "decoder.classifier.weight"):
+        if key in state:
+            return state[key].shape[0]
+    raise ValueError(f"the head's state tells no number of classes; got {sorted(state)[:4]}")
+
+
+def _num_heads(width: int, what: str) -> int:
+    if width < 64:
+        raise ValueError(f"a {what} of width {width} does not tell its attention heads; give num_heads")
+    return default_num_heads(width)
+
+
+def _load(module: Any, state: State, source: str) -> Any:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reasons = " ".join(str(error).split())
+        raise ValueError(f"the {source} state does not fit a {type(module).__name__}: {reasons}") from error
+    return module

@@ -1,0 +1,84 @@
+"""A user's own images and labels."""
+
+import colorsys
+import os
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from segheads.data.dataset import Palette, SegmentationDataset
+from segheads.data.pairs import find_pairs, read_pair
+
+
+class FolderDataset(SegmentationDataset):
+    """Pairs of files of the same stem: `images/a.jpg` with `labels/a.png`.
+
+    Images may be of any format and mode that Pillow reads. Labels are single-channel images, as a rule PNG with 8 bit,
+    16 bit or a palette (then the indices count, not the colours).
+
+    Args:
+        images: Folder of images.
+        labels: Folder of label images.
+        num_classes: How many classes there are, the ignored label not among them.
+        class_names: One name per class; by default `class 0`, `class 1`, ...
+        palette: One RGB colour per class; by default distinct colours.
+        ignore_index: The value in the label files that means "ignored"; what the data set returns has 255 there.
+        reduce_zero_label: In the files 0 means "ignored" and class 0 is stored as 1, as in ADE20K.
+
+    Shape:
+        As every `SegmentationDataset`.
+
+    Raises:
+        FileNotFoundError: A folder or a label is missing.
+        ValueError: A folder is empty, or names, colours and `num_classes` do not agree.
+    """
+
+    def __init__(
+        self,
+        images: str | os.PathLike[str],
+        labels: str | os.PathLike[str],
+        num_classes: int,
+        *,
+        class_names: tuple[str, ...] | None = None,
+        palette: Palette | None = None,
+        ignore_index: int = 255,
+        reduce_zero_label: bool = False,
+    ):
+        names = tuple(class_names) if class_names else tuple(f"class {index}" for index in range(num_classes))
+        if len(names) != num_classes:
+            raise ValueError(f"num_classes is {num_classes} but {len(names)} class names came; give one name per class")
+        super().__init__(names, tuple(palette) if palette else distinct_colours(num_classes))
+        self._first = int(reduce_zero_label)
+        self._ignored = (0, ignore_index) if reduce_zero_label else (ignore_index,)
+        self.files = find_pairs(Path(images), Path(labels))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """Return the stem of the image file."""
+        return self.files[index][0].stem
+
+    def read(self, index: int) -> tuple[Image.Image, Tensor]:
+        """Return the RGB image and its uint8 labels `(H, W)`, 255 where ignored."""
+        return read_pair(self.files[index], self.num_classes, first=self._first, ignored=self._ignored)
+
+
+def distinct_colours(num_classes: int) -> Palette:
+    """Return one RGB colour per class, neighbours far apart in hue.
+
+    Args:
+        num_classes: How many colours.
+
+    Example:
+        >>> distinct_colours(2)
+        ((229, 57, 57), (57, 107, 229))
+    """
+    colours = []
+    for index in range(num_classes):
+        hue = index * 0.61803398875 % 1.0  # golden ratio: every next hue falls into the widest gap
+        saturation, value = (0.75, 0.5, 0.95)[index // 7 % 3], (0.9, 0.65, 0.45)[index // 21 % 3]
+        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+        colours.append((int(red * 255), int(green * 255), int(blue * 255)))
+    return tuple(colours)

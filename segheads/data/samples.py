@@ -1,0 +1,122 @@
+"""Training samples that are a function of (seed, epoch, index), and the order in which they come."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from segheads.data.crop import RandomScaleCrop
+from segheads.data.dataset import SegmentationDataset
+from segheads.data.images import DataError
+from segheads.data.photometric import PhotometricDistortion
+
+_PUBLISHED = PhotometricDistortion()
+
+
+class TrainingSamples(Dataset[dict[str, Tensor]]):
+    """Crops of a data set, 8-bit, with the photometric distortion drawn but not yet done.
+
+    Indexed by `(epoch, index)`, as `IterationSampler` yields them. All randomness of a sample comes from a generator
+    seeded with (seed, epoch, index), so it is the same in any worker, in any process, and after a resume.
+    `PhotometricNormalize` turns a batch into the model's input, on the device.
+
+    Args:
+        dataset: Any data set of the package.
+        crop: Resize, crop and flip.
+        seed: One number for the run.
+        distortion: What to draw from; None for undistorted images.
+
+    Shape:
+        A dictionary of `image` `(3, h, w)`, uint8; `labels` `(h, w)`, uint8; `distortion` `(5,)`, float32; `valid`
+        `(2,)`, int64, the height and width that are not padding. The default collate function stacks them.
+
+    Raises:
+        DataError: A file is not what it should be; the message names it and the sample.
+
+    Example:
+        >>> from segheads.data.scenes import Scenes
+        >>> samples = TrainingSamples(Scenes("train", length=4), RandomScaleCrop(64, scale=(96, 96)), seed=0)
+        >>> samples[0, 3]["image"].shape
+        torch.Size([3, 64, 64])
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        crop: RandomScaleCrop,
+        *,
+        seed: int,
+        distortion: PhotometricDistortion | None = _PUBLISHED,
+    ):
+        self.dataset = dataset
+        self.crop = crop
+        self.seed = seed
+        self.distortion = distortion
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, index = key
+        try:
+            image, labels = self.dataset.read(index)
+        except DataError as error:
+            raise DataError(f"sample {index} of {type(self.dataset).__name__}: {error}") from error
+        rng = np.random.default_rng([self.seed, epoch, index])
+        pixels, classes, valid = self.crop(image, labels, rng)
+        drawn = self.distortion(rng) if self.distortion else torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
+        return {"image": pixels, "labels": classes, "distortion": drawn, "valid": torch.tensor(valid)}
+
+
+class IterationSampler:
+    """Yields one batch of `(epoch, index)` per iteration; epochs follow one another without a gap.
+
+    Each epoch is a permutation that depends on (seed, epoch) alone, and a batch may reach over the border of two. A
+    sampler that starts at iteration k yields exactly what a full one yields from there on, without walking to it.
+    Pass it to a `DataLoader` as `batch_sampler`.
+
+    Args:
+        length: How many samples the data set has.
+        batch_size: Samples per iteration, over all processes.
+        seed: One number for the run.
+        num_iterations: Iterations of the whole run.
+        start_iteration: The first iteration to yield, for a resumed run.
+
+    Raises:
+        ValueError: Length or batch size is below 1, or the start lies outside the run.
+
+    Example:
+        >>> list(IterationSampler(3, 2, seed=0, num_iterations=3))
+        [[(0, 2), (0, 0)], [(0, 1), (1, 2)], [(1, 0), (1, 1)]]
+        >>> list(IterationSampler(3, 2, seed=0, num_iterations=3, start_iteration=2))
+        [[(1, 0), (1, 1)]]
+    """
+
+    drop_last = False  # accelerate asks; every batch is full
+
+    def __init__(self, length: int, batch_size: int, *, seed: int, num_iterations: int, start_iteration: int = 0):
+        if length < 1 or batch_size < 1:
+            raise ValueError(f"length and batch_size must be at least 1, not {length} and {batch_size}")
+        if not 0 <= start_iteration <= num_iterations:
+            raise ValueError(f"start_iteration {start_iteration} is outside the run of {num_iterations} iterations")
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_iterations = num_iterations
+        self.start_iteration = start_iteration
+
+    def __len__(self) -> int:
+        return self.num_iterations - self.start_iteration
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        shuffled, order = -1, np.arange(0)
+        for iteration in range(self.start_iteration, self.num_iterations):
+            batch = []
+            for position in range(iteration * self.batch_size, (iteration + 1) * self.batch_size):
+                epoch, place = divmod(position, self.length)
+                if epoch != shuffled:
+                    shuffled, order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.length)
+                batch.append((epoch, int(order[place])))
+            yield batch

@@ -1,0 +1,6 @@
+"""Pure functions that heads and models are made of."""
+
+from segheads.functional.mean_shift import mean_shift
+from segheads.functional.upsample import upsample, upsample_argmax, upsample_cross_entropy
+
+__all__ = ["mean_shift", "upsample", "upsample_argmax", "upsample_cross_entropy"]

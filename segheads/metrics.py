@@ -1,0 +1,164 @@
+"""aAcc, mAcc and mIoU from one confusion matrix over a whole data set."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+Average = Literal["present", "scene_parsing"]
+NO_LABEL = torch.iinfo(torch.int64).min
+
+
+class SegmentationMetrics(Metric):
+    """Pixel accuracy, mean accuracy and mean IoU, counted over all images before any division.
+
+    One confusion matrix (K, K + 1) of int64 is summed over batches, images and processes, so the result depends on
+    neither how they were split nor whether the number of processes divides the number of images. Row: true class.
+    Column: predicted class; the last one holds predictions that name no class (`ignore_index`, or outside 0..K-1),
+    which are errors for the true class only, as in the official scene-parsing evaluation. Ignored pixels are dropped.
+    Each image must reach one process only: Accelerate's `even_batches` repeats some, so turn it off.
+
+    `torchmetrics.segmentation.MeanIoU` averages over images instead and is not the benchmarks' number.
+
+    Args:
+        num_classes: K; labels are 0..K-1.
+        ignore_index: the label of pixels that do not count.
+        average: what `mIoU` and `mAcc` do with a class that never occurs: `"present"` leaves it out (MMSegmentation),
+            `"scene_parsing"` counts it as 0 and divides by K (official ADE20K scene parsing).
+
+    Shape:
+        `update(preds, labels)`: integer maps of one shape, (B, H, W) or (H, W). `compute()`: a dict of tensors on the
+        CPU; float64 fractions in [0, 1], 0-d `"aAcc"`, `"mAcc"`, `"mIoU"` and (K,) `"IoU"`, `"Acc"`, NaN where a class
+        does not occur (all NaN without a labelled pixel); (K,) int64 `"pixels"`, the labelled pixels of each class.
+
+    Raises:
+        ValueError: for a label that is neither a class nor `ignore_index`. On the CPU `update` raises and counts
+            nothing; elsewhere `compute` does, so that `update` never waits for the device.
+
+    Example:
+        >>> metrics = SegmentationMetrics(num_classes=3)
+        >>> metrics.update(torch.tensor([[0, 1], [1, 1]]), torch.tensor([[0, 0], [1, 255]]))
+        >>> {name: round(float(metrics.compute()[name]), 3) for name in ("aAcc", "mAcc", "mIoU")}
+        {'aAcc': 0.667, 'mAcc': 0.75, 'mIoU': 0.5}
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+    confusion: Tensor
+    wrong_label: Tensor
+
+    def __init__(self, num_classes: int, *, ignore_index: int = 255, average: Average = "present", **kwargs: Any):
+        super().__init__(**kwargs)  # torchmetrics' own options; it refuses unknown ones
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}; give the number of classes")
+        if average not in get_args(Average):
+            raise ValueError(f"average must be one of {', '.join(get_args(Average))}, got {average!r}; choose one")
+        self.num_classes, self.ignore_index, self.average = num_classes, ignore_index, average
+        confusion = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
+        self.add_state("confusion", confusion, dist_reduce_fx="sum", persistent=True)
+        self.add_state("wrong_label", torch.tensor(NO_LABEL), dist_reduce_fx="max", persistent=True)
+
+    @property
+    def update_called(self) -> bool:
+        """Always true: an empty, merged or loaded matrix is a state like any other, not worth torchmetrics' warning."""
+        return True
+
+    def update(self, preds: Tensor, labels: Tensor) -> None:
+        """Count one batch of predicted and true label maps."""
+        _check_maps(preds, labels)
+        size = self.num_classes + 1
+        labels = labels.long().flatten()
+        rows, columns = self._class_or_last(labels), self._class_or_last(preds.long().flatten())
+        wrong = (rows == self.num_classes) & (labels != self.ignore_index)
+        wrong_label = torch.where(wrong, labels, NO_LABEL).amax() if labels.numel() else self.wrong_label
+        if wrong_label.device.type == "cpu":
+            self._check_labels(int(wrong_label))
+        # scatter_add_ and not bincount: twice as fast on the CPU, and bincount makes the host wait for a GPU
+        counts = torch.zeros(size * size, dtype=torch.int64, device=labels.device)
+        counts.scatter_add_(0, rows * size + columns, torch.ones_like(rows))
+        self.confusion = self.confusion + counts.view(size, size)[:-1]  # the last row: pixels that do not count
+        self.wrong_label = torch.maximum(self.wrong_label, wrong_label)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The metrics of everything counted so far, in all processes."""
+        self._check_labels(int(self.wrong_label))
+        confusion = self.confusion.cpu()
+        correct, true = confusion.diagonal().double(), confusion.sum(1).double()
+        predicted = confusion[:, :-1].sum(0).double()
+        iou, accuracy = correct / (true + predicted - correct), correct / true  # 0 / 0 is NaN: the class does not occur
+        return {
+            "aAcc": correct.sum() / true.sum(),
+            "mAcc": self._mean(accuracy),
+            "mIoU": self._mean(iou),
+            "IoU": iou,
+            "Acc": accuracy,
+            "pixels": confusion.sum(1),
+        }
+
+    def _class_or_last(self, values: Tensor) -> Tensor:
+        """Values that name no class become K."""
+        names_class = (values >= 0) & (values < self.num_classes) & (values != self.ignore_index)
+        return torch.where(names_class, values, self.num_classes)
+
+    def _mean(self, per_class: Tensor) -> Tensor:
+        if self.average == "present" or per_class.isnan().all():
+            return per_class.nanmean()
+        return per_class.nan_to_num(0).mean()
+
+    def _check_labels(self, wrong_label: int) -> None:
+        if wrong_label != NO_LABEL:
+            raise ValueError(
+                f"labels must be 0..{self.num_classes - 1} or the ignore_index {self.ignore_index}, got {wrong_label}; "
+                f"map it to a class or to {self.ignore_index}"
+            )
+
+
+def per_class_markdown(metrics: Mapping[str, Tensor], class_names: Sequence[str]) -> str:
+    """A Markdown table of IoU and Acc in percent and labelled pixels, one row for each class in the labels' order.
+
+    Args:
+        metrics: what `SegmentationMetrics.compute` returned.
+        class_names: the K names.
+
+    Raises:
+        ValueError: when there are more or fewer names than classes.
+
+    Example:
+        >>> metrics = SegmentationMetrics(num_classes=2)
+        >>> metrics.update(torch.tensor([[0, 0, 0, 0]]), torch.tensor([[0, 0, 0, 255]]))
+        >>> print(per_class_markdown(metrics.compute(), ["road", "sky"]))
+        | class | IoU | Acc | pixels |
+        |---|--:|--:|--:|
+        | road | 100.00 | 100.00 | 3 |
+        | sky | – | – | 0 |
+    """
+    # torchmetrics squeezes (1,) to ()
+    iou, accuracy, pixels = (metrics[name].reshape(-1).tolist() for name in ("IoU", "Acc", "pixels"))
+    if len(class_names) != len(iou):
+        raise ValueError(f"one name for each of {len(iou)} classes is required, got {len(class_names)}; name them all")
+    rows = ["| class | IoU | Acc | pixels |", "|---|--:|--:|--:|"]
+    for name, i, a, count in zip(class_names, iou, accuracy, pixels, strict=True):
+        escaped = name.replace("|", "\\|")
+        rows.append(f"| {escaped} | {_percent(i)} | {_percent(a)} | {count} |")
+    return "\n".join(rows)
+
+
+def _percent(fraction: float) -> str:
+    return "–" if fraction != fraction else f"{100 * fraction:.2f}"  # only NaN differs from itself
+
+
+def _check_maps(preds: Tensor, labels: Tensor) -> None:
+    for name, x in (("preds", preds), ("labels", labels)):
+        if x.is_floating_point() or x.is_complex():
+            raise ValueError(
+                f"{name} must be an integer label map, got {x.dtype} of shape {tuple(x.shape)}; "
+                "take logits.argmax(dim=1) first"
+            )
+    if preds.shape != labels.shape or preds.ndim not in (2, 3):
+        raise ValueError(
+            f"preds and labels must have one shape, (B, H, W) or (H, W), got {tuple(preds.shape)} and "
+            f"{tuple(labels.shape)}; predict at the labels' size"
+        )

@@ -1,0 +1,173 @@
+"""The recipe as its users run it: end to end, killed and resumed, and with everything missing."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from PIL import Image
+from safetensors.torch import load_file
+
+from segheads import SegmentationModel
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "meanshifter_ade20k.py"
+TINY = ["--demo", "--backbone", "test_vit", "--depth", "2", "--scenes-size", "32"]
+TINY += ["--scale", "32", "32", "--crop-size", "32", "--batch-size", "4", "--drop-path-rate", "0.5"]
+TINY += ["--checkpoint-every", "5", "--log-every", "2", "--pictures", "2", "--tracker", "none"]
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = importlib.util.spec_from_file_location(RECIPE.stem, RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _a_process_of_its_own():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+def tiny(recipe, output, *options):
+    import tyro
+
+    return tyro.cli(recipe.Config, default=recipe.DEMO, args=[*TINY, "--output", str(output), *options])
+
+
+def run(recipe, output, *options):
+    recipe.main(tiny(recipe, output, *options))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def weights(output):
+    return load_file(output / "model" / "model.safetensors")
+
+
+def records(output):
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+
+
+def test_end_to_end(recipe, tmp_path, capsys):
+    run(recipe, tmp_path, "--iterations", "6", "--tracker", "tensorboard", "--evaluate-every", "3", "--workers", "1")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "results.json", "per_class.md", "curves.png", "predictions.png"}
+    assert "aAcc" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert 0 <= results["mIoU"] <= results["mAcc"] <= 1
+    assert len(results["classes"]) == 12
+    assert [r["iteration"] for r in records(tmp_path) if "mIoU" in r] == [3, 6]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    for picture in ("curves.png", "predictions.png"):
+        with Image.open(tmp_path / picture) as image:
+            assert min(image.size) > 200
+    model = SegmentationModel.from_pretrained(tmp_path / "model")
+    assert model.predict(torch.randn(1, 3, 40, 50)).shape == (1, 40, 50)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(recipe, tmp_path):
+    run(recipe, tmp_path / "whole", "--iterations", "23")
+    killed = tmp_path / "killed"
+    command = [sys.executable, str(RECIPE), *TINY, "--iterations", "23", "--output", str(killed)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    log = killed / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and '"iteration": 8,' in log.read_text()):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "results.json").exists()
+    run(recipe, killed, "--iterations", "23", "--resume")
+    expected, actual = weights(tmp_path / "whole"), weights(killed)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[key], actual[key]) for key in expected)
+    assert records(killed) == records(tmp_path / "whole")
+
+
+def test_workers_and_accumulation_change_no_sample(recipe, tmp_path):
+    run(recipe, tmp_path / "one", "--iterations", "3", "--drop-path-rate", "0")
+    run(recipe, tmp_path / "two", "--iterations", "3", "--drop-path-rate", "0", "--workers", "2")
+    assert all(torch.equal(value, weights(tmp_path / "two")[key]) for key, value in weights(tmp_path / "one").items())
+    run(recipe, tmp_path / "halves", "--iterations", "3", "--drop-path-rate", "0", "--gradient-accumulation", "2")
+    losses = [[r["loss"] for r in records(tmp_path / name) if "loss" in r] for name in ("one", "halves")]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["linear", "mask_transformer"])
+def test_other_heads(recipe, tmp_path, head):
+    run(recipe, tmp_path, "--iterations", "1", "--head", head, "--mixed-precision", "bf16")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model"]["head"] == head
+
+
+def test_real_images_of_150_classes(recipe, tmp_path, shared_data):
+    config = dataclasses.replace(
+        tiny(recipe, tmp_path, "--iterations", "2"),
+        dataset="ade20k",
+        data_root=shared_data("ade20k_sample"),
+        scale=(128, 64),
+        window=32,
+        stride=24,
+    )
+    recipe.main(config)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["classes"]) == 150
+    assert sum(c["pixels"] for c in results["classes"]) > 10_000
+
+
+def test_two_processes_are_one_run(tmp_path):
+    """Sharded batches and evaluation under DDP: the same losses and scores as one process, and no image twice."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    options = [str(RECIPE), *TINY, "--drop-path-rate", "0", "--iterations", "3", "--optimizer", "momentum"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    for count in (1, 2):
+        many = ["--num_processes", str(count), "--main_process_port", "0"]
+        command = [*launch, *many, *options, "--output", str(tmp_path / str(count))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in "12")
+    assert [c["pixels"] for c in one["classes"]] == [c["pixels"] for c in two["classes"]]
+    losses = [[r["loss"] for r in records(tmp_path / name) if "loss" in r] for name in "12"]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-5, atol=1e-6)
+
+
+def test_no_data_is_said_before_any_model_is_built(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "create_model", None)
+    config = recipe.Config(data_root=tmp_path / "nothing", output=tmp_path / "run", tracker="none")
+    with pytest.raises(SystemExit, match=r"(?s)error: .*nothing.*--data-root PATH.*--download fetches it.*--demo"):
+        recipe.main(config)
+
+
+def test_no_weights_name_the_ways_out(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = dataclasses.replace(recipe.DEMO, output=tmp_path / "a", tracker="none", pretrained=True)
+    for weights_path in (None, tmp_path / "no.safetensors"):
+        config = dataclasses.replace(config, backbone_weights=weights_path, output=tmp_path / str(weights_path is None))
+        with pytest.raises(SystemExit, match=r"(?s)error: .*--backbone-weights PATH.*--no-pretrained"):
+            recipe.main(config)
+
+
+def test_other_mistakes_are_named(recipe, tmp_path):
+    run(recipe, tmp_path / "run", "--iterations", "1")
+    with pytest.raises(SystemExit, match=r"run holds a run \(iteration 1\); give --resume"):
+        run(recipe, tmp_path / "run", "--iterations", "1")
+    with pytest.raises(SystemExit, match="learning_rate was 0.001 and is 0.5"):
+        run(recipe, tmp_path / "run", "--iterations", "1", "--resume", "--learning-rate", "0.5")
+    with pytest.raises(SystemExit, match="--batch-size 4 is over all 1 processes and 3 accumulated .* multiple of 3"):
+        run(recipe, tmp_path / "new", "--gradient-accumulation", "3")
+    with pytest.raises(SystemExit, match="no head is called 'foo'; known: linear"):
+        run(recipe, tmp_path / "new", "--head", "foo")

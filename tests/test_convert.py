@@ -1,0 +1,172 @@
+"""Parity with the published implementations, through the way in that their users have."""
+
+import pytest
+import torch
+from parity import assert_parity
+
+from segheads import LinearHead, MaskTransformerHead, MeanShiftHead, SegmentationModel, from_reference
+
+
+
+def check_gradients(head, vectors, output, x, prefix, cotangent):
+    """Loads the reference's gradients as if they were weights, and compares them with ours name by name."""
+    (output * cotangent).sum().backward()
+    expected = vectors.tensors(f"{prefix}.state.")
+    source, kwargs = head
+    as_weights = from_reference({**vectors.tensors("state."), **expected}, source, **kwargs["sizes"])
+    for name, parameter in kwargs["model"].named_parameters():
+        assert_parity(parameter.grad, as_weights.get_parameter(name).detach(), 2e-5)
+    grad_x = vectors.tensors(f"{prefix}.input.")
+    (expected_x,) = grad_x.values()
+    actual = x.grad if x.grad.shape == expected_x.shape else x.grad.flatten(2).mT
+    assert_parity(actual, expected_x, 2e-5)
+
+
+@pytest.mark.parametrize("name", ["dms_equal", "dms_larger", "dms_smaller"])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_mean_shift(golden, name, num_layers):
+    vectors = golden(f"mean_shift__{name}")
+    head = from_reference(vectors.tensors("state."), source="meanshifter", num_layers=num_layers)
+    assert isinstance(head, MeanShiftHead)
+    x = vectors["input.x"].requires_grad_()
+    logits = head(x)
+    assert_parity(logits, vectors[f"output.layers_{num_layers}"])
+    kwargs = {"sizes": {"num_layers": num_layers}, "model": head}
+    cotangent = vectors[f"cotangent.layers_{num_layers}"]
+    check_gradients(("meanshifter", kwargs), vectors, logits, x, f"grad.layers_{num_layers}", cotangent)
+
+
+@pytest.mark.parametrize("name", ["dms_equal", "dms_larger", "dms_smaller"])
+def test_mean_shift_with_other_layers_than_it_was_built_with(golden, name):
+    vectors = golden(f"mean_shift__{name}")
+    outputs = vectors.tensors("output.built_")
+    assert outputs
+    for key, expected in outputs.items():
+        built, override = key.split(".override_")
+        head = from_reference(vectors.tensors("state."), source="meanshifter", num_layers=int(built))
+        head.num_layers = int(override)
+        assert_parity(head(vectors["input.x"]), expected)
+
+
+@pytest.mark.parametrize(("name", "source"), [("fcn_head", "meanshifter"), ("segm_decoder", "segmenter")])
+def test_linear(golden, name, source):
+    vectors = golden(f"linear__{name}")
+    head = from_reference(vectors.tensors("state."), source=source)
+    assert isinstance(head, LinearHead)
+    x = as_map(vectors).requires_grad_()
+    logits = head(x)
+    assert_parity(logits, vectors["output.logits"])
+    kwargs = {"sizes": {}, "model": head}
+    check_gradients((source, kwargs), vectors, logits, x, "grad", vectors["cotangent.logits"])
+
+
+@pytest.mark.parametrize("source", ["segmenter", "mmseg_segmenter"])
+@pytest.mark.parametrize("name", ["l1_same", "l2_proj", "eps_probe"])
+def test_mask_transformer(golden, source, name):
+    kind = {"segmenter": "segm", "mmseg_segmenter": "mmseg"}[source]
+    file = f"eps_probe__mask_transformer_{kind}" if name == "eps_probe" else f"mask_transformer_{kind}__{name}"
+    vectors = golden(file)
+    num_heads = vectors.config.get("n_heads") or vectors.config["num_heads"]
+    head = from_reference(vectors.tensors("state."), source=source, num_heads=num_heads).eval()
+    assert isinstance(head, MaskTransformerHead)
+    x = as_map(vectors).requires_grad_()
+    masks = head(x)
+    assert_parity(masks, vectors["output.masks"])
+    if vectors.tensors("grad."):
+        kwargs = {"sizes": {"num_heads": num_heads}, "model": head}
+        check_gradients((source, kwargs), vectors, masks, x, "grad", vectors["cotangent.masks"])
+
+
+def as_map(vectors):
+    """The input as (B, C, h, w), which the official Segmenter has as tokens."""
+    if "input.x" in vectors.all:
+        return vectors["input.x"]
+    tokens, (h, w) = vectors["input.tokens"], vectors.config["grid"]
+    return tokens.mT.reshape(*tokens.mT.shape[:2], h, w).contiguous()  # (B, N, C) -> (B, C, h, w)
+
+
+SEGMENTER_FILES = [
+    "segmenter_e2e__linear",
+    "segmenter_e2e__linear_distilled",
+    "segmenter_e2e__mask",
+    "eps_probe__segmenter_vit",
+]
+
+
+@pytest.mark.parametrize("file", SEGMENTER_FILES)
+def test_segmenter_end_to_end(golden, file):
+    vectors = golden(file)
+    config = vectors.config
+    model = from_reference(
+        vectors.tensors("state."), "segmenter", num_heads=config["n_heads"], img_size=tuple(config["image_size"])
+    ).eval()
+    assert isinstance(model, SegmentationModel)
+    sizes = [size for size in config["sizes"] if size != "quirk_same_count"]  # see the docstring of from_reference
+    with torch.no_grad():
+        for size in sizes:
+            assert_parity(model(vectors[f"input.image_{size}"]), vectors[f"output.logits_{size}"])
+        if "ragged" in sizes:
+            assert_parity(model.logits(vectors["input.image_ragged"]), vectors["output.masks_ragged"])
+
+
+@pytest.mark.parametrize("file", ["meanshifter_e2e__vit", "eps_probe__meanshifter_vit"])
+def test_meanshifter_end_to_end(golden, file):
+    vectors = golden(file)
+    config = vectors.config
+    model = from_reference(
+        vectors.tensors("state."), "meanshifter", num_heads=config["num_heads"], num_layers=config["meanshift_layers"]
+    ).eval()
+    assert isinstance(model, SegmentationModel)
+    with torch.no_grad():
+        for size in (size for size in config["sizes"] if size != "quirk_same_count"):
+            image = vectors[f"input.image_{size}"]
+            assert_parity(model.logits(image), vectors[f"output.head_logits_{size}"])
+            assert_parity(model(image), vectors[f"output.logits_{size}"])
+            if f"output.features_{size}" in vectors.all:
+                assert_parity(model.backbone(image)[-1], vectors[f"output.features_{size}"])
+
+
+def test_quirk_of_equal_token_count_is_not_imitated(golden):
+    """A 2x8 grid resizes the 4x4 table; the published code adds it in the wrong order."""
+    vectors = golden("meanshifter_e2e__vit")
+    model = from_reference(vectors.tensors("state."), "meanshifter", num_heads=2, num_layers=2).eval()
+    with torch.no_grad():
+        logits = model(vectors["input.image_quirk_same_count"])
+    assert not torch.allclose(logits, vectors["output.logits_quirk_same_count"], atol=1e-3)
+
+
+def test_mmseg_segmenter_with_a_backbone(golden):
+    """No golden vector has one: the MeanShifter's backbone is the same class, and the head has its own vectors."""
+    backbone = golden("eps_probe__meanshifter_vit").tensors("state.backbone.")
+    state = {f"backbone.{key}": value for key, value in backbone.items()}
+    state |= {"decode_head.conv_seg.weight": torch.randn(4, 16, 1, 1), "decode_head.conv_seg.bias": torch.randn(4)}
+    model = from_reference({"meta": {}, "state_dict": state}, "mmseg_segmenter", num_heads=2)
+    assert isinstance(model.head, LinearHead)
+    assert model.stretch_logits
+    assert model.loss_reduction == "all"
+
+
+def test_converted_model_is_saved_and_loaded(golden, tmp_path):
+    vectors = golden("eps_probe__meanshifter_vit")
+    model = from_reference(vectors.tensors("state."), "meanshifter", num_heads=2)
+    model.save_pretrained(tmp_path)
+    again = SegmentationModel.from_pretrained(tmp_path)
+    image = torch.randn(1, 3, 40, 50)
+    torch.testing.assert_close(again(image), model.eval()(image), rtol=0, atol=0)
+
+
+def test_bad_states_are_named(golden):
+    linear = {"head.weight": torch.randn(3, 8), "head.bias": torch.randn(3)}
+    with pytest.raises(ValueError, match="one of segmenter, mmseg_segmenter, meanshifter; got 'mmseg'"):
+        from_reference(linear, "mmseg")
+    with pytest.raises(ValueError, match=r"meanshifter head has conv_seg.weight or cls_emb; got \['head.bias'"):
+        from_reference(linear, "meanshifter")
+    with pytest.raises(ValueError, match=r"encoder.\* and decoder.\*; got \['decoder.head.bias'.*'stray'"):
+        from_reference({f"decoder.{key}": value for key, value in linear.items()} | {"stray": torch.ones(1)}, "segmenter")
+    with pytest.raises(ValueError, match="does not fit a LinearHead: .*stray"):
+        from_reference(linear | {"stray": torch.ones(1)}, "segmenter")
+    state = golden("eps_probe__meanshifter_vit").tensors("state.")
+    with pytest.raises(ValueError, match="backbone of width 16 does not tell its attention heads; give num_heads"):
+        from_reference(state, "meanshifter")
+    with pytest.raises(ValueError, match=r"img_size \(32, 48\) with patch size 16 does not make the state's 4 patches"):
+        from_reference(state, "meanshifter", num_heads=2, img_size=(32, 48))

@@ -1,0 +1,186 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from segheads import LinearHead, MeanShiftHead, SegmentationModel, TimmBackbone, create_model
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return create_model("test_vit", "mean_shift", 5, pretrained=False).eval()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 75), (16, 16), (1, 1), (7, 129)])
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
+def test_any_size(backbone, size):
+    model = create_model(backbone, "linear", 5, pretrained=False).eval()
+    images = torch.randn(2, 3, *size)
+    assert model(images).shape == (2, 5, *size)
+    assert model.predict(images).shape == (2, *size)
+    assert model(images, torch.zeros(2, *size, dtype=torch.long)).ndim == 0
+
+
+def test_padding_is_upsampled_and_cropped_as_in_segmenter(model):
+    images = torch.randn(1, 3, 50, 75)
+    padded = model(F.pad(images, (0, 5, 0, 14)))
+    torch.testing.assert_close(model(images), padded[:, :, :50, :75])
+
+
+def test_stretched_logits_reach_over_the_image(model):
+    images = torch.randn(1, 3, 50, 75)
+    model.stretch_logits = True
+    expected = F.interpolate(model.logits(images), size=(50, 75), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model(images), expected)
+    torch.testing.assert_close(model.predict(images), expected.argmax(1))
+
+
+@pytest.mark.parametrize("stretch", [False, True])
+@pytest.mark.parametrize("reduction", ["valid", "all"])
+def test_loss_is_that_of_the_logits(model, stretch, reduction):
+    images, labels = torch.randn(2, 3, 50, 75), torch.randint(0, 5, (2, 50, 75))
+    labels[:, :20] = 255
+    model.stretch_logits, model.loss_reduction = stretch, reduction
+    expected = F.cross_entropy(model(images), labels, ignore_index=255, reduction="sum")
+    expected = expected / (labels.numel() if reduction == "all" else (labels != 255).sum())
+    torch.testing.assert_close(model(images, labels), expected)
+
+
+def test_labels_are_the_argmax_of_logits(model):
+    images = torch.randn(2, 3, 50, 75)
+    torch.testing.assert_close(model.predict(images), model(images).argmax(1))
+
+
+def test_predict_is_deterministic_and_restores_the_mode():
+    model = create_model("test_vit", "mask_transformer", 5, pretrained=False, head_kwargs={"drop_path_rate": 0.9})
+    images = torch.randn(8, 3, 32, 32)
+    model.train()
+    torch.testing.assert_close(model.predict(images), model.predict(images))
+    assert model.training
+    assert model.head.training
+
+
+class TwoPredictions(LinearHead):
+    """An ensemble's contract: the final logits and two more."""
+
+    def predictions(self, x):
+        return [self(x), 2 * self(x), 3 * self(x)]
+
+
+def test_further_predictions_are_averaged():
+    backbone = TimmBackbone("test_vit", pretrained=False)
+    model = SegmentationModel(backbone, TwoPredictions(backbone.channels[-1], 5)).eval()
+    images, labels = torch.randn(1, 3, 32, 32), torch.randint(0, 5, (1, 32, 32))
+    first, second, third = (F.cross_entropy(factor * model(images), labels) for factor in (1, 2, 3))
+    torch.testing.assert_close(model(images, labels), first + (second + third) / 2)
+
+
+class FinestOnly(nn.Module):
+    """A pyramid with one level of its own."""
+
+    channels, strides = [24, 32, 48, 64], [4, 8, 16, 32]
+
+    def forward(self, features):
+        return [2 * x for x in features]
+
+
+def test_a_pyramid_hands_over_its_finest_level():
+    backbone = TimmBackbone("test_convnext", pretrained=False)
+    model = SegmentationModel(backbone, LinearHead(24, 5), FinestOnly()).eval()
+    images = torch.randn(1, 3, 37, 51)
+    assert model.logits(images).shape == (1, 5, 10, 13)
+    torch.testing.assert_close(model.logits(images), model.head(2 * backbone(images)[0]))
+    assert model(images).shape == (1, 5, 37, 51)
+
+
+def test_every_parameter_gets_a_gradient(model):
+    model.train()
+    model(torch.randn(1, 3, 40, 40), torch.randint(0, 5, (1, 40, 40))).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_compiles_without_a_graph_break(model):
+    images, labels = torch.randn(1, 3, 50, 75), torch.randint(0, 5, (1, 50, 75))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images, labels), model(images, labels))
+
+
+def test_saved_and_loaded_with_what_was_changed(model, tmp_path):
+    model.head.num_layers = 3
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"model.safetensors", "config.json"}
+    again = SegmentationModel.from_pretrained(tmp_path)
+    images = torch.randn(1, 3, 50, 75)
+    torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+    assert isinstance(again.head, MeanShiftHead)
+    assert again.head.num_layers == 3
+    assert not again.training
+    assert again.data_config == model.data_config
+
+
+def test_pushed_to_the_hub(model, monkeypatch):
+    pushed = {}
+
+    class Api:
+        def __init__(self, **kwargs):
+            pass
+
+        def create_repo(self, repo_id, **kwargs):
+            return type("Repo", (), {"repo_id": repo_id})
+
+        def upload_folder(self, folder_path, repo_id, **kwargs):
+            pushed[repo_id] = sorted(path.name for path in Path(folder_path).iterdir())
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    model.push_to_hub("somebody/mean-shifter")
+    assert pushed == {"somebody/mean-shifter": ["README.md", "config.json", "model.safetensors"]}
+
+
+def test_weights_of_another_head_are_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model"]["head"], config["settings"] = "linear", {}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"model.safetensors does not fit the model: head.classifier.weight is missing"):
+        SegmentationModel.from_pretrained(tmp_path)
+    config["model"] |= {"head": "mean_shift", "num_classes": 7}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"head.decoder.classifier.weight is \(5, 64\) instead of \(7, 64\)"):
+        SegmentationModel.from_pretrained(tmp_path)
+
+
+def test_folders_without_a_model_are_named(model, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"holds no config.json; expected a folder that save_pretrained wrote"):
+        SegmentationModel.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere/at/all' is no local folder"):
+        SegmentationModel.from_pretrained(tmp_path / "nowhere/at/all")
+    with pytest.raises(FileNotFoundError, match="'somebody/model' is no local folder, and could not be had"):
+        SegmentationModel.from_pretrained("somebody/model", local_files_only=True)
+
+
+def test_models_that_cannot_be_rebuilt_are_not_saved(tmp_path):
+    backbone = TimmBackbone("test_vit", pretrained=False)
+    with pytest.raises(ValueError, match="save_pretrained needs a model from create_model"):
+        SegmentationModel(backbone, LinearHead(64, 5)).save_pretrained(tmp_path)
+    model = create_model("test_vit", "mean_shift", 5, pretrained=False, head_kwargs={"decoder": LinearHead})
+    with pytest.raises(ValueError, match="must be JSON values to be saved"):
+        model.save_pretrained(tmp_path)
+
+
+def test_bad_input_is_named(model):
+    with pytest.raises(ValueError, match=r"floating-point and normalised \(data_config\); got torch.uint8"):
+        model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\).*\(1, 4, 32, 32\)"):
+        model(torch.zeros(1, 4, 32, 32))
+    with pytest.raises(ValueError, match=r"labels of images \(1, 3, 32, 32\) must be \(B, H, W\); got \(1, 16, 16\)"):
+        model(torch.zeros(1, 3, 32, 32), torch.zeros(1, 16, 16, dtype=torch.long))
+    with pytest.raises(ValueError, match="LinearHead was built for 100 channels.*TimmBackbone hands to it has 64"):
+        SegmentationModel(TimmBackbone("test_vit", pretrained=False), LinearHead(100, 5))
+    with pytest.raises(ValueError, match="num_classes must be 1 or more; got 0"):
+        create_model("test_vit", "linear", 0, pretrained=False)
+    with pytest.raises(ValueError, match="no head is called 'lienar'"):
+        create_model("test_vit", "lienar", 5)

@@ -1,6 +1,6 @@
 """Interchangeable semantic-segmentation heads that attach to any timm backbone."""
 
-from segheads.backbones import PretrainedWeightsError, TimmBackbone
+from segheads.backbones import TimmBackbone
 from segheads.convert import from_reference
 from segheads.heads import (
     HEADS,
@@ -13,6 +13,7 @@ from segheads.heads import (
 )
 from segheads.metrics import SegmentationMetrics
 from segheads.model import SegmentationModel, create_model
+from segheads.pretrained import PretrainedWeightsError
 
 __version__ = "0.1.0"
 

@@ -1,17 +1,12 @@
 """Every timm architecture as a list of feature maps: the one place that knows that backbones differ."""
 
 import difflib
-import logging
 import math
-import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
@@ -20,6 +15,8 @@ from timm.models._input import get_model_input_config  # no public spelling; tim
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from segheads.pretrained import PretrainedWeightsError, create_timm_model, find_weights, log_of_missing_keys
 
 # A family is the name of timm's model file. What a sweep over all 1,371 architectures of timm 1.0.31 found:
 NO_FINAL_NORM = {"hiera", "hieradet_sam2"}  # forward_intermediates asserts norm=False: their norm follows the pooling
@@ -37,11 +34,6 @@ SQUARE_ONLY = {"mvitv2"}  # img_size (H, W) becomes the square of the longer sid
 THREE_CHANNELS = {"csatv2"}  # its colour transform needs RGB: a 1x1 convolution goes in front
 # (H, W) in pixels that unpadded convolutions need
 SMALLEST = {"inception_v3": 96, "inception_v4": 96, "inception_resnet_v2": 96}
-HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first sign of life
-
-
-class PretrainedWeightsError(RuntimeError):
-    """Pretrained weights do not exist, cannot be fetched, or do not fit the architecture."""
 
 
 class TimmBackbone(nn.Module):
@@ -123,9 +115,9 @@ class TimmBackbone(nn.Module):
             options["img_size"] = (max(size), max(size)) if family in SQUARE_ONLY else size
         if family == "gemma4_vit" and name.split(".")[0].endswith("_enc"):
             options["global_pool"] = "none"  # the default pooling wants multiples of 48 pixels
-        source, weights = _weights(name, pretrained)
-        with _log_of_missing_keys() as missing:
-            self.model: Any = _create(name, options | (model_kwargs or {}), weights, source)
+        source, weights = find_weights(name, pretrained)
+        with log_of_missing_keys() as missing:
+            self.model: Any = create_timm_model(name, options | (model_kwargs or {}), weights, source)
         architecture = self.model.pretrained_cfg["architecture"]
         family = _family(architecture)  # which a name such as hf-hub:OWNER/NAME does not tell beforehand
 
@@ -133,9 +125,7 @@ class TimmBackbone(nn.Module):
         self.fixed_size = _fixed_size(self.model, family, architecture)
         resize = getattr(self.model, "set_input_size", None)
         if size and self.fixed_size not in (None, size) and resize is not None:
-            with (
-                warnings.catch_warnings()
-            ):  # timm's interpolation of tables sets off hundreds of torch's notes on style
+            with warnings.catch_warnings():  # timm's resizing of tables sets off hundreds of torch's notes on style
                 warnings.filterwarnings("ignore", "torch.searchsorted|Using a non-tuple sequence", UserWarning)
                 resize(img_size=size)
             self.fixed_size = size
@@ -251,94 +241,6 @@ def _family(name: str) -> str:
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() shows all"
         raise ValueError(f"name must be one of timm's {len(timm.list_models())} architectures, but is {name!r}; {hint}")
     return timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-
-
-def _weights(name: str, pretrained: bool | str | Path) -> tuple[str, dict[str, Any]]:
-    """Where the weights come from in words, and the arguments with which timm loads them."""
-    if pretrained is False:
-        return "", {}
-    if pretrained is not True:
-        path = Path(pretrained)
-        if not path.is_file():
-            raise FileNotFoundError(f"pretrained must be a checkpoint file, but there is none at {str(path)!r}")
-        return f"checkpoint {str(path)!r}", _load_from(path)
-    source = f"the pretrained checkpoint of {name}"
-    try:
-        config = None if ":" in name else timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # a tag that does not exist
-        tags = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")) or "none"
-        raise ValueError(f"{name!r} names weights that timm does not have ({tags}); pass one of these") from error
-    if ":" not in name and not (config and config.has_weights):
-        raise _weights_error(name, "timm has none")
-    if config and config.hf_hub_id and not config.custom_load:
-        # the cache first: huggingface_hub asks the hub even for what it has, and retries for most of a minute
-        cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
-        if isinstance(cached, str):
-            return source, _load_from(Path(cached))
-    if name.startswith(("hf-hub:", "hf_hub:")) or (config and config.hf_hub_id):
-        try:
-            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT)
-        except Exception as error:  # requests' or httpx' own, or "offline mode", as huggingface_hub's version has it
-            raise _weights_error(name, f"{huggingface_hub.constants.ENDPOINT} is out of reach: {error}") from error
-    return source, {"pretrained": True}
-
-
-def _load_from(path: Path) -> dict[str, Any]:
-    # `file` and not create_model's checkpoint_path, which neither adapts in_chans nor converts keys and sizes
-    overlay = {"file": str(path), "custom_load": path.suffix == ".npz", "source": ""}
-    return {"pretrained": True, "pretrained_cfg_overlay": overlay}
-
-
-def _weights_error(name: str, cause: str) -> PretrainedWeightsError:
-    return PretrainedWeightsError(
-        f'pretrained weights of {name} cannot be loaded ({cause}); pass pretrained="PATH" to a local checkpoint, or '
-        "pretrained=False for random weights"
-    )
-
-
-def _create(name: str, options: dict[str, Any], weights: dict[str, Any], source: str) -> Any:
-    """timm.create_model, without the options that an architecture refuses."""
-    options = dict(options)
-    while True:
-        try:
-            return timm.create_model(name, num_classes=0, **weights, **options)
-        except TypeError as error:  # noqa: PERF203 (a handful of turns)
-            if "unexpected keyword argument" not in str(error):
-                raise
-            optional = {"dynamic_img_size", "drop_path_rate", "img_size"} & options.keys()
-            refused = optional & set(re.findall(r"'(\w+)'", str(error)))
-            if not refused:
-                raise
-            for option in refused:
-                del options[option]
-            if "drop_path_rate" in refused:
-                warnings.warn(f"{name} has no stochastic depth; drop_path_rate is ignored", stacklevel=3)
-        except Exception as error:
-            if not weights:
-                raise
-            cause = " ".join(f"{type(error).__name__}: {error}".split())
-            raise _weights_error(name, f"{source}: {cause[:400]}") from error
-
-
-@contextmanager
-def _log_of_missing_keys() -> Iterator[set[str]]:
-    """The parameters that a checkpoint did not hold: timm leaves them random and tells only its log, at level INFO."""
-    missing: set[str] = set()
-    logger = logging.getLogger("timm.models._builder")
-    level, audible = logger.level, logger.getEffectiveLevel()
-
-    def read(record: logging.LogRecord) -> bool:
-        if found := re.match(r"Missing keys \((.*?)\)", record.getMessage()):
-            missing.update(found[1].split(", "))
-        return record.levelno >= audible
-
-    logger.addFilter(read)
-    logger.setLevel(logging.INFO)
-    try:
-        yield missing
-    finally:
-        logger.setLevel(level)
-        logger.removeFilter(read)
 
 
 def _fixed_size(model: nn.Module, family: str, architecture: str) -> tuple[int, int] | None:

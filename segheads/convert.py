@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from segheads.heads import Head, LinearHead, MaskTransformerHead, MeanShiftHead
@@ -51,10 +50,10 @@ def from_reference(
     """Turn a state dict of a published implementation into a model, or into a head where it holds no backbone.
 
     What shapes tell is inferred: widths, depths, patch size, class count, linear or mask decoder, distillation token.
-    A `"meanshifter"` state without `q.*` is a `LinearHead`. A model behaves as its source does: layer-norm eps, resizing
-    of the position embeddings, padding (`stretch_logits`) and loss reduction. One thing is right rather than equal: for
-    a grid of another shape but equal token count the published code adds the position embeddings unresized, in
-    row-major order of the wrong grid; here they are resized.
+    A `"meanshifter"` state without `q.*` is a `LinearHead`. A model behaves as its source does: layer-norm eps,
+    resizing of the position embeddings, padding (`stretch_logits`) and loss reduction. One thing is right rather than
+    equal: for a grid of another shape but equal token count the published code adds the position embeddings unresized,
+    in row-major order of the wrong grid; here they are resized.
 
     Args:
         state: The state dict, or a checkpoint that holds it under `state_dict` (MMSegmentation) or `model` (Segmenter).
@@ -79,7 +78,9 @@ def from_reference(
     """
     if source not in PREFIXES:
         raise ValueError(f"source must be one of {', '.join(PREFIXES)}; got {source!r}")
-    state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
+    for key in ("state_dict", "model"):
+        inner: Any = state.get(key)
+        state = inner if isinstance(inner, Mapping) else state
     state = {key: value for key, value in state.items() if not UNUSED.match(key)}
     backbone_prefix, head_prefix = PREFIXES[source]
     backbone = _without_prefix(state, backbone_prefix)

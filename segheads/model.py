@@ -15,6 +15,7 @@ from segheads.backbones import TimmBackbone
 from segheads.functional import upsample, upsample_argmax, upsample_cross_entropy
 from segheads.functional.upsample import Reduction
 from segheads.heads import Head, find_head
+from segheads.pretrained import why_hub_is_out_of_reach
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
@@ -160,23 +161,25 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.config is None:
             raise ValueError(
-                "save_pretrained needs a model from create_model, which can be rebuilt from its arguments; this one was "
-                "assembled from parts, so save its state_dict() and assemble it again"
+                "save_pretrained needs a model from create_model, which can be rebuilt from its arguments; this one "
+                "was assembled from parts, so save its state_dict() and assemble it again"
             )
         try:
             text = json.dumps({"model": self.config, "settings": self.head.settings()}, indent=2)
         except TypeError as error:
             raise ValueError(f"the arguments of create_model must be JSON values to be saved: {error}") from error
-        state = {key: value.cpu().contiguous().clone() for key, value in self.state_dict().items()}  # shared memory, too
+        state = {
+            key: value.cpu().contiguous().clone() for key, value in self.state_dict().items()
+        }  # shared memory, too
         save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
         (save_directory / CONFIG_FILE).write_text(text + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path, **hub_options: Any) -> "SegmentationModel":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub_options: Any) -> "SegmentationModel":
         """Load what `save_pretrained` or `push_to_hub` wrote; the model comes back in evaluation mode, on the CPU.
 
         Args:
-            folder_or_hub_id: A local folder, or a model's name on the Hugging Face hub.
+            pretrained_model_name_or_path: A local folder, or a model's name on the Hugging Face hub.
             **hub_options: huggingface_hub's `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
         Raises:
@@ -184,18 +187,20 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
                 can be told, such a model on the hub.
             ValueError: If the weights do not fit the model that the configuration describes.
         """
-        if Path(folder_or_hub_id).is_dir():
+        where, cause = str(pretrained_model_name_or_path), None
+        if Path(where).is_dir():
             for name in (CONFIG_FILE, WEIGHTS_FILE):
-                if not (Path(folder_or_hub_id) / name).is_file():
-                    raise FileNotFoundError(
-                        f"{folder_or_hub_id} holds no {name}; expected a folder that save_pretrained wrote"
-                    )
+                if not (Path(where) / name).is_file():
+                    raise FileNotFoundError(f"{where} holds no {name}; expected a folder that save_pretrained wrote")
+        elif not hub_options.get("local_files_only"):
+            cause = why_hub_is_out_of_reach()
+            hub_options["local_files_only"] = cause is not None  # the cache may have it
         try:
-            return super().from_pretrained(folder_or_hub_id, **hub_options)
+            return super().from_pretrained(where, **hub_options)
         except (OSError, HFValidationError) as error:  # huggingface_hub's errors of network and look-up are OSErrors
             raise FileNotFoundError(
-                f"{str(folder_or_hub_id)!r} is no local folder, and could not be had from the Hugging Face hub: "
-                f"{str(error).splitlines()[0]}"
+                f"{where!r} is no local folder, and could not be had from the Hugging Face hub: "
+                f"{cause or str(error).splitlines()[0]}"
             ) from error
 
     @classmethod

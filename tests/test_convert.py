@@ -7,7 +7,6 @@ from parity import assert_parity
 from segheads import LinearHead, MaskTransformerHead, MeanShiftHead, SegmentationModel, from_reference
 
 
-
 def check_gradients(head, vectors, output, x, prefix, cotangent):
     """Loads the reference's gradients as if they were weights, and compares them with ours name by name."""
     (output * cotangent).sum().backward()
@@ -162,7 +161,9 @@ def test_bad_states_are_named(golden):
     with pytest.raises(ValueError, match=r"meanshifter head has conv_seg.weight or cls_emb; got \['head.bias'"):
         from_reference(linear, "meanshifter")
     with pytest.raises(ValueError, match=r"encoder.\* and decoder.\*; got \['decoder.head.bias'.*'stray'"):
-        from_reference({f"decoder.{key}": value for key, value in linear.items()} | {"stray": torch.ones(1)}, "segmenter")
+        from_reference(
+            {f"decoder.{key}": value for key, value in linear.items()} | {"stray": torch.ones(1)}, "segmenter"
+        )
     with pytest.raises(ValueError, match="does not fit a LinearHead: .*stray"):
         from_reference(linear | {"stray": torch.ones(1)}, "segmenter")
     state = golden("eps_probe__meanshifter_vit").tensors("state.")

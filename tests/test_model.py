@@ -145,7 +145,9 @@ def test_weights_of_another_head_are_refused(model, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["model"]["head"], config["settings"] = "linear", {}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"model.safetensors does not fit the model: head.classifier.weight is missing"):
+    with pytest.raises(
+        ValueError, match=r"model.safetensors does not fit the model: head.classifier.weight is missing"
+    ):
         SegmentationModel.from_pretrained(tmp_path)
     config["model"] |= {"head": "mean_shift", "num_classes": 7}
     (tmp_path / "config.json").write_text(json.dumps(config))

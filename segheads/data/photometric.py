@@ -48,7 +48,7 @@ class PhotometricDistortion:
         saturation = rng.uniform(*self.saturation) if use[2] else 1.0
         hue = 2 * int(rng.integers(-self.hue, self.hue)) if use[3] and self.hue else 0
         before, after = (contrast, 1.0) if rng.random() < 0.5 else (1.0, contrast)
-        return torch.tensor([brightness, before, after, saturation, hue], dtype=torch.float32)
+        return torch.from_numpy(np.array([brightness, before, after, saturation, hue], dtype=np.float32))
 
 
 class PhotometricNormalize(nn.Module):

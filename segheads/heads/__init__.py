@@ -7,7 +7,16 @@ from segheads.heads.linear import LinearHead
 from segheads.heads.mask_transformer import MaskTransformerHead
 from segheads.heads.mean_shift import MeanShift, MeanShiftHead
 
-__all__ = ["HEADS", "Head", "LinearHead", "MaskTransformerHead", "MeanShift", "MeanShiftHead", "find_head", "list_heads"]
+__all__ = [
+    "HEADS",
+    "Head",
+    "LinearHead",
+    "MaskTransformerHead",
+    "MeanShift",
+    "MeanShiftHead",
+    "find_head",
+    "list_heads",
+]
 
 HEADS: dict[str, type[Head]] = {
     "linear": LinearHead,

@@ -63,9 +63,7 @@ class MaskTransformerHead(Head):
         self.project = nn.Linear(in_channels, D)
         self.class_embeddings = nn.Parameter(torch.zeros(1, num_classes, D))
         rates = torch.linspace(0, drop_path_rate, num_layers).tolist()
-        self.blocks = nn.Sequential(
-            *(_block(D, heads, mlp_ratio, drop_rate, rate) for rate in rates)
-        )
+        self.blocks = nn.Sequential(*(_block(D, heads, mlp_ratio, drop_rate, rate) for rate in rates))
         self.norm = nn.LayerNorm(D)
         self.project_patches = nn.Linear(D, D, bias=False)
         self.project_classes = nn.Linear(D, D, bias=False)

@@ -83,7 +83,11 @@ def evaluate(
     count = len(samples) if limit is None else min(limit, len(samples))
     own = range(accelerator.process_index, count, accelerator.num_processes)
     loader = DataLoader(
-        Subset(samples, own), batch_size=None, num_workers=workers, generator=torch.Generator(), pin_memory=_pins(accelerator)
+        Subset(samples, own),
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),  # else it draws from the random state that a checkpoint keeps
+        pin_memory=accelerator.device.type == "cuda",
     )
     metrics = SegmentationMetrics(model.num_classes, ignore_index=samples.dataset.ignore_index).to(accelerator.device)
     was_training = model.training
@@ -120,7 +124,3 @@ def predict(
             flip=flip,
             batch_size=batch_size,
         )
-
-
-def _pins(accelerator: Accelerator) -> bool:
-    return accelerator.device.type == "cuda"

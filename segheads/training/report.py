@@ -34,7 +34,9 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def _line(axis: Any, records: Sequence[Mapping[str, Any]], name: str, label: str, factor: float = 1, **style: Any) -> None:
+def _line(
+    axis: Any, records: Sequence[Mapping[str, Any]], name: str, label: str, factor: float = 1, **style: Any
+) -> None:
     points = [(r["iteration"], r[name] * factor) for r in records if r.get(name) is not None]
     axis.set_ylabel(label)
     axis.grid(alpha=0.3)
@@ -73,9 +75,10 @@ def plot_predictions(rows: Sequence[Row], dataset: SegmentationDataset, path: st
             axis.imshow(picture, interpolation="nearest")
             axis.set_title(title, fontsize=8)
             axis.axis("off")
-    seen = sorted(set(np.unique(np.concatenate([np.concatenate((r[2].ravel(), r[3].ravel())) for r in rows])).tolist()))
+    names = dataset.class_names
+    seen = sorted({label for row in rows for labels in row[2:] for label in np.unique(labels).tolist()})
     patches = [
-        Patch(facecolor=np.array(dataset.palette[k]) / 255, edgecolor="grey", label=dataset.class_names[k])
+        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*dataset.palette[k]), edgecolor="grey", label=names[k])
         for k in seen
         if k < dataset.num_classes
     ]

@@ -22,10 +22,10 @@ def poly_learning_rate(
 ) -> float:
     """The rate of the update that follows `iteration` updates: `(lr - min) (1 - t / T)^power + min`.
 
-    Segmenter and MMSegmentation share the formula and differ in the warm-up. `"linear"` (MMSegmentation) scales the rate
-    up from `warmup_ratio`. `"segmenter"` scales the decaying part up to its value at the end of the warm-up and, as
-    published, makes the very first update at the full rate. A function of the iteration alone, so that a resumed run
-    has nothing to restore.
+    Segmenter and MMSegmentation share the formula and differ in the warm-up. `"linear"` (MMSegmentation) scales the
+    rate up from `warmup_ratio`. `"segmenter"` scales the decaying part up to its value at the end of the warm-up and,
+    as published, makes the very first update at the full rate. A function of the iteration alone, so that a resumed
+    run has nothing to restore.
 
     Args:
         iteration: Number t of updates made so far; from `max_iterations` on the rate stays.

@@ -56,7 +56,9 @@ def test_records_after_the_checkpoint_are_forgotten(tmp_path, prepared):
 
 def test_a_run_is_not_overwritten(tmp_path):
     RunFolder(tmp_path, {}).start({})
-    with pytest.raises(FileExistsError, match=r"holds a run \(iteration 0\); give --resume to go on with it, or another"):
+    with pytest.raises(
+        FileExistsError, match=r"holds a run \(iteration 0\); give --resume to go on with it, or another"
+    ):
         RunFolder(tmp_path, {})
 
 

@@ -17,7 +17,6 @@ Seg-Ti/16 at batch size 8. Ours at full length, and hours and memory on a GPU: n
 """
 
 import dataclasses
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -45,18 +44,17 @@ from segheads.data import (
     download_ade20k,
 )
 from segheads.functional.upsample import Reduction
-from segheads.metrics import per_class_markdown
 from segheads.training import (
     EvaluationSamples,
     RunFolder,
     create_optimizer,
     evaluate,
-    plot_curves,
-    plot_predictions,
     poly_learning_rate,
     predict,
+    scores,
     train,
     training_batches,
+    write_report,
 )
 
 
@@ -212,7 +210,7 @@ def main(config: Config) -> None:
     )
     if accelerator.device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
-    run, start = open_run(accelerator, config)
+    run = open_run(accelerator, config)
     training_set, validation_set = load_data(accelerator, config)
 
     set_seed(config.seed)
@@ -232,6 +230,7 @@ def main(config: Config) -> None:
         min_learning_rate=config.min_learning_rate,
         warmup_iterations=config.warmup_iterations,
     )
+    start = begin_run(accelerator, config, run)  # writes; all that may be missing is there
     loader = training_loader(config, training_set, start)
     mean, std = model.data_config["mean"], model.data_config["std"]
     prepare = PhotometricNormalize(mean, std).to(accelerator.device)
@@ -273,34 +272,41 @@ def main(config: Config) -> None:
     accelerator.end_training()
 
 
-def open_run(accelerator: Accelerator, config: Config) -> tuple[RunFolder, int]:
-    """The run's folder and the iteration to start from."""
-    values = {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(config).items()}
+def open_run(accelerator: Accelerator, config: Config) -> RunFolder:
+    """The run's folder, checked but not yet written to."""
     parts = config.gradient_accumulation * accelerator.num_processes
     if config.batch_size < 1 or config.batch_size % parts:
         raise SystemExit(
             f"error: --batch-size {config.batch_size} is over all {accelerator.num_processes} processes and "
             f"{config.gradient_accumulation} accumulated batches, and must be a multiple of {parts}"
         )
+    values, keep = as_json(config), config.keep_checkpoints
     try:
-        run = RunFolder(
-            config.output, values, resume=config.resume, may_differ=MAY_DIFFER, keep=config.keep_checkpoints
-        )
+        return RunFolder(config.output, values, resume=config.resume, may_differ=MAY_DIFFER, keep=keep)
     except (FileExistsError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def begin_run(accelerator: Accelerator, config: Config, run: RunFolder) -> int:
+    """Write the configuration and start the trackers; returns the iteration to start from."""
     accelerator.wait_for_everyone()  # all have looked before the first writes
     if accelerator.is_main_process:
-        run.start(values)
+        run.start(as_json(config))
     accelerator.wait_for_everyone()
     start = run.latest()
     if config.resume:
         accelerator.print(f"resuming {config.output} at iteration {start} of {config.iterations}")
     accelerator.init_trackers(
         "tensorboard",
-        config={key: v if isinstance(v, (int, float, str, bool)) else str(v) for key, v in values.items()},
+        config={key: v if isinstance(v, (int, float, str)) else str(v) for key, v in as_json(config).items()},
         init_kwargs={"tensorboard": {"purge_step": start}},
     )
-    return run, start
+    return start
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """The configuration in JSON values."""
+    return {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(config).items()}
 
 
 def load_data(accelerator: Accelerator, config: Config) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -315,7 +321,7 @@ def load_data(accelerator: Accelerator, config: Config) -> tuple[SegmentationDat
         root = config.data_root or Path("data/ADEChallengeData2016")
         if config.download:
             with accelerator.main_process_first():
-                download_ade20k(root)
+                download_ade20k(root.parent if root.name == "ADEChallengeData2016" else root)
         return ADE20K(root, "train"), ADE20K(root, "val")
     except (OSError, ValueError) as error:
         offers = "--data-root PATH says where it is"
@@ -372,11 +378,6 @@ def training_loader(config: Config, dataset: SegmentationDataset, start: int) ->
     )
 
 
-def scores(results: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The three numbers of a results table, as fractions."""
-    return {name: results[name].item() for name in ("aAcc", "mAcc", "mIoU")}
-
-
 def report(
     accelerator: Accelerator,
     config: Config,
@@ -386,27 +387,14 @@ def report(
     results: dict[str, torch.Tensor],
 ) -> None:
     """Write the model, the tables and the pictures of a finished run."""
-    dataset = samples.dataset
     model.save_pretrained(run.path / "model")
-    columns = [dataset.class_names, *(results[name].tolist() for name in ("IoU", "Acc", "pixels"))]
-    classes = [
-        {
-            key: None if value != value else value
-            for key, value in zip(("name", "IoU", "Acc", "pixels"), row, strict=True)
-        }
-        for row in zip(*columns, strict=True)  # a class that does not occur has NaN, which JSON lacks
-    ]
-    (run.path / "results.json").write_text(json.dumps({**scores(results), "classes": classes}, indent=2) + "\n")
-    (run.path / "per_class.md").write_text(per_class_markdown(results, dataset.class_names) + "\n")
-    plot_curves(run.records(), run.path / "curves.png")
-    rows = []
     model.eval()
+    dataset, rows = samples.dataset, []
     for index in np.linspace(0, len(dataset) - 1, min(config.pictures, len(dataset))).astype(int).tolist():
         image, labels = dataset.read(index)
         prediction = predict(accelerator, model, samples[index][0], labels.shape, config.window, config.stride)
         rows.append((dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy()))
-    if rows:
-        plot_predictions(rows, dataset, run.path / "predictions.png")
+    write_report(run.path, results, run.records(), dataset, rows)
     print(", ".join(f"{name} {value:.4f}" for name, value in scores(results).items()))
     print(f"model, tables and pictures are in {run.path}")
 

@@ -81,7 +81,7 @@ class TimmBackbone(nn.Module):
         FileNotFoundError: If `pretrained` is the path of no file.
         PretrainedWeightsError: If weights are missing, out of reach or do not fit.
 
-    Example:
+    Examples:
         >>> backbone = TimmBackbone("test_convnext", pretrained=False)
         >>> backbone.channels, backbone.strides
         ([24, 32, 48, 64], [4, 8, 16, 32])

@@ -34,7 +34,7 @@ def sliding_window_logits(
     Raises:
         ValueError: for sizes that are not positive, a stride that leaves gaps, logits of another size than the input.
 
-    Example:
+    Examples:
         >>> images = torch.rand(2, 3, 40, 60)
         >>> sliding_window_logits(lambda x: 2 * x, images, window=24, stride=16).allclose(2 * images)
         True
@@ -85,7 +85,7 @@ def average_views(
     Raises:
         ValueError: for no views at all, and see `sliding_window_logits`.
 
-    Example:
+    Examples:
         >>> image = torch.rand(1, 3, 20, 30)
         >>> average_views(lambda x: x, [(image, False), (image.flip(-1), True)], (40, 60)).shape
         torch.Size([3, 40, 60])
@@ -138,7 +138,7 @@ def predict_probabilities(
     Raises:
         ValueError: for more than one image, no scales, and see `sliding_window_logits`.
 
-    Example:
+    Examples:
         >>> predict_probabilities(lambda x: x, torch.rand(3, 20, 30), scales=(0.5, 1.0), flip=True).shape
         torch.Size([3, 20, 30])
     """
@@ -172,7 +172,7 @@ def predict_labels(
     Shape:
         image (3, H, W) or (1, 3, H, W) -> labels (H0, W0) of int64.
 
-    Example:
+    Examples:
         >>> predict_labels(lambda x: x, torch.rand(3, 20, 30), window=16, stride=8).shape
         torch.Size([20, 30])
     """

@@ -37,7 +37,7 @@ class SegmentationMetrics(Metric):
         ValueError: for a label that is neither a class nor `ignore_index`. On the CPU `update` raises and counts
             nothing; elsewhere `compute` does, so that `update` never waits for the device.
 
-    Example:
+    Examples:
         >>> metrics = SegmentationMetrics(num_classes=3)
         >>> metrics.update(torch.tensor([[0, 1], [1, 1]]), torch.tensor([[0, 0], [1, 255]]))
         >>> {name: round(float(metrics.compute()[name]), 3) for name in ("aAcc", "mAcc", "mIoU")}
@@ -126,7 +126,7 @@ def per_class_markdown(metrics: Mapping[str, Tensor], class_names: Sequence[str]
     Raises:
         ValueError: when there are more or fewer names than classes.
 
-    Example:
+    Examples:
         >>> metrics = SegmentationMetrics(num_classes=2)
         >>> metrics.update(torch.tensor([[0, 0, 0, 0]]), torch.tensor([[0, 0, 0, 255]]))
         >>> print(per_class_markdown(metrics.compute(), ["road", "sky"]))

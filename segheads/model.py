@@ -41,7 +41,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     Raises:
         ValueError: If the head takes other channels than the backbone (or pyramid) gives.
 
-    Example:
+    Examples:
         >>> model = create_model("test_vit", "mean_shift", num_classes=5, pretrained=False)
         >>> images = torch.randn(2, 3, 50, 75)
         >>> model(images).shape, model.predict(images).shape
@@ -245,7 +245,7 @@ def create_model(
         ValueError: If a name is unknown, or `num_classes` is below 1.
         PretrainedWeightsError: If pretrained weights cannot be had.
 
-    Example:
+    Examples:
         >>> model = create_model("test_vit", "linear", num_classes=19, pretrained=False)
         >>> model(torch.randn(1, 3, 64, 96)).shape
         torch.Size([1, 19, 64, 96])

@@ -40,7 +40,7 @@ class RandomScaleCrop:
         where padded (right and bottom), its labels `(h, w)`, uint8, 255 where padded or ignored, and the height and
         width of the part that is not padding.
 
-    Example:
+    Examples:
         >>> crop = RandomScaleCrop(64, scale=(128, 96))
         >>> image, labels = Image.new("RGB", (160, 120)), torch.zeros(120, 160, dtype=torch.uint8)
         >>> pixels, classes, valid = crop(image, labels, np.random.default_rng(0))

@@ -71,7 +71,7 @@ def distinct_colours(num_classes: int) -> Palette:
     Args:
         num_classes: How many colours.
 
-    Example:
+    Examples:
         >>> distinct_colours(2)
         ((229, 57, 57), (57, 107, 229))
     """

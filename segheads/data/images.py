@@ -77,8 +77,9 @@ def to_class_indices(
         DataError: A value is neither a class nor ignored.
     """
     last = first + num_classes - 1
-    if values.dtype == np.uint8 and first == 1 and 0 in ignored and values.max() <= last:
-        return values - np.uint8(1)  # ADE20K's way, six times as fast: 0 wraps to 255
+    inside = [value for value in ignored if first <= value <= last]
+    if values.dtype == np.uint8 and first == 1 and 0 in ignored and not inside and values.max() <= last:
+        return values - np.uint8(1)  # ADE20K's way, four times as fast: 0 wraps to 255
     skip = values == ignored[0]
     for value in ignored[1:]:
         skip |= values == value

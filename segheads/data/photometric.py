@@ -30,7 +30,7 @@ class PhotometricDistortion:
         Called with a generator, returns `(5,)`, float32: brightness shift, contrast before, contrast after, saturation,
         hue in degrees.
 
-    Example:
+    Examples:
         >>> PhotometricDistortion()(np.random.default_rng(0)).shape
         torch.Size([5])
     """
@@ -66,7 +66,7 @@ class PhotometricNormalize(nn.Module):
         Images `(B, 3, H, W)`, uint8; distortion `(B, 5)`, as `PhotometricDistortion` draws it, or None; valid `(B, 2)`,
         the height and width that are not padding, or None. Returns `(B, 3, H, W)`, float32.
 
-    Example:
+    Examples:
         >>> prepare = PhotometricNormalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         >>> prepare(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)).unique()
         tensor([1.])

@@ -22,7 +22,7 @@ def rescaled_size(height: int, width: int, scale: tuple[int, int] = SCALE, ratio
     Returns:
         `(height, width)` in pixels.
 
-    Example:
+    Examples:
         >>> rescaled_size(512, 683), rescaled_size(300, 3000)
         ((512, 683), (205, 2048))
     """
@@ -39,7 +39,7 @@ def resize_keep_ratio(image: Image.Image, scale: tuple[int, int] = SCALE) -> Ima
         image: Any image.
         scale: Limits of the longer and the shorter side.
 
-    Example:
+    Examples:
         >>> resize_keep_ratio(Image.new("RGB", (200, 100))).size
         (1024, 512)
     """
@@ -58,7 +58,7 @@ def to_input(image: Image.Image, mean: Sequence[float], std: Sequence[float]) ->
     Shape:
         Returns `(3, H, W)`, float32.
 
-    Example:
+    Examples:
         >>> to_input(Image.new("RGB", (4, 2), (255, 0, 0)), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))[:, 0, 0]
         tensor([ 1., -1., -1.])
     """

@@ -35,7 +35,7 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
     Raises:
         DataError: A file is not what it should be; the message names it and the sample.
 
-    Example:
+    Examples:
         >>> from segheads.data.scenes import Scenes
         >>> samples = TrainingSamples(Scenes("train", length=4), RandomScaleCrop(64, scale=(96, 96)), seed=0)
         >>> samples[0, 3]["image"].shape
@@ -87,7 +87,7 @@ class IterationSampler:
     Raises:
         ValueError: Length or batch size is below 1, or the start lies outside the run.
 
-    Example:
+    Examples:
         >>> list(IterationSampler(3, 2, seed=0, num_iterations=3))
         [[(0, 2), (0, 0)], [(0, 1), (1, 2)], [(1, 0), (1, 1)]]
         >>> list(IterationSampler(3, 2, seed=0, num_iterations=3, start_iteration=2))

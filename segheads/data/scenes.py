@@ -49,7 +49,7 @@ class Scenes(SegmentationDataset):
     Raises:
         ValueError: The split is unknown.
 
-    Example:
+    Examples:
         >>> scenes = Scenes("val", size=(96, 128), length=8)
         >>> image, labels = scenes[0]
         >>> image.shape, labels.shape, scenes.class_names[labels[0, 0]]

@@ -30,7 +30,7 @@ def mean_shift(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, num_lay
     Raises:
         ValueError: If x has another number of axes or channels, or `num_layers` is negative.
 
-    Example:
+    Examples:
         >>> tokens = torch.tensor([[[-2.5], [-2.4], [2.5], [2.6]]])  # four tokens of one channel, two clusters
         >>> mean_shift(tokens, torch.eye(1)).squeeze()
         tensor([-2.4562, -2.4559,  2.5562,  2.5565])

@@ -45,7 +45,7 @@ def upsample_cross_entropy(
         ValueError: If shapes do not match, `reduction` is unknown, or (on the CPU, where looking costs nothing) a
             label is neither a class nor `ignore_index`.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[[[9.0]], [[0.0]]]])  # one image, two classes, one patch
         >>> upsample_cross_entropy(logits, torch.tensor([[[0, 0], [0, 255]]]))
         tensor(0.0001)
@@ -77,7 +77,7 @@ def upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Shape:
         `(B, K, h, w)` to `(B, *size)`, int64.
 
-    Example:
+    Examples:
         >>> upsample_argmax(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), (1, 4))
         tensor([[[0, 0, 1, 1]]])
     """

@@ -28,7 +28,7 @@ HEADS: dict[str, type[Head]] = {
 def list_heads() -> list[str]:
     """Names that `create_model` and the recipes' `--head` accept.
 
-    Example:
+    Examples:
         >>> list_heads()
         ['linear', 'mask_transformer', 'mean_shift']
     """

@@ -23,7 +23,7 @@ class LinearHead(Head):
     Raises:
         ValueError: If the map has other than `in_channels` channels.
 
-    Example:
+    Examples:
         >>> import torch
         >>> LinearHead(192, 150)(torch.randn(2, 192, 32, 32)).shape
         torch.Size([2, 150, 32, 32])

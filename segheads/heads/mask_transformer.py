@@ -36,7 +36,7 @@ class MaskTransformerHead(Head):
         ValueError: If `num_heads` does not divide `embed_dim`, `num_layers` is below 1, or the map has other than
             `in_channels` channels.
 
-    Example:
+    Examples:
         >>> MaskTransformerHead(192, 150)(torch.randn(2, 192, 16, 24)).shape
         torch.Size([2, 150, 16, 24])
     """

@@ -30,7 +30,7 @@ class MeanShift(nn.Module):
     Raises:
         ValueError: If `num_layers` is negative, `shift_channels` below 1, or the input has other channels.
 
-    Example:
+    Examples:
         >>> import torch
         >>> shift = MeanShift(192, num_layers=1)
         >>> shift(torch.randn(2, 192, 16, 24)).shape, shift(torch.randn(2, 384, 192)).shape
@@ -90,7 +90,7 @@ class MeanShiftHead(Head):
     Raises:
         ValueError: If `decoder` is an unknown name, a size is out of range, or the map has other channels.
 
-    Example:
+    Examples:
         >>> import torch
         >>> head = MeanShiftHead(192, 150, num_layers=1)
         >>> head(torch.randn(2, 192, 16, 24)).shape

@@ -2,7 +2,7 @@
 
 from segheads.training.evaluation import EvaluationSamples, evaluate, predict
 from segheads.training.loop import train, train_step, training_batches
-from segheads.training.report import plot_curves, plot_predictions
+from segheads.training.report import plot_curves, plot_predictions, scores, write_report
 from segheads.training.run_folder import RunFolder
 from segheads.training.schedule import create_optimizer, poly_learning_rate, set_learning_rate
 
@@ -15,8 +15,10 @@ __all__ = [
     "plot_predictions",
     "poly_learning_rate",
     "predict",
+    "scores",
     "set_learning_rate",
     "train",
     "train_step",
     "training_batches",
+    "write_report",
 ]

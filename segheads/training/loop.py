@@ -110,8 +110,8 @@ def train(
     """
     meter = _LossMeter(accelerator, start)
     bar = tqdm(total=iterations, initial=start, unit="it", disable=not accelerator.is_main_process, dynamic_ncols=True)
+    model.train()
     for iteration in range(start, iterations):
-        model.train()
         rate = schedule(iteration)
         set_learning_rate(optimizer, rate)
         step = [next(batches) for _ in range(accumulation)]

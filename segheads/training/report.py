@@ -1,5 +1,6 @@
 """What a person looks at after a run: curves, pictures, a table."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,51 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from segheads.data import SegmentationDataset
+from segheads.metrics import per_class_markdown
 
 Row = tuple[str, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]  # name, image, truth, prediction
 IGNORED_COLOUR = (255, 255, 255)
+
+
+def scores(results: Mapping[str, Tensor]) -> dict[str, float]:
+    """The three numbers of a results table, as fractions.
+
+    Args:
+        results: What `SegmentationMetrics.compute` gave.
+    """
+    return {name: results[name].item() for name in ("aAcc", "mAcc", "mIoU")}
+
+
+def write_report(
+    folder: Path,
+    results: Mapping[str, Tensor],
+    records: Sequence[Mapping[str, Any]],
+    dataset: SegmentationDataset,
+    rows: Sequence[Row],
+) -> None:
+    """Write results.json, per_class.md, curves.png and, where there are rows, predictions.png.
+
+    Args:
+        folder: Where to.
+        results: What `SegmentationMetrics.compute` gave.
+        records: The lines of `metrics.jsonl`.
+        dataset: Tells names and colours of the classes.
+        rows: What `plot_predictions` takes.
+    """
+    columns = [dataset.class_names, *(results[name].reshape(-1).tolist() for name in ("IoU", "Acc", "pixels"))]
+    keys = ("name", "IoU", "Acc", "pixels")
+    classes = [
+        {key: None if value != value else value for key, value in zip(keys, row, strict=True)}
+        for row in zip(*columns, strict=True)  # a class that does not occur has NaN, which JSON lacks
+    ]
+    (folder / "results.json").write_text(json.dumps({**scores(results), "classes": classes}, indent=2) + "\n")
+    (folder / "per_class.md").write_text(per_class_markdown(results, dataset.class_names) + "\n")
+    plot_curves(records, folder / "curves.png")
+    if rows:
+        plot_predictions(rows, dataset, folder / "predictions.png")
 
 
 def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:

@@ -31,7 +31,7 @@ class RunFolder:
         FileExistsError: If the folder holds a run and `resume` is False.
         ValueError: If a resumed run was started with another configuration; the message shows both values.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> run = RunFolder(Path(tempfile.mkdtemp()) / "run", {"seed": 0})
         >>> run.log({"iteration": 10, "loss": 0.5})

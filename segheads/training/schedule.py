@@ -40,7 +40,7 @@ def poly_learning_rate(
     Raises:
         ValueError: If `iteration` is negative or `max_iterations` below 1.
 
-    Example:
+    Examples:
         >>> poly_learning_rate(80_000, learning_rate=1e-3, max_iterations=160_000, min_learning_rate=1e-4)
         0.0005822...
     """

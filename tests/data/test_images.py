@@ -187,3 +187,17 @@ def test_values_become_classes(dtype):
 def test_label_value_out_of_range_is_an_error(values, first, ignored, message):
     with pytest.raises(DataError, match=re.escape(f"label a.png holds the {message}")):
         to_class_indices(values, 4, first=first, ignored=ignored, path="a.png")
+
+
+@pytest.mark.parametrize("ignored", [(0,), (0, 255), (0, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_zero_labels_are_reduced_alike_in_both_ways(ignored, dtype):
+    """8 bit without ignored values takes a short cut; an ignored value among the classes must not."""
+    values = np.array([[0, 1, 2], [3, 4, 1]], dtype=dtype)
+    expected = [[255, 0, 1], [255 if 3 in ignored else 2, 3, 0]]
+    assert to_class_indices(values, 4, first=1, ignored=ignored, path="a.png").tolist() == expected
+
+
+def test_the_last_of_255_classes_is_not_the_ignored_value():
+    values = np.array([[0, 1, 255]], dtype=np.uint8)
+    assert to_class_indices(values, 255, first=1, ignored=(0, 255), path="a.png").tolist() == [[255, 0, 255]]

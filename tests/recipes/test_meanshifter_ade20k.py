@@ -150,6 +150,7 @@ def test_no_data_is_said_before_any_model_is_built(recipe, tmp_path, monkeypatch
     config = recipe.Config(data_root=tmp_path / "nothing", output=tmp_path / "run", tracker="none")
     with pytest.raises(SystemExit, match=r"(?s)error: .*nothing.*--data-root PATH.*--download fetches it.*--demo"):
         recipe.main(config)
+    assert not (tmp_path / "run").exists()  # or the next try would be told that there is a run already
 
 
 def test_no_weights_name_the_ways_out(recipe, tmp_path, monkeypatch):

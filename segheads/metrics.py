@@ -50,7 +50,7 @@ class SegmentationMetrics(Metric):
     confusion: Tensor
     wrong_label: Tensor
 
-    def __init__(self, num_classes: int, *, ignore_index: int = 255, average: Average = "present", **kwargs: Any):
+    def __init__(self, num_classes: int, ignore_index: int = 255, *, average: Average = "present", **kwargs: Any):
         super().__init__(**kwargs)  # torchmetrics' own options; it refuses unknown ones
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}; give the number of classes")

@@ -236,6 +236,11 @@ def main(config: Config) -> None:
     prepare = PhotometricNormalize(mean, std).to(accelerator.device)
     samples = EvaluationSamples(validation_set, mean, std, config.scale)
 
+    accelerator.print(
+        f"{config.head} on {config.backbone}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
+        f"{len(training_set)} training and {len(validation_set)} validation images of {model.num_classes} classes; "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}"
+    )
     if config.compile:
         model.compile()
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)

@@ -61,11 +61,12 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         stretch_logits: bool = False,
     ) -> None:
         super().__init__()
-        source, level = (backbone, -1) if pyramid is None else (pyramid, 0)
-        if head.in_channels != source.channels[level]:  # type: ignore[index]
+        source: Any = backbone if pyramid is None else pyramid
+        level = -1 if pyramid is None else 0
+        if head.in_channels != source.channels[level]:
             raise ValueError(
                 f"{type(head).__name__} was built for {head.in_channels} channels; the map that "
-                f"{type(source).__name__} hands to it has {source.channels[level]}"  # type: ignore[index]
+                f"{type(source).__name__} hands to it has {source.channels[level]}"
             )
         self.backbone = backbone
         self.pyramid = pyramid
@@ -75,7 +76,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         self.stretch_logits = stretch_logits
         self.config: dict[str, Any] | None = None  # what create_model was called with
         self._level = level
-        self._stride = int(source.strides[level])  # type: ignore[index]
+        self._stride = int(source.strides[level])
 
     @property
     def num_classes(self) -> int:

@@ -50,8 +50,12 @@ def test_loss_is_that_of_the_logits(model, stretch, reduction):
     torch.testing.assert_close(model(images, labels), expected)
 
 
-def test_labels_are_the_argmax_of_logits(model):
+def test_labels_are_the_argmax_of_logits():
+    torch.manual_seed(0)
+    model = create_model("test_vit", "linear", 5, pretrained=False).eval()
+    torch.nn.init.normal_(model.head.classifier.weight)
     images = torch.randn(2, 3, 50, 75)
+    assert len(model.predict(images).unique()) == 5
     torch.testing.assert_close(model.predict(images), model(images).argmax(1))
 
 

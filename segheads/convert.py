@@ -68,6 +68,7 @@ def from_reference(
         ValueError: If `source` is unknown, the state is of another kind, or `num_heads` or `img_size` is needed.
 
     Examples:
+        >>> import torch
         >>> state = {"q.weight": torch.eye(8), "q.bias": torch.zeros(8)}
         >>> state |= {"conv_seg.weight": torch.randn(3, 8, 1, 1), "conv_seg.bias": torch.zeros(3)}
         >>> from_reference(state, source="meanshifter", num_layers=2).shift

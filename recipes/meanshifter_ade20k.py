@@ -251,23 +251,26 @@ def main(config: Config) -> None:
     evaluate_now = partial(
         evaluate, accelerator, model, samples, window=config.window, stride=config.stride, workers=config.workers
     )
-    train(
-        accelerator,
-        prepared,
-        optimizer,
-        training_batches(loader, prepare),
-        run,
-        schedule=schedule,
-        start=start,
-        iterations=config.iterations,
-        batch_size=config.batch_size,
-        accumulation=config.gradient_accumulation,
-        max_grad_norm=config.max_grad_norm,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
-        evaluate_every=config.evaluate_every,
-        evaluate=lambda: scores(evaluate_now(limit=config.evaluate_images)),
-    )
+    try:
+        train(
+            accelerator,
+            prepared,
+            optimizer,
+            training_batches(loader, prepare),
+            run,
+            schedule=schedule,
+            start=start,
+            iterations=config.iterations,
+            batch_size=config.batch_size,
+            accumulation=config.gradient_accumulation,
+            max_grad_norm=config.max_grad_norm,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            evaluate_every=config.evaluate_every,
+            evaluate=lambda: scores(evaluate_now(limit=config.evaluate_images)),
+        )
+    except FloatingPointError as error:
+        raise SystemExit(f"error: {error} (iteration {run.latest()} in {config.output / 'checkpoints'})") from error
 
     results = evaluate_now()
     accelerator.log(scores(results), step=config.iterations)
@@ -302,7 +305,7 @@ def begin_run(accelerator: Accelerator, config: Config, run: RunFolder) -> int:
     if config.resume:
         accelerator.print(f"resuming {config.output} at iteration {start} of {config.iterations}")
     accelerator.init_trackers(
-        "tensorboard",
+        "tensorboard" if config.tracker == "tensorboard" else "segheads",  # a folder of the run, or a project elsewhere
         config={key: v if isinstance(v, (int, float, str)) else str(v) for key, v in as_json(config).items()},
         init_kwargs={"tensorboard": {"purge_step": start}},
     )

@@ -477,6 +477,12 @@ def test_augreg_npz(tmp_path):
     torch.testing.assert_close(backbone.model.blocks[0].mlp.fc1.weight, expected, check_stride=False)
     expected = torch.from_numpy(arrays["embedding/kernel"]).permute(3, 2, 0, 1)
     torch.testing.assert_close(backbone.model.patch_embed.proj.weight, expected, check_stride=False)
+    larger = TimmBackbone(  # position embeddings resampled to another grid, as the recipe's crops need
+        "vit_tiny_patch16_224", pretrained=tmp_path / "weights.npz", img_size=(96, 128), model_kwargs=size
+    )
+    assert larger.model.pos_embed.shape == (1, 1 + 6 * 8, 32)
+    first = torch.from_numpy(arrays["Transformer/posembed_input/pos_embedding"])[:, :1]
+    torch.testing.assert_close(larger.model.pos_embed[:, :1], first)
 
 
 def test_missing_file(tmp_path):

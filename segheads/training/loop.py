@@ -165,7 +165,7 @@ class _LossMeter:
         if bad.any():
             first = bad[bad > 0].min().item()
             raise FloatingPointError(
-                f"the loss was not finite at iteration {first}; the run stopped, its last checkpoint is from before"
+                f"the loss was not finite at iteration {first}; the run stopped, and its last checkpoint is from before"
             )
         mean = self.accelerator.reduce(self.total / count, reduction="mean").item()
         self.total, self.last_read = torch.zeros_like(self.total), iteration

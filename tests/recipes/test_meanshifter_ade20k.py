@@ -162,6 +162,16 @@ def test_no_weights_name_the_ways_out(recipe, tmp_path, monkeypatch):
             recipe.main(config)
 
 
+def test_a_run_that_diverges_says_where_and_keeps_its_checkpoint(recipe, tmp_path):
+    options = ["--optimizer", "momentum", "--learning-rate", "1e30", "--max-grad-norm", "1e30"]
+    options += ["--warmup-iterations", "0", "--iterations", "20", "--checkpoint-every", "1"]
+    with pytest.raises(SystemExit, match=r"error: .*not finite.* iteration \d+.*\(iteration \d+ in .*checkpoints\)"):
+        run(recipe, tmp_path, *options)
+    assert not (tmp_path / "results.json").exists()
+    for state in (tmp_path / "checkpoints").glob("*/model.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(state).values())
+
+
 def test_other_mistakes_are_named(recipe, tmp_path):
     run(recipe, tmp_path / "run", "--iterations", "1")
     with pytest.raises(SystemExit, match=r"run holds a run \(iteration 1\); give --resume"):

@@ -26,7 +26,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from segheads.data import FolderDataset, PhotometricNormalize, RandomScaleCrop, Scenes, TrainingSamples
+from segheads.data import (
+    FolderDataset,
+    PhotometricNormalize,
+    RandomScaleCrop,
+    Scenes,
+    TrainingSamples,
+    collate_samples,
+)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = 512
@@ -70,7 +77,7 @@ def measure(config: Config, dataset: FolderDataset) -> dict[str, list[float]]:
 
     def run_hand_over(turn: int, batch: range) -> Any:
         # Another epoch for every use of a file: another crop.
-        return default_collate([samples[turn * 1000 + index, index % len(dataset)] for index in batch])
+        return collate_samples([samples[turn * 1000 + index, index % len(dataset)] for index in batch])
 
     def run_all(turn: int, chosen: range) -> Any:
         batch = run_hand_over(turn, chosen)

@@ -41,6 +41,7 @@ from segheads.data import (
     Scenes,
     SegmentationDataset,
     TrainingSamples,
+    collate_samples,
     download_ade20k,
 )
 from segheads.functional.upsample import Reduction
@@ -379,6 +380,7 @@ def training_loader(config: Config, dataset: SegmentationDataset, start: int) ->
     return DataLoader(
         samples,
         batch_sampler=sampler,
+        collate_fn=collate_samples,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
         pin_memory=torch.cuda.is_available(),

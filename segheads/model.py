@@ -28,7 +28,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     without cropping, as MMSegmentation and with it the published MeanShifter do. Both agree where nothing is padded.
 
     `create_model` builds one from names. This class takes built parts, for parts of your own:
-    `SegmentationModel(TimmBackbone("resnet50"), MyHead(2048, 19))`.
+    `SegmentationModel(TimmBackbone("resnet50"), MyHead(2048, 19))`. A model from `create_model` also has
+    huggingface_hub's `save_pretrained(folder)` and `push_to_hub("owner/name")`; `from_pretrained` reads both back.
 
     Args:
         backbone: Images to a list of maps, fine to coarse.

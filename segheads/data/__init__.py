@@ -9,7 +9,7 @@ from segheads.data.folder import FolderDataset
 from segheads.data.images import DataError, read_image
 from segheads.data.photometric import PhotometricDistortion, PhotometricNormalize
 from segheads.data.resize import resize_keep_ratio, to_input
-from segheads.data.samples import IterationSampler, TrainingSamples
+from segheads.data.samples import IterationSampler, TrainingSamples, collate_samples
 from segheads.data.scenes import Scenes
 
 DATASETS = {"ade20k": ADE20K, "camvid": CamVid, "scenes": Scenes, "folder": FolderDataset}
@@ -28,6 +28,7 @@ __all__ = [
     "Scenes",
     "SegmentationDataset",
     "TrainingSamples",
+    "collate_samples",
     "download_ade20k",
     "read_image",
     "resize_keep_ratio",

@@ -101,7 +101,9 @@ class RandomScaleCrop:
     def _pad(self, part: Tensor) -> Tensor:
         if part.shape[1:] == self.size:
             return part
-        return F.pad(part, (0, self.size[1] - part.shape[2], 0, self.size[0] - part.shape[1]))
+        padded = part.new_zeros((*self.size, 3))
+        padded[: part.shape[1], : part.shape[2]] = part.permute(1, 2, 0)
+        return padded.permute(2, 0, 1)  # (h, w, 3) -> (3, h, w)
 
 
 def _source(length: int, factor: float) -> NDArray[np.intp]:
@@ -114,7 +116,11 @@ def _shift(span: NDArray[np.intp], start: int, length: int) -> NDArray[np.intp]:
 
 
 def _gather(classes: NDArray[np.uint8], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.uint8]:
-    return classes.take(rows, 0).take(columns, 1)  # six times as fast as classes[rows[:, None], columns]
+    # Two takes are six times as fast as classes[rows[:, None], columns]; the one over columns is the dear one.
+    first, last = rows[0], rows[-1] + 1
+    if last - first < len(rows):
+        return classes[first:last].take(columns, 1).take(rows - first, 0)
+    return classes.take(rows, 0).take(columns, 1)
 
 
 def _resize_part(
@@ -124,7 +130,8 @@ def _resize_part(
     top, left = corner
     height, width = (math.ceil(valid[axis] / factors[axis]) + 1 for axis in (0, 1))  # + 1: the neighbour to blend with
     source = image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
-    part = torch.from_numpy(np.array(source)).permute(2, 0, 1)[None]  # (h, w, 3) -> (1, 3, h, w)
+    # The batch axis first: only then does PyTorch see the channels-last format, for which its kernel is twice as fast.
+    part = torch.from_numpy(np.array(source))[None].permute(0, 3, 1, 2)  # (1, h, w, 3) -> (1, 3, h, w)
     # A hair larger, lest rounding loses the last row; factors are passed since they are not those of the sizes.
     scale_factor = tuple(factor * (1 + 1e-6) for factor in factors)
     resized = F.interpolate(part, scale_factor=scale_factor, mode="bilinear", antialias=True)[0]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_STRIP = 64  # rows that are worked on at a time on the CPU
+_STRIP = 128  # rows that are worked on at a time on the CPU
 _STEEP = 1000.0
 
 

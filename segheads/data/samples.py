@@ -1,11 +1,11 @@
 """Training samples that are a function of (seed, epoch, index), and the order in which they come."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from segheads.data.crop import RandomScaleCrop
 from segheads.data.dataset import SegmentationDataset
@@ -30,7 +30,7 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
 
     Shape:
         A dictionary of `image` `(3, h, w)`, uint8; `labels` `(h, w)`, uint8; `distortion` `(5,)`, float32; `valid`
-        `(2,)`, int64, the height and width that are not padding. The default collate function stacks them.
+        `(2,)`, int64, the height and width that are not padding. `collate_samples` stacks them.
 
     Raises:
         DataError: A file is not what it should be; the message names it and the sample.
@@ -68,6 +68,29 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         pixels, classes, valid = self.crop(image, labels, rng)
         drawn = self.distortion(rng) if self.distortion else torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
         return {"image": pixels, "labels": classes, "distortion": drawn, "valid": torch.tensor(valid)}
+
+
+def collate_samples(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack samples as `default_collate` does, but leave the images in the order in which they lie in memory.
+
+    Decoders and 8-bit kernels work pixel by pixel; to reorder the channels costs as much as a third of the crop, and
+    the device does it for nothing. Pass it to a `DataLoader` as `collate_fn`.
+
+    Args:
+        samples: Items of `TrainingSamples`.
+
+    Shape:
+        `image` is `(B, 3, h, w)` in PyTorch's channels-last memory format; all else as usual.
+
+    Examples:
+        >>> from segheads.data.scenes import Scenes
+        >>> samples = TrainingSamples(Scenes("train", length=4), RandomScaleCrop(64, scale=(96, 96)), seed=0)
+        >>> collate_samples([samples[0, 0], samples[0, 1]])["image"].shape
+        torch.Size([2, 3, 64, 64])
+    """
+    batch: dict[str, Tensor] = default_collate([s | {"image": s["image"].permute(1, 2, 0)} for s in samples])
+    batch["image"] = batch["image"].permute(0, 3, 1, 2)  # (B, h, w, 3) -> (B, 3, h, w)
+    return batch
 
 
 class IterationSampler:

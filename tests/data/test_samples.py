@@ -3,7 +3,7 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from segheads.data import (
     DataError,
@@ -13,6 +13,7 @@ from segheads.data import (
     RandomScaleCrop,
     Scenes,
     TrainingSamples,
+    collate_samples,
 )
 
 
@@ -123,3 +124,14 @@ def test_real_images(shared_data):
     sample = TrainingSamples(dataset, RandomScaleCrop(512), seed=0)[0, 0]
     assert sample["image"].shape == (3, 512, 512)
     assert np.unique(sample["labels"].numpy()).size > 1
+
+
+def test_collated_batches_are_the_plain_ones_in_channels_last():
+    samples = TrainingSamples(Scenes("train", length=8), RandomScaleCrop(96, scale=(128, 128)), seed=0)
+    drawn = [samples[0, index] for index in range(8)]
+    assert {tuple(sample["valid"].tolist()) == (96, 96) for sample in drawn} == {True, False}  # padded ones, too
+    batch, plain = collate_samples(drawn), default_collate(drawn)
+    assert batch.keys() == plain.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(batch[key], value, rtol=0, atol=0, check_stride=False)
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)

@@ -278,6 +278,7 @@ def main(config: Config) -> None:
     if accelerator.is_main_process:
         run.log({"iteration": config.iterations, **scores(results)})
         report(accelerator, config, run, model, samples, results)
+    accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     accelerator.end_training()
 
 

@@ -136,7 +136,7 @@ def test_two_processes_are_one_run(tmp_path):
         # accelerate launch starts several CPU processes through MPI only
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
         command = [*launch, *options, "--output", str(tmp_path / count)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         assert f"{count} process" in done.stdout
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in "12")

@@ -4,21 +4,34 @@ from segheads.backbones import TimmBackbone
 from segheads.convert import from_reference
 from segheads.heads import (
     HEADS,
+    ClassAttentionHead,
+    FCNHead,
+    FeatureFusionHead,
     Head,
     LinearHead,
     MaskTransformerHead,
     MeanShift,
     MeanShiftHead,
+    SenFormerHead,
+    SenUPer,
+    SmpHead,
+    UPerHead,
     list_heads,
 )
 from segheads.metrics import SegmentationMetrics
 from segheads.model import SegmentationModel, create_model
 from segheads.pretrained import PretrainedWeightsError
+from segheads.pyramids import FPN, FPNT, SimplePyramid
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FPN",
+    "FPNT",
     "HEADS",
+    "ClassAttentionHead",
+    "FCNHead",
+    "FeatureFusionHead",
     "Head",
     "LinearHead",
     "MaskTransformerHead",
@@ -27,7 +40,12 @@ __all__ = [
     "PretrainedWeightsError",
     "SegmentationMetrics",
     "SegmentationModel",
+    "SenFormerHead",
+    "SenUPer",
+    "SimplePyramid",
+    "SmpHead",
     "TimmBackbone",
+    "UPerHead",
     "create_model",
     "from_reference",
     "list_heads",

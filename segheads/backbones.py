@@ -173,19 +173,41 @@ class TimmBackbone(nn.Module):
         self.indices = chosen[-count:]
         with torch.random.fork_rng(devices=[]):
             self.model.prune_intermediate_layers(self.indices)
+        maps = self._freeze_unneeded(max(reductions))
+        return self.indices, [strides[i] for i in self.indices], [x.shape[1] for x in maps]
+
+    def keep_coarsest(self, count: int) -> None:
+        """Give only the coarsest `count` levels from now on; all of them where there are no more.
+
+        Args:
+            count: Number of levels, 1 or more.
+
+        Raises:
+            ValueError: If `count` is below 1.
+        """
+        if count < 1:
+            raise ValueError(f"count must be 1 or more; got {count}")
+        if count >= len(self.indices):
+            return
+        self.indices, self.strides, self.channels = (x[-count:] for x in (self.indices, self.strides, self.channels))
+        self._freeze_unneeded(max(self.strides))
+
+    def _freeze_unneeded(self, reduction: int) -> list[Tensor]:
+        """Freeze parameters that no map depends on: DDP stops without their gradients. Returns the maps looked at.
+
+        Such are left by timm's pruning, for example the norms of the other scales in coat.
+        """
         with torch.enable_grad():
-            _, maps = self._probe(max(reductions))
-        # what timm's pruning leaves, such as the norms of the other scales in coat: DDP stops without their gradients
-        needed = _parameters_behind(maps)
+            _, maps = self._probe(reduction)
+        needed = parameters_behind(maps)
         for parameter in self.parameters():
             if id(parameter) not in needed:
                 parameter.requires_grad_(False)
-        return self.indices, [strides[i] for i in self.indices], [x.shape[1] for x in maps]
+        return maps
 
     def _probe(self, reduction: int) -> tuple[tuple[int, int], list[Tensor]]:
         """One run in eval mode on the smallest image that tells: shapes, and what depends on what."""
-        # 5 cells wide: enough for maps that come some pixels short (inception) to show their stride
-        size = self.fixed_size or (max(3 * reduction, self.smallest), max(5 * reduction, self.smallest))
+        size = self.small_size(reduction)
         training = self.training
         self.eval()
         device = next(self.parameters()).device
@@ -193,6 +215,12 @@ class TimmBackbone(nn.Module):
             maps = self._maps(torch.zeros(1, self.in_chans, *size, device=device))
         self.train(training)
         return size, maps
+
+    def small_size(self, stride: int | None = None) -> tuple[int, int]:
+        """Height and width of a small image that tells all about the maps, given the coarsest stride."""
+        # 5 cells wide: enough for maps that come some pixels short (inception) to show their stride
+        stride = max(self.strides) if stride is None else stride
+        return self.fixed_size or (max(3 * stride, self.smallest), max(5 * stride, self.smallest))
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         return self.model.forward_intermediates(
@@ -258,7 +286,7 @@ def _true_stride(pixels: int, cells: int, reduction: int) -> int:
     return reduction if fits else round(ratio)
 
 
-def _parameters_behind(maps: list[Tensor]) -> set[int]:
+def parameters_behind(maps: list[Tensor]) -> set[int]:
     """Ids of the parameters that the maps depend on; reading the graph, as DDP does, spares a backward pass."""
     needed: set[int] = set()
     seen: set[Any] = set()

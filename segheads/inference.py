@@ -1,7 +1,7 @@
 """Predict one image: whole or in sliding windows, at one or several scales, with or without its mirror image."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -176,22 +176,58 @@ def predict_labels(
         >>> predict_labels(lambda x: x, torch.rand(3, 20, 30), window=16, stride=8).shape
         torch.Size([20, 30])
     """
+    scores, _ = _scores(model, image, size, window, stride, batch_size, scales, flip, small_images)
+    return scores.argmax(0)
+
+
+@torch.inference_mode()
+def predict_with_confidence(
+    model: Model,
+    image: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    window: Size | None = None,
+    stride: Size | None = None,
+    batch_size: int = 8,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    small_images: SmallImages = "shrink_window",
+) -> tuple[Tensor, Tensor]:
+    """The labels of `predict_labels` and the probability of each, for calibration; arguments as there.
+
+    Shape:
+        image (3, H, W) or (1, 3, H, W) -> labels (H0, W0) of int64 and probabilities (H0, W0).
+
+    Examples:
+        >>> labels, confidence = predict_with_confidence(lambda x: x, torch.rand(3, 20, 30))
+        >>> bool(((confidence >= 1 / 3) & (confidence <= 1)).all())
+        True
+    """
+    scores, are_logits = _scores(model, image, size, window, stride, batch_size, scales, flip, small_images)
+    labels = scores.argmax(0)  # of the logits, as in predict_labels: the softmax's rounding can make ties
+    return labels, (scores.softmax(0) if are_logits else scores).amax(0)
+
+
+def _scores(
+    model: Model,
+    image: Tensor,
+    size: tuple[int, int] | None,
+    window: Size | None,
+    stride: Size | None,
+    batch_size: int,
+    scales: Sequence[float],
+    flip: bool,
+    small_images: SmallImages,
+) -> tuple[Tensor, bool]:
+    """What orders the classes of each pixel, (K, H0, W0): logits (True) of one view, else probabilities."""
     image = _one_image(image)
+    size = _output_size(image, size)
     if len(scales) == 1 and not flip:  # the softmax of one view changes no order
         ((view, _),) = _views(image, scales, flip)
-        logits = _view_logits(model, view, _output_size(image, size), window, stride, batch_size, small_images)
-        return logits.argmax(1)[0]
-    return predict_probabilities(
-        model,
-        image,
-        size=size,
-        window=window,
-        stride=stride,
-        batch_size=batch_size,
-        scales=scales,
-        flip=flip,
-        small_images=small_images,
-    ).argmax(0)
+        return _view_logits(model, view, size, window, stride, batch_size, small_images)[0], True
+    views = _views(image, scales, flip)
+    options: dict[str, Any] = {"window": window, "stride": stride, "batch_size": batch_size}
+    return average_views(model, views, size, small_images=small_images, **options), False
 
 
 def _add_windows(total: Tensor, model: Model, images: Tensor, places: list[tuple]) -> Tensor:

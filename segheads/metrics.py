@@ -68,7 +68,7 @@ class SegmentationMetrics(Metric):
 
     def update(self, preds: Tensor, labels: Tensor) -> None:
         """Count one batch of predicted and true label maps."""
-        _check_maps(preds, labels)
+        check_maps(preds, labels)
         size = self.num_classes + 1
         labels = labels.long().flatten()
         rows, columns = self._class_or_last(labels), self._class_or_last(preds.long().flatten())
@@ -150,7 +150,12 @@ def _percent(fraction: float) -> str:
     return "–" if fraction != fraction else f"{100 * fraction:.2f}"  # only NaN differs from itself
 
 
-def _check_maps(preds: Tensor, labels: Tensor) -> None:
+def check_maps(preds: Tensor, labels: Tensor) -> None:
+    """Refuse predicted and true label maps that cannot be compared.
+
+    Raises:
+        ValueError: If one is not of an integer type, or they are not (B, H, W) or (H, W) of one shape.
+    """
     for name, x in (("preds", preds), ("labels", labels)):
         if x.is_floating_point() or x.is_complex():
             raise ValueError(

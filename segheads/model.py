@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,13 @@ from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from segheads.backbones import TimmBackbone
+from segheads.backbones import TimmBackbone, parameters_behind
 from segheads.functional import upsample, upsample_argmax, upsample_cross_entropy
 from segheads.functional.upsample import Reduction
-from segheads.heads import Head, find_head
+from segheads.heads import FCNHead, Head, find_head
 from segheads.pretrained import why_hub_is_out_of_reach
+from segheads.pyramids import Pyramid, find_pyramid
+from segheads.uncertainty import Uncertainty, ensemble_uncertainty
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
@@ -33,14 +35,17 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
 
     Args:
         backbone: Images to a list of maps, fine to coarse.
-        head: The last map (with a pyramid: its finest) to class logits.
-        pyramid: Maps to maps, between the two; a module with `channels` and `strides`.
+        head: A multi-level head takes all maps; a single-level head the last, or with a pyramid the finest.
+        pyramid: Maps to maps, between the two.
+        auxiliary_head: A single-level head on the backbone's last map but one (its third stage of four; the only map
+            of a plain ViT) that training supervises, too, and nothing else uses.
+        auxiliary_weight: Weight of the auxiliary head's loss.
         ignore_index: The label that the loss leaves out.
         loss_reduction: `"valid"` or `"all"`, see `segheads.functional.upsample_cross_entropy`.
         stretch_logits: Resize logits over the image without removing the padding.
 
     Raises:
-        ValueError: If the head takes other channels than the backbone (or pyramid) gives.
+        ValueError: If a part takes other channels than the one before it gives.
 
     Examples:
         >>> model = create_model("test_vit", "mean_shift", num_classes=5, pretrained=False)
@@ -55,29 +60,38 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         self,
         backbone: TimmBackbone,
         head: Head,
-        pyramid: nn.Module | None = None,
+        pyramid: Pyramid | None = None,
         *,
+        auxiliary_head: Head | None = None,
+        auxiliary_weight: float = 0.4,
         ignore_index: int = 255,
         loss_reduction: Reduction = "valid",
         stretch_logits: bool = False,
     ) -> None:
         super().__init__()
-        source: Any = backbone if pyramid is None else pyramid
-        level = -1 if pyramid is None else 0
-        if head.in_channels != source.channels[level]:
-            raise ValueError(
-                f"{type(head).__name__} was built for {head.in_channels} channels; the map that "
-                f"{type(source).__name__} hands to it has {source.channels[level]}"
-            )
+        channels, strides = list(backbone.channels), [float(stride) for stride in backbone.strides]
+        self._auxiliary_level = max(len(channels) - 2, 0)
+        self._auxiliary_stride = strides[self._auxiliary_level]
+        if auxiliary_head is not None:
+            _check_fit(auxiliary_head, channels[self._auxiliary_level], backbone)
+        source: Any = backbone
+        if pyramid is not None:
+            _check_fit(pyramid, channels, backbone)
+            source, channels, strides = pyramid, list(pyramid.channels), list(pyramid.output_strides(strides))
+        level = 0 if pyramid is not None or head.multi_level else -1
+        _check_fit(head, channels if head.multi_level else channels[level], source)
         self.backbone = backbone
         self.pyramid = pyramid
         self.head = head
+        self.auxiliary_head = auxiliary_head
+        self.auxiliary_weight = auxiliary_weight
         self.ignore_index = ignore_index
         self.loss_reduction = loss_reduction
         self.stretch_logits = stretch_logits
         self.config: dict[str, Any] | None = None  # what create_model was called with
+        self._pyramid_was_chosen = False
         self._level = level
-        self._stride = int(source.strides[level])
+        self._stride = strides[level] / head.upsampling
 
     @property
     def num_classes(self) -> int:
@@ -92,7 +106,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits of images, or with labels the loss, in one call so that it works under DDP and torch.compile.
 
-        The loss is cross-entropy on the head's first prediction plus the mean over its others.
+        The loss is cross-entropy on the head's first prediction, plus the mean over its others, plus `auxiliary_weight`
+        times that of the auxiliary head.
 
         Args:
             images: Normalised images (see `data_config`).
@@ -108,52 +123,108 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             return self._upsample(self.logits(images), (images.shape[2], images.shape[3]))
         if labels.shape != (images.shape[0], *images.shape[2:]):
             raise ValueError(f"labels of images {tuple(images.shape)} must be (B, H, W); got {tuple(labels.shape)}")
-        first, *rest = self.head.predictions(self._features(images))
-        loss = self._loss(first, labels)
-        return loss + sum(self._loss(logits, labels) for logits in rest) / len(rest) if rest else loss
+        maps = self._maps(images)
+        first, *rest = self.head.predictions(self._for_head(maps))
+        loss = self._loss(first, labels, self._stride)
+        if rest:
+            loss = loss + sum(self._loss(logits, labels, self._stride) for logits in rest) / len(rest)
+        if self.auxiliary_head is not None:
+            logits = self.auxiliary_head(maps[self._auxiliary_level])
+            loss = loss + self.auxiliary_weight * self._loss(logits, labels, self._auxiliary_stride)
+        return loss
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits on the head's grid, `(B, K, h, w)`, before the upsampling."""
-        return self.head(self._features(images))
+        return self.head(self._for_head(self._maps(images)))
+
+    @overload
+    def predict(self, images: Tensor, *, return_uncertainty: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def predict(self, images: Tensor, *, return_uncertainty: Literal[True]) -> tuple[Tensor, Uncertainty]: ...
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor, *, return_uncertainty: bool = False) -> Tensor | tuple[Tensor, Uncertainty]:
         """Label map of images, in evaluation mode (the mode is restored afterwards) and without gradients.
 
         For windows, scales and flips see `segheads.inference`.
 
         Args:
             images: Normalised images (see `data_config`).
+            return_uncertainty: Also return how sure an ensemble is: predictive entropy, mutual information between its
+                learners and disagreement of their votes, each in nats, measured on the head's grid and upsampled.
 
         Shape:
-            `(B, 3, H, W)` to `(B, H, W)`, int64.
+            `(B, 3, H, W)` to `(B, H, W)`, int64; and an `Uncertainty` of three maps `(B, H, W)`, float32.
+
+        Raises:
+            ValueError: If uncertainty is asked of a head that is no ensemble.
         """
         was_training = self.training
         self.eval()
         try:
-            logits, (H, W) = self.logits(images), images.shape[2:]
-            return upsample_argmax(logits, self._covered_size(logits, (H, W)))[:, :H, :W]
+            x, (H, W) = self._for_head(self._maps(images)), images.shape[2:]
+            logits, *learners = self.head.predictions(x) if return_uncertainty else [self.head(x)]
+            covered = self._covered_size(logits, (H, W), self._stride)
+            labels = upsample_argmax(logits, covered)[:, :H, :W]
+            if not return_uncertainty:
+                return labels
+            if not learners:
+                raise ValueError(
+                    f"return_uncertainty needs a head with learners, such as senformer; got {type(self.head).__name__}"
+                )
+            maps = torch.stack(ensemble_uncertainty(logits, learners), dim=1)  # (B, 3, h, w)
+            return labels, Uncertainty(*upsample(maps, covered)[:, :, :H, :W].unbind(1))
         finally:
             self.train(was_training)
 
-    def _features(self, images: Tensor) -> Tensor:
+    def extra_repr(self) -> str:
+        """Adds the way from backbone to logits, with the pyramid that was chosen."""
+        parts = [f"{self.backbone.name} (strides {_listed(self.backbone.strides)})"]
+        if self.pyramid is not None:
+            strides = self.pyramid.output_strides(self.backbone.strides)
+            parts.append(f"{type(self.pyramid).__name__} (strides {_listed(strides)})")
+        level = "all maps" if self.head.multi_level else ("the finest map", "the last map")[self._level]
+        parts.append(f"{type(self.head).__name__} on {level} (logits at stride {self._stride:g})")
+        chosen = ", pyramid chosen by create_model" if self._pyramid_was_chosen else ""
+        return " -> ".join(parts) + chosen
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
         if not images.is_floating_point():
             raise ValueError(f"images must be floating-point and normalised (data_config); got {images.dtype}")
-        features = self.backbone(images)
-        return (features if self.pyramid is None else self.pyramid(features))[self._level]
+        return self.backbone(images)
 
-    def _covered_size(self, logits: Tensor, size: tuple[int, int]) -> tuple[int, int]:
-        """Pixels that the head's grid lies over: the padded image, or the image where logits are stretched."""
+    def _for_head(self, maps: list[Tensor]) -> Any:
+        maps = maps if self.pyramid is None else self.pyramid(maps)
+        return maps if self.head.multi_level else maps[self._level]
+
+    def _freeze_unneeded(self) -> None:
+        """Freeze what no prediction depends on, such as a pyramid's outputs without a learner: DDP stops there."""
+        mode = self.training
+        self.eval()
+        with torch.enable_grad():
+            maps = self._maps(torch.zeros(1, self.backbone.in_chans, *self.backbone.small_size()))
+            predictions = self.head.predictions(self._for_head(maps))
+            if self.auxiliary_head is not None:
+                predictions.append(self.auxiliary_head(maps[self._auxiliary_level]))
+        self.train(mode)
+        needed = parameters_behind(predictions)
+        for parameter in self.parameters():
+            if id(parameter) not in needed:
+                parameter.requires_grad_(False)
+
+    def _covered_size(self, logits: Tensor, size: tuple[int, int], stride: float) -> tuple[int, int]:
+        """Pixels that a grid of logits lies over: the padded image, or the image where logits are stretched."""
         if self.stretch_logits:
             return size
-        return logits.shape[2] * self._stride, logits.shape[3] * self._stride
+        return round(logits.shape[2] * stride), round(logits.shape[3] * stride)
 
     def _upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        return upsample(logits, self._covered_size(logits, size))[:, :, : size[0], : size[1]]
+        return upsample(logits, self._covered_size(logits, size, self._stride))[:, :, : size[0], : size[1]]
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, stride: float) -> Tensor:
         H, W = labels.shape[1:]
-        covered = self._covered_size(logits, (H, W))
+        covered = self._covered_size(logits, (H, W), stride)
         padded = F.pad(labels, (0, covered[1] - W, 0, covered[0] - H), value=self.ignore_index)
         loss = upsample_cross_entropy(logits, padded, ignore_index=self.ignore_index, reduction=self.loss_reduction)
         if self.loss_reduction == "all":  # all pixels of the image, not of its padding
@@ -167,7 +238,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
                 "was assembled from parts, so save its state_dict() and assemble it again"
             )
         try:
-            text = json.dumps({"model": self.config, "settings": self.head.settings()}, indent=2)
+            text = json.dumps({"model": self.config, "settings": self._settings()}, indent=2)
         except TypeError as error:
             raise ValueError(f"the arguments of create_model must be JSON values to be saved: {error}") from error
         state = {
@@ -213,9 +284,15 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         config = json.loads(files[0].read_text())
         model = create_model(**config["model"], pretrained=False)
         load_weights(model, files[1])
-        for name, value in config["settings"].items():
-            setattr(model.head, name, value)
+        for name, values in config["settings"].items():
+            for key, value in values.items():
+                setattr(model.get_submodule(name), key, value)
         return model.eval()
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """What may have been changed since `create_model`, of the head and of every head inside it."""
+        heads = {name: module for name, module in self.named_modules() if isinstance(module, Head)}
+        return {name: head.settings() for name, head in heads.items() if head.settings()}
 
 
 def create_model(
@@ -224,27 +301,46 @@ def create_model(
     num_classes: int,
     *,
     pretrained: bool | str | Path = True,
+    pyramid: str | None = "auto",
     backbone_kwargs: dict[str, Any] | None = None,
+    pyramid_kwargs: dict[str, Any] | None = None,
     head_kwargs: dict[str, Any] | None = None,
+    auxiliary_weight: float = 0.0,
+    auxiliary_kwargs: dict[str, Any] | None = None,
     ignore_index: int = 255,
     loss_reduction: Reduction = "valid",
     stretch_logits: bool = False,
 ) -> SegmentationModel:
     """Build a model from names, in timm's manner.
 
+    The pyramid is chosen to fit, and shown by `print(model)`:
+
+    | backbone | single-level head | `senformer`, `feature_fusion` | `uper`, `sen_uper`, `smp:*` |
+    |---|---|---|---|
+    | one map (plain ViT) | none: that map | `"simple"` | `"simple"` |
+    | several strides | `"fpn"`: its finest map | `"fpnt"` | none: the backbone's maps |
+
+    `smp:dpt` takes four blocks of a plain ViT.
+    Of a backbone's levels the coarsest four are used (`smp:*`: five), or as many as there are.
+
     Args:
         backbone: Any name of `timm.list_models()`, with or without a pretrained tag.
         head: A name of `list_heads()`.
         num_classes: Number of classes K.
         pretrained: timm's pretrained backbone weights (True), none (False), or the path of a checkpoint.
+        pyramid: `"auto"`, a name in `segheads.pyramids.PYRAMIDS`, or None for the backbone's maps as they are.
         backbone_kwargs: Further arguments of `TimmBackbone`.
+        pyramid_kwargs: Further arguments of the pyramid, such as `{"out_channels": 128}`.
         head_kwargs: Further arguments of the head.
+        auxiliary_weight: Weight of an auxiliary `FCNHead` on the backbone's third stage in training (SenFormer and
+            UPerNet: 0.4); 0 builds none.
+        auxiliary_kwargs: Further arguments of the auxiliary head; SenFormer's has `{"channels": 512}`.
         ignore_index: The label that the loss leaves out.
         loss_reduction: `"valid"` or `"all"`, see `segheads.functional.upsample_cross_entropy`.
         stretch_logits: See `SegmentationModel`.
 
     Raises:
-        ValueError: If a name is unknown, or `num_classes` is below 1.
+        ValueError: If a name is unknown, `num_classes` is below 1, or parts do not fit.
         PretrainedWeightsError: If pretrained weights cannot be had.
 
     Examples:
@@ -252,28 +348,82 @@ def create_model(
         >>> model(torch.randn(1, 3, 64, 96)).shape
         torch.Size([1, 19, 64, 96])
     """
-    head_class = find_head(head)  # before any weights are loaded
+    build_head = find_head(head)  # before any weights are loaded
+    if pyramid not in (None, "auto"):
+        find_pyramid(pyramid)
     if num_classes < 1:
         raise ValueError(f"num_classes must be 1 or more; got {num_classes}")
-    built = TimmBackbone(backbone, pretrained=pretrained, **{"levels": 1, **(backbone_kwargs or {})})
+    if auxiliary_weight < 0:
+        raise ValueError(f"auxiliary_weight must be 0 or more; got {auxiliary_weight}")
+
+    wanted = {"levels": build_head.num_blocks} if pyramid in (None, "auto") else {}
+    built = TimmBackbone(backbone, pretrained=pretrained, **{**wanted, **(backbone_kwargs or {})})
+    chosen = _choose_pyramid(build_head, built) if pyramid == "auto" else pyramid
+    if chosen is None and pyramid_kwargs:
+        raise ValueError(f"pyramid_kwargs {pyramid_kwargs} need a pyramid; {backbone} with {head} has none")
+    if (backbone_kwargs or {}).get("levels") is None:
+        takes_last = chosen is None and not build_head.multi_level and not auxiliary_weight
+        built.keep_coarsest(1 if takes_last else build_head.max_levels)
+    neck = None
+    if chosen is not None:
+        options: dict[str, Any] = {"stride": built.strides[-1]} if chosen == "simple" else {}
+        if not build_head.multi_level:
+            options["num_outputs"] = 1  # the finest is all that the head takes
+        neck = find_pyramid(chosen)(built.channels, **{**options, **(pyramid_kwargs or {})})
+    channels: Any = list(built.channels if neck is None else neck.channels)
+    if not build_head.multi_level:
+        channels = channels[-1 if neck is None else 0]
+    auxiliary = None
+    if auxiliary_weight:
+        auxiliary = FCNHead(built.channels[-2:][0], num_classes, **(auxiliary_kwargs or {}))
     model = SegmentationModel(
         built,
-        head_class(built.channels[-1], num_classes, **(head_kwargs or {})),
+        build_head(channels, num_classes, **(head_kwargs or {})),
+        neck,
+        auxiliary_head=auxiliary,
+        auxiliary_weight=auxiliary_weight,
         ignore_index=ignore_index,
         loss_reduction=loss_reduction,
         stretch_logits=stretch_logits,
     )
+    model._pyramid_was_chosen = pyramid == "auto" and chosen is not None
+    model._freeze_unneeded()
     model.config = {
         "backbone": backbone,
         "head": head,
         "num_classes": num_classes,
+        "pyramid": chosen,
         "backbone_kwargs": backbone_kwargs or {},
+        "pyramid_kwargs": (pyramid_kwargs or {}) if chosen else {},
         "head_kwargs": head_kwargs or {},
+        "auxiliary_weight": auxiliary_weight,
+        "auxiliary_kwargs": auxiliary_kwargs or {},
         "ignore_index": ignore_index,
         "loss_reduction": loss_reduction,
         "stretch_logits": stretch_logits,
     }
     return model
+
+
+def _choose_pyramid(head: Any, backbone: TimmBackbone) -> str | None:
+    """The table in `create_model`'s docstring."""
+    if len(backbone.strides) == 1:
+        return "simple" if head.multi_level else None
+    if len(set(backbone.strides)) == 1 and not head.multi_level:
+        return None  # several blocks of a plain ViT: the last one
+    return head.preferred_pyramid
+
+
+def _check_fit(part: Any, channels: Any, source: nn.Module) -> None:
+    if part.in_channels != channels:
+        raise ValueError(
+            f"{type(part).__name__} was built for {part.in_channels} channels; what {type(source).__name__} hands to "
+            f"it has {channels}"
+        )
+
+
+def _listed(strides: Any) -> str:
+    return ", ".join(f"{stride:g}" for stride in strides)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

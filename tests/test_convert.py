@@ -4,7 +4,17 @@ import pytest
 import torch
 from parity import assert_parity
 
-from segheads import LinearHead, MaskTransformerHead, MeanShiftHead, SegmentationModel, from_reference
+from segheads import (
+    FPN,
+    FPNT,
+    LinearHead,
+    MaskTransformerHead,
+    MeanShiftHead,
+    SegmentationModel,
+    SenFormerHead,
+    from_reference,
+)
+from segheads.functional import upsample, upsample_cross_entropy
 
 
 def check_gradients(head, vectors, output, x, prefix, cotangent):
@@ -156,7 +166,7 @@ def test_converted_model_is_saved_and_loaded(golden, tmp_path):
 
 def test_bad_states_are_named(golden):
     linear = {"head.weight": torch.randn(3, 8), "head.bias": torch.randn(3)}
-    with pytest.raises(ValueError, match="one of segmenter, mmseg_segmenter, meanshifter; got 'mmseg'"):
+    with pytest.raises(ValueError, match="one of segmenter, mmseg_segmenter, meanshifter, senformer; got 'mmseg'"):
         from_reference(linear, "mmseg")
     with pytest.raises(ValueError, match=r"meanshifter head has conv_seg.weight or cls_emb; got \['head.bias'"):
         from_reference(linear, "meanshifter")
@@ -171,3 +181,110 @@ def test_bad_states_are_named(golden):
         from_reference(state, "meanshifter")
     with pytest.raises(ValueError, match=r"img_size \(32, 48\) with patch size 16 does not make the state's 4 patches"):
         from_reference(state, "meanshifter", num_heads=2, img_size=(32, 48))
+
+
+SENFORMER_HEADS = ["senformer_head__grad", "senformer_head__odd", "senformer_head__tied_blocks"]
+
+
+def levels(vectors):
+    return [vectors[f"input.level_{i}"] for i in range(4)]
+
+
+@pytest.mark.parametrize("file", [*SENFORMER_HEADS, "eps_probe__senformer_head"])
+def test_senformer_head(golden, file):
+    vectors = golden(file)
+    config = vectors.config
+    head = from_reference(
+        vectors.tensors("state."), "senformer", num_heads=config["num_heads"], num_layers=config["branch_depth"]
+    ).eval()
+    assert isinstance(head, SenFormerHead)
+    x = [level.requires_grad_() for level in levels(vectors)]
+    for learner, level, i in zip(head.learners, x, range(4), strict=True):
+        assert_parity(learner(level), vectors[f"output.raw_logits_{i}"])
+    merged, *logits = head.predictions(x)
+    assert_parity(logits[2], vectors["output.logits_2"])
+    assert_parity(4 * merged.exp(), vectors["output.ensemble"])  # published: the sum of the learners
+
+    labels = vectors["input.label"][:, 0].long()
+    merged_loss = upsample_cross_entropy(merged, labels)
+    learners_loss = sum(upsample_cross_entropy(each, labels) for each in logits) / 4
+    assert_parity(merged_loss, vectors["output.loss_classic"])
+    assert_parity(learners_loss, vectors["output.loss_seg"])
+
+    size = labels.shape[1:]
+    scores = upsample(merged.exp(), size)
+    best = scores.topk(2, dim=1).values
+    clear = 4 * (best[:, 0] - best[:, 1]) > 1e-4
+    assert clear.float().mean() > 0.99
+    assert torch.equal(scores.argmax(1)[clear], vectors["output.prediction"].long()[clear])
+
+    if vectors.tensors("grad.loss."):
+        (merged_loss + learners_loss).backward(retain_graph=True)
+        published = from_reference(
+            {**vectors.tensors("state."), **vectors.tensors("grad.loss.state.")}, "senformer", num_heads=2
+        )
+        for name, parameter in head.named_parameters():
+            expected = published.get_parameter(name).detach()
+            if name.endswith(".norm.bias"):  # zero but for rounding: it adds the same to all classes
+                torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=1e-7)
+            else:
+                assert_parity(parameter.grad, expected, 2e-5)
+        for i, level in enumerate(x):
+            assert_parity(level.grad, vectors[f"grad.loss.input.level_{i}"], 2e-5)
+        grads = torch.autograd.grad((4 * merged.exp() * vectors["cotangent.ensemble"]).sum(), x)
+        for i, grad in enumerate(grads):
+            assert_parity(grad, vectors[f"grad.ensemble.input.level_{i}"], 2e-5)
+
+
+@pytest.mark.parametrize("file", ["fpn_neck", "fpnt_neck__odd", "fpnt_neck__shift", "eps_probe__fpnt_neck"])
+def test_senformer_neck(golden, file):
+    vectors = golden(file)
+    kwargs = {"neck_heads": vectors.config.get("num_heads"), "window_size": vectors.config.get("window_size")}
+    neck = from_reference(vectors.tensors("state."), "senformer", **kwargs).eval()
+    assert isinstance(neck, FPN if file == "fpn_neck" else FPNT)
+    x = [level.requires_grad_() for level in levels(vectors)]
+    maps = neck(x)
+    for i, level in enumerate(maps):
+        assert_parity(level, vectors[f"output.level_{i}"])
+    if vectors.tensors("grad."):
+        sum((level * vectors[f"cotangent.level_{i}"]).sum() for i, level in enumerate(maps)).backward()
+        published = from_reference({**vectors.tensors("state."), **vectors.tensors("grad.state.")}, "senformer")
+        for name, parameter in neck.named_parameters():
+            assert_parity(parameter.grad, published.get_parameter(name).detach(), 2e-5)
+        for i, level in enumerate(x):
+            assert_parity(level.grad, vectors[f"grad.input.level_{i}"], 2e-5)
+
+
+def test_senformer_neck_and_head(golden):
+    vectors = golden("senformer_neck_head")
+    config = vectors.config
+    state = vectors.tensors("state.") | {"auxiliary_head.conv_seg.bias": torch.zeros(5)}
+    model = from_reference(
+        {"state_dict": state},
+        "senformer",
+        num_heads=config["head_heads"],
+        neck_heads=config["neck_heads"],
+        window_size=config["window_size"],
+        num_layers=config["branch_depth"],
+    ).eval()
+    with torch.no_grad():
+        ensemble = 4 * model(levels(vectors)).exp()
+    assert_parity(ensemble, vectors["output.ensemble"])
+    assert_parity(upsample(ensemble, tuple(config["image_size"])), vectors["output.ensemble_image"])
+
+
+def test_bad_senformer_states_are_named(golden):
+    state = golden("senformer_head__grad").tensors("state.")
+    with pytest.raises(ValueError, match="num_layers is 3, but the state has 2 blocks of their own in each learner"):
+        from_reference(state, "senformer", num_heads=2, num_layers=3)
+    with pytest.raises(ValueError, match=r"the backbone's must be left out; got \['backbone.conv1.weight'"):
+        from_reference(state | {"backbone.conv1.weight": torch.ones(1)}, "senformer")
+    with pytest.raises(ValueError, match=r"one of the two .*; got \['stray'\]"):
+        from_reference({"stray": torch.ones(1)}, "senformer")
+    with pytest.raises(ValueError, match="does not fit a SenFormerHead: .*learners.0.stray"):
+        from_reference(state | {"learners.0.stray": torch.ones(1)}, "senformer", num_heads=2)
+    neck = golden("fpnt_neck__odd").tensors("state.")
+    with pytest.raises(ValueError, match=r"window_size is 5, but the state's position tables \(169, 2\) say 7"):
+        from_reference(neck, "senformer", window_size=5)
+    with pytest.raises(ValueError, match=r"neck_heads is 4, but the state's position tables \(169, 2\) say 2"):
+        from_reference(neck, "senformer", neck_heads=4)

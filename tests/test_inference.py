@@ -7,7 +7,13 @@ from parity import assert_parity
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segheads.inference import average_views, predict_labels, predict_probabilities, sliding_window_logits
+from segheads.inference import (
+    average_views,
+    predict_labels,
+    predict_probabilities,
+    predict_with_confidence,
+    sliding_window_logits,
+)
 
 
 class Recorder:
@@ -236,6 +242,50 @@ def test_labels_of_one_view_are_the_most_probable_class():
         assert torch.equal(labels, predict_probabilities(model, image[None], **options).argmax(0))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"window": 16, "stride": 9},
+        {"size": (50, 20), "window": 20},
+        {"scales": (0.5, 1.5), "flip": True, "window": 24, "stride": 18},
+        {"flip": True, "small_images": "enlarge", "window": 40},
+    ],
+)
+def test_confidence_is_the_probability_of_the_label(options):
+    model, image = Recorder(), noise(3, 33, 47)
+    labels, confidence = predict_with_confidence(model, image, **options)
+    assert torch.equal(labels, predict_labels(model, image, **options))
+    probabilities = predict_probabilities(model, image, **options)
+    torch.testing.assert_close(confidence, probabilities.gather(0, labels[None])[0])
+    assert ((confidence > 1 / 4) & (confidence <= 1)).all()
+
+
+def test_confidence_does_not_change_labels_by_rounding():
+    logits = torch.tensor([0.0, 1e-9, -5.0]).view(1, 3, 1, 1)  # the softmax of the first two is the same
+    assert logits.softmax(1)[0, 0] == logits.softmax(1)[0, 1]
+    labels, confidence = predict_with_confidence(lambda x: logits.expand(1, 3, 4, 4), noise(3, 4, 4))
+    assert (labels == 1).all()
+    torch.testing.assert_close(confidence, torch.full((4, 4), logits.softmax(1).max().item()))
+
+
+def test_confidence_of_huge_logits():
+    logits = torch.tensor([1e4, 1e4 - 1, -1e4]).view(1, 3, 1, 1)
+    _, confidence = predict_with_confidence(lambda x: logits.expand(1, 3, 4, 4), noise(3, 4, 4))
+    torch.testing.assert_close(confidence, torch.full((4, 4), 0.7310586))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_confidence_takes_no_more_memory_than_probabilities(flip):
+    image, most = noise(3, 64, 90), []
+    for call in (predict_probabilities, predict_with_confidence):
+        with MemoryUse() as memory:
+            call(Recorder(150), image, window=24, flip=flip)
+        most.append(memory.most)
+    maps = 64 * 90 * (8 + 4)  # the labels and confidences themselves
+    assert most[1] <= most[0] + 2 * maps
+
+
 def test_sums_are_float32_and_the_image_and_logits_stay_as_they_were():
     image, kept = noise(1, 3, 20, 30).bfloat16(), {}
 
@@ -276,7 +326,7 @@ def test_memory_does_not_grow_with_windows_or_views(size):
 
 def test_inference_mode_inside_and_out():
     weight = torch.ones(1, requires_grad=True)
-    for call in (predict_probabilities, predict_labels):
+    for call in (predict_probabilities, predict_labels, lambda *a, **k: predict_with_confidence(*a, **k)[1]):
         assert call(lambda x: x * weight, noise(3, 20, 30), window=16, flip=True).is_inference()
     assert not sliding_window_logits(lambda x: x * weight, noise(1, 3, 20, 30), window=16).requires_grad
     assert not torch.is_inference_mode_enabled()
@@ -299,7 +349,7 @@ def test_inference_mode_inside_and_out():
         ({"small_images": "pad"}, "shrink_window, enlarge, got 'pad'"),
     ],
 )
-@pytest.mark.parametrize("call", [predict_probabilities, predict_labels])
+@pytest.mark.parametrize("call", [predict_probabilities, predict_labels, predict_with_confidence])
 def test_bad_options_are_explained(call, options, message):
     with pytest.raises(ValueError, match=message):
         call(lambda x: x, noise(3, 20, 30), **options)

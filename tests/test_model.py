@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from segheads import LinearHead, MeanShiftHead, SegmentationModel, TimmBackbone, create_model
+from segheads.pyramids import Pyramid
 
 
 @pytest.fixture
@@ -83,18 +83,20 @@ def test_further_predictions_are_averaged():
     torch.testing.assert_close(model(images, labels), first + (second + third) / 2)
 
 
-class FinestOnly(nn.Module):
-    """A pyramid with one level of its own."""
+class Doubling(Pyramid):
+    """A pyramid of one's own."""
 
-    channels, strides = [24, 32, 48, 64], [4, 8, 16, 32]
+    def output_strides(self, strides):
+        return list(strides)
 
-    def forward(self, features):
-        return [2 * x for x in features]
+    def forward(self, maps):
+        return [2 * x for x in maps]
 
 
 def test_a_pyramid_hands_over_its_finest_level():
     backbone = TimmBackbone("test_convnext", pretrained=False)
-    model = SegmentationModel(backbone, LinearHead(24, 5), FinestOnly()).eval()
+    pyramid = Doubling(backbone.channels, backbone.channels)
+    model = SegmentationModel(backbone, LinearHead(24, 5), pyramid).eval()
     images = torch.randn(1, 3, 37, 51)
     assert model.logits(images).shape == (1, 5, 10, 13)
     torch.testing.assert_close(model.logits(images), model.head(2 * backbone(images)[0]))
@@ -190,3 +192,74 @@ def test_bad_input_is_named(model):
         create_model("test_vit", "linear", 0, pretrained=False)
     with pytest.raises(ValueError, match="no head is called 'lienar'"):
         create_model("test_vit", "lienar", 5)
+
+
+@pytest.fixture
+def ensemble():
+    torch.manual_seed(0)
+    model = create_model("test_resnet", "senformer", 5, pretrained=False, pyramid_kwargs={"out_channels": 16}).eval()
+    for learner in model.head.learners:
+        torch.nn.init.normal_(learner.class_embeddings)
+    return model
+
+
+def test_an_ensembles_loss_is_the_merged_plus_the_mean_of_the_learners(ensemble):
+    images, labels = torch.randn(1, 3, 50, 75), torch.randint(0, 5, (1, 50, 75))
+    merged, *learners = ensemble.head.predictions(ensemble.pyramid(ensemble.backbone(images)))
+    losses = []
+    for logits in (merged, *learners):
+        scores = F.interpolate(logits, size=(13 * 4, 19 * 4), mode="bilinear", align_corners=False)[:, :, :50, :75]
+        losses.append(F.cross_entropy(scores, labels))
+    torch.testing.assert_close(ensemble(images, labels), losses[0] + sum(losses[1:]) / 4)
+
+
+@pytest.mark.parametrize("stretch", [False, True])
+def test_the_auxiliary_head_reads_the_third_stage(stretch):
+    model = create_model("test_resnet", "uper", 5, pretrained=False, auxiliary_weight=0.3, stretch_logits=stretch)
+    model.eval()
+    images, labels = torch.randn(2, 3, 50, 75), torch.randint(0, 5, (2, 50, 75))
+    features = model.backbone(images)
+    assert features[-2].shape[2:] == (4, 5)
+    logits = model.auxiliary_head(features[-2])
+    size = (50, 75) if stretch else (64, 80)
+    scores = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[:, :, :50, :75]
+    expected = F.cross_entropy(model(images), labels) + 0.3 * F.cross_entropy(scores, labels)
+    torch.testing.assert_close(model(images, labels), expected)
+
+
+def test_uncertainty_comes_with_the_labels(ensemble):
+    images = torch.randn(2, 3, 50, 75)
+    labels, uncertainty = ensemble.predict(images, return_uncertainty=True)
+    torch.testing.assert_close(labels, ensemble.predict(images))
+    merged = ensemble.head(ensemble.pyramid(ensemble.backbone(images)))
+    expected = -(merged.exp() * merged).sum(1, keepdim=True)
+    expected = F.interpolate(expected, size=(13 * 4, 19 * 4), mode="bilinear", align_corners=False)[:, 0, :50, :75]
+    torch.testing.assert_close(uncertainty.entropy, expected)
+    assert uncertainty.mutual_information.shape == uncertainty.disagreement.shape == (2, 50, 75)
+    assert (uncertainty.mutual_information >= 0).all()
+    assert uncertainty.disagreement.max() > 0
+    assert not uncertainty.entropy.requires_grad
+
+
+def test_uncertainty_needs_an_ensemble(model):
+    with pytest.raises(ValueError, match="needs a head with learners, such as senformer; got MeanShiftHead"):
+        model.predict(torch.randn(1, 3, 32, 32), return_uncertainty=True)
+
+
+def test_an_ensemble_is_saved_with_what_was_changed_on_it_and_its_learners(tmp_path):
+    model = create_model(
+        "test_vit",
+        "senformer",
+        5,
+        pretrained=False,
+        pyramid_kwargs={"out_channels": 16},
+        head_kwargs={"learner": "mean_shift", "mean_shift_layers": 1, "share": "decoder"},
+    ).eval()
+    model.head.merge, model.head.levels, model.head.mean_shift_layers = "product", [0, 2], 2
+    model.head.learners[0].num_layers = 3
+    images = torch.randn(1, 3, 40, 50)
+    model.save_pretrained(tmp_path)
+    again = SegmentationModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+    assert (again.head.merge, again.head.levels, again.head.mean_shift_layers) == ("product", [0, 2], 2)
+    assert again.head.learners[0].num_layers == 3

@@ -110,7 +110,7 @@ class MeanShiftHead(Head):
         super().__init__(in_channels, num_classes)
         from segheads.heads import find_head  # the registry holds this class too
 
-        build = find_head(decoder) if isinstance(decoder, str) else decoder
+        build: Callable[[int, int], Head] = find_head(decoder) if isinstance(decoder, str) else decoder
         self.shift = MeanShift(in_channels, shift_channels, num_layers)
         self.decoder = build(in_channels, num_classes)
 

@@ -1,6 +1,7 @@
 """Evaluation of a model on a data set, as the papers do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -8,10 +9,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from segheads.calibration import CalibrationError
 from segheads.data import SegmentationDataset, resize_keep_ratio, to_input
-from segheads.inference import predict_labels
+from segheads.inference import predict_labels, predict_with_confidence
 from segheads.metrics import SegmentationMetrics
 from segheads.model import SegmentationModel
+
+T = TypeVar("T")
 
 
 class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
@@ -59,11 +63,12 @@ def evaluate(
     batch_size: int = 4,
     limit: int | None = None,
     workers: int = 0,
+    calibration: bool = False,
 ) -> dict[str, Tensor]:
-    """aAcc, mAcc, mIoU and per-class values, each label map at its own size.
+    """aAcc, mAcc, mIoU and per-class values, each label map at its own size; on demand calibration, too.
 
-    Every process takes its share of the images, none twice, and the confusion matrices are summed, so that the result
-    does not depend on the number of processes.
+    Every process takes its share of the images, none twice, and counts are summed, so that the result does not depend
+    on the number of processes. Calibration changes no label, and takes the memory of one more `(K, H, W)` for an image.
 
     Args:
         accelerator: Tells the process, the device and the precision.
@@ -76,9 +81,10 @@ def evaluate(
         batch_size: Windows in one call of the model.
         limit: Evaluate on the first so many images; None means all.
         workers: Processes that load images.
+        calibration: Also measure the expected calibration error.
 
     Returns:
-        What `SegmentationMetrics.compute` gives.
+        What `SegmentationMetrics.compute` gives, and with `calibration` what `CalibrationError.compute` gives.
     """
     count = len(samples) if limit is None else min(limit, len(samples))
     own = range(accelerator.process_index, count, accelerator.num_processes)
@@ -89,16 +95,26 @@ def evaluate(
         generator=torch.Generator(),  # else it draws from the random state that a checkpoint keeps
         pin_memory=accelerator.device.type == "cuda",
     )
-    metrics = SegmentationMetrics(model.num_classes, ignore_index=samples.dataset.ignore_index).to(accelerator.device)
+    ignore_index = samples.dataset.ignore_index
+    metrics = SegmentationMetrics(model.num_classes, ignore_index=ignore_index).to(accelerator.device)
+    error = CalibrationError(ignore_index=ignore_index).to(accelerator.device) if calibration else None
+    protocol = {"window": window, "stride": stride, "scales": scales, "flip": flip, "batch_size": batch_size}
     was_training = model.training
     model.eval()
     try:
         for image, labels in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process):
-            prediction = predict(accelerator, model, image, labels.shape, window, stride, scales, flip, batch_size)
-            metrics.update(prediction, labels.to(accelerator.device, non_blocking=True))
+            labels = labels.to(accelerator.device, non_blocking=True)
+            if error is None:
+                prediction = _predict(predict_labels, accelerator, model, image, labels.shape, protocol)
+            else:
+                prediction, confidence = _predict(
+                    predict_with_confidence, accelerator, model, image, labels.shape, protocol
+                )
+                error.update(confidence, prediction, labels)
+            metrics.update(prediction, labels)
     finally:
         model.train(was_training)
-    return metrics.compute()
+    return metrics.compute() if error is None else {**metrics.compute(), **error.compute()}
 
 
 def predict(
@@ -113,14 +129,23 @@ def predict(
     batch_size: int = 4,
 ) -> Tensor:
     """Label map `(H, W)` of one normalised image `(3, h, w)` at `size`, in the run's precision."""
+    protocol = {"window": window, "stride": stride, "scales": scales, "flip": flip, "batch_size": batch_size}
+    return _predict(predict_labels, accelerator, model, image, size, protocol)
+
+
+def _predict(
+    function: Callable[..., T],
+    accelerator: Accelerator,
+    model: SegmentationModel,
+    image: Tensor,
+    size: Sequence[int],
+    protocol: dict[str, Any],
+) -> T:
+    """What a function of `segheads.inference` makes of one image, in the run's precision."""
     with accelerator.autocast():
-        return predict_labels(
+        return function(
             model.forward,  # not the compiled call: windows and whole images come in many shapes
             image.to(accelerator.device, non_blocking=True),
             size=(size[0], size[1]),
-            window=window,
-            stride=stride,
-            scales=scales,
-            flip=flip,
-            batch_size=batch_size,
+            **protocol,
         )

@@ -13,18 +13,21 @@ from torch import Tensor
 
 from segheads.data import SegmentationDataset
 from segheads.metrics import per_class_markdown
+from segheads.uncertainty import Uncertainty
 
 Row = tuple[str, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]  # name, image, truth, prediction
+UncertaintyRow = tuple[str, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], Uncertainty]
+BINS = ("bin_confidence", "bin_accuracy", "bin_pixels")
 IGNORED_COLOUR = (255, 255, 255)
 
 
 def scores(results: Mapping[str, Tensor]) -> dict[str, float]:
-    """The three numbers of a results table, as fractions.
+    """The numbers of a results table, as fractions: aAcc, mAcc, mIoU and, where it was measured, ECE.
 
     Args:
-        results: What `SegmentationMetrics.compute` gave.
+        results: What `evaluate` gave.
     """
-    return {name: results[name].item() for name in ("aAcc", "mAcc", "mIoU")}
+    return {name: results[name].item() for name in ("aAcc", "mAcc", "mIoU", "ECE") if name in results}
 
 
 def write_report(
@@ -34,26 +37,41 @@ def write_report(
     dataset: SegmentationDataset,
     rows: Sequence[Row],
 ) -> None:
-    """Write results.json, per_class.md, curves.png and, where there are rows, predictions.png.
+    """Write results.json, per_class.md and curves.png.
+
+    Where there are rows, predictions.png, too; where calibration was measured, its bins in results.json and
+    reliability.png.
 
     Args:
         folder: Where to.
-        results: What `SegmentationMetrics.compute` gave.
+        results: What `evaluate` gave.
         records: The lines of `metrics.jsonl`.
         dataset: Tells names and colours of the classes.
         rows: What `plot_predictions` takes.
     """
-    columns = [dataset.class_names, *(results[name].reshape(-1).tolist() for name in ("IoU", "Acc", "pixels"))]
-    keys = ("name", "IoU", "Acc", "pixels")
-    classes = [
-        {key: None if value != value else value for key, value in zip(keys, row, strict=True)}
-        for row in zip(*columns, strict=True)  # a class that does not occur has NaN, which JSON lacks
-    ]
-    (folder / "results.json").write_text(json.dumps({**scores(results), "classes": classes}, indent=2) + "\n")
+    classes = {"name": dataset.class_names, **_lists(results, ("IoU", "Acc", "pixels"))}
+    written: dict[str, Any] = {**scores(results), "classes": _json_rows(classes)}
+    if "ECE" in results:
+        bins = dict(zip(("confidence", "accuracy", "pixels"), _lists(results, BINS).values(), strict=True))
+        written["bins"] = _json_rows(bins)
+        plot_reliability(results, folder / "reliability.png")
+    (folder / "results.json").write_text(json.dumps(written, indent=2) + "\n")
     (folder / "per_class.md").write_text(per_class_markdown(results, dataset.class_names) + "\n")
     plot_curves(records, folder / "curves.png")
     if rows:
         plot_predictions(rows, dataset, folder / "predictions.png")
+
+
+def _lists(results: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, list[Any]]:
+    return {name: results[name].reshape(-1).tolist() for name in names}  # torchmetrics squeezes (1,) to ()
+
+
+def _json_rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """One object for each row; NaN, of what does not occur, becomes None: JSON has none."""
+    return [
+        {key: None if value != value else value for key, value in zip(columns, row, strict=True)}
+        for row in zip(*columns.values(), strict=True)
+    ]
 
 
 def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -106,18 +124,108 @@ def plot_predictions(rows: Sequence[Row], dataset: SegmentationDataset, path: st
     """
     if not rows:
         raise ValueError("a sheet of predictions needs at least one sample; got none")
-    height, width = rows[0][2].shape
-    cell = 3.4
-    figure = Figure(figsize=(3 * cell + 2.4, len(rows) * (cell * height / width + 0.25)), layout="constrained")
-    axes = figure.subplots(len(rows), 3, squeeze=False)
-    for row, (name, image, truth, prediction) in zip(axes, rows, strict=True):
-        shown = [image, colour_labels(truth, dataset.palette), colour_labels(prediction, dataset.palette)]
-        for axis, picture, title in zip(row, shown, (name, "truth", "prediction"), strict=True):
-            axis.imshow(picture, interpolation="nearest")
+    figure, axes = _sheet(rows, 3)
+    for axis, row in zip(axes, rows, strict=True):
+        _show_labels(axis, row, dataset)
+    _class_legend(figure, rows, dataset)
+    figure.savefig(path, dpi=110)
+
+
+def plot_uncertainty(rows: Sequence[UncertaintyRow], dataset: SegmentationDataset, path: str | Path) -> None:
+    """Draw a sheet of image, truth and prediction beside predictive entropy, mutual information and disagreement.
+
+    Each of the three has one colour bar, in nats from 0 to the highest value on the sheet.
+
+    Args:
+        rows: Name, image `(H, W, 3)`, true and predicted labels `(H, W)`, and an `Uncertainty` of maps `(H, W)` of each
+            sample.
+        dataset: Tells names and colours of the classes.
+        path: The picture to write.
+
+    Raises:
+        ValueError: If there are no rows, or a map is not of its labels' size.
+    """
+    if not rows:
+        raise ValueError("a sheet of uncertainty needs at least one sample; got none")
+    titles = {field: field.replace("_", " ") for field in Uncertainty._fields}
+    for name, _, truth, _, maps in rows:
+        for field, values in maps._asdict().items():
+            if values.shape != truth.shape:
+                raise ValueError(f"{field} of {name} must be {truth.shape} as its labels; got {tuple(values.shape)}")
+    figure, axes = _sheet(rows, 6, cell=2.7, below=0.6)
+    for axis, row in zip(axes, rows, strict=True):
+        _show_labels(axis, row[:4], dataset)
+    for column, (field, title) in enumerate(titles.items(), 3):
+        pictures = [getattr(row[4], field).detach().cpu().float().numpy() for row in rows]
+        highest = max(float(picture.max()) for picture in pictures)
+        for axis, picture in zip(axes[:, column], pictures, strict=True):
+            shown = axis.imshow(picture, cmap="inferno", vmin=0, vmax=highest or 1, interpolation="nearest")
             axis.set_title(title, fontsize=8)
-            axis.axis("off")
+        bar = figure.colorbar(shown, ax=axes[:, column], location="bottom", shrink=0.9, aspect=30, pad=0.02)
+        bar.set_label("nats", fontsize=7)
+        bar.ax.tick_params(labelsize=7)
+    _class_legend(figure, rows, dataset)
+    figure.savefig(path, dpi=110)
+
+
+def plot_reliability(results: Mapping[str, Tensor], path: str | Path) -> None:
+    """Draw a reliability diagram: the accuracy of pixels against their confidence, and how many there are of each.
+
+    Where bars end below the diagonal the model is surer than it is right. The mark on each bar is its mean confidence;
+    the calibration error is the mean distance from the bar's end to the mark, weighted by pixels.
+
+    Args:
+        results: What `evaluate(..., calibration=True)` gave.
+        path: The picture to write.
+
+    Raises:
+        ValueError: If calibration was not measured.
+    """
+    if "ECE" not in results:
+        raise ValueError("a reliability diagram needs ECE, which evaluate(..., calibration=True) measures; got none")
+    confidence, accuracy, pixels = (np.array(values, dtype=float) for values in _lists(results, BINS).values())
+    width = 1 / len(pixels)
+    left = np.arange(len(pixels)) * width
+    figure = Figure(figsize=(5, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    bars = {"align": "edge", "width": width, "edgecolor": "white"}
+    upper.bar(left, np.nan_to_num(accuracy), **bars, color="tab:blue", label="accuracy")
+    upper.plot([0, 1], [0, 1], "--", color="grey", label="as right as sure")
+    upper.hlines(confidence, left, left + width, color="tab:red", label="mean confidence", clip_on=False, zorder=3)
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=f"ECE {100 * results['ECE'].item():.2f} %")
+    upper.legend(loc="upper left")
+    lower.bar(left, 100 * pixels / max(pixels.sum(), 1), **bars, color="grey")
+    lower.set(xlabel="confidence", ylabel="pixels (percent)")
+    for axis in (upper, lower):
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
+    figure.savefig(path, dpi=100)
+
+
+def _sheet(rows: Sequence[Any], columns: int, cell: float = 3.4, below: float = 0) -> tuple[Figure, Any]:
+    """A figure with a row of axes for each sample, of the first one's proportions; sizes in inches."""
+    height, width = rows[0][2].shape
+    size = (columns * cell + 2.4, len(rows) * (cell * height / width + 0.25) + below)
+    figure = Figure(figsize=size, layout="compressed")  # "constrained" cuts titles off
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    return figure, axes
+
+
+def _show_labels(axes: Any, row: Row, dataset: SegmentationDataset) -> None:
+    """Image, truth and prediction in the first three axes."""
+    name, image, truth, prediction = row
+    shown = [image, colour_labels(truth, dataset.palette), colour_labels(prediction, dataset.palette)]
+    for axis, picture, title in zip(axes, shown, (name, "truth", "prediction"), strict=False):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(title, fontsize=8)
+
+
+def _class_legend(figure: Figure, rows: Sequence[Any], dataset: SegmentationDataset) -> None:
+    """The colours of the classes that occur in truths and predictions."""
     names = dataset.class_names
-    seen = sorted({label for row in rows for labels in row[2:] for label in np.unique(labels).tolist()})
+    seen = sorted({label for row in rows for labels in row[2:4] for label in np.unique(labels).tolist()})
     patches = [
         Patch(facecolor="#{:02x}{:02x}{:02x}".format(*dataset.palette[k]), edgecolor="grey", label=names[k])
         for k in seen
@@ -126,4 +234,3 @@ def plot_predictions(rows: Sequence[Row], dataset: SegmentationDataset, path: st
     if any(k >= dataset.num_classes for k in seen):
         patches.append(Patch(facecolor="white", edgecolor="grey", label="(ignored)"))
     figure.legend(handles=patches, loc="outside right upper", fontsize=7)
-    figure.savefig(path, dpi=110)

@@ -8,6 +8,12 @@ from torch.optim import Optimizer
 
 Warmup = Literal["linear", "segmenter"]
 
+# Parameters of several axes, by the last part of their name, that decay would only draw to zero
+NOT_DECAYED = {
+    *("pos_embed", "absolute_pos_embed", "relative_position_bias_table"),
+    *("cls_token", "dist_token", "reg_token", "class_embeddings"),
+}
+
 
 def poly_learning_rate(
     iteration: int,
@@ -58,23 +64,79 @@ def poly_learning_rate(
 
 
 def create_optimizer(
-    model: nn.Module, name: str, *, learning_rate: float, weight_decay: float, momentum: float
+    model: nn.Module,
+    name: str,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    momentum: float,
+    backbone_lr_scale: float = 1.0,
 ) -> Optimizer:
-    """An optimizer by timm's name; norms and biases are not decayed.
+    """An optimizer by timm's name, with groups of parameters for what is not decayed and what learns more slowly.
+
+    Not decayed are norms, biases and all other parameters of one axis, position tables, tokens and class embeddings:
+    `NOT_DECAYED`, and what the model or a part of it names in timm's way, `no_weight_decay()`.
 
     Args:
         model: Its parameters that require a gradient are optimised.
         name: As in `timm.optim.list_optimizers()`; note that timm's `"sgd"` is Nesterov (as Segmenter was trained) and
             `"momentum"` is not (as the MeanShifter was).
         learning_rate: The rate before any schedule.
-        weight_decay: Decay of weights other than norms and biases.
+        weight_decay: Decay of all other weights.
         momentum: Momentum, for those that have one.
+        backbone_lr_scale: Rate of `model.backbone` over that of the rest; kept in its groups as `lr_scale`, timm's
+            word, which `set_learning_rate` heeds.
 
     Raises:
-        ValueError: If timm knows no such optimizer.
+        ValueError: If timm knows no such optimizer, no parameter requires a gradient, `backbone_lr_scale` is negative,
+            or it is not 1 and the model has no `backbone`.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+        >>> optimizer = create_optimizer(model, "adamw", learning_rate=1e-4, weight_decay=0.01, momentum=0.9)
+        >>> [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
+        [(0.0, 3), (0.01, 1)]
     """
+    backbone = getattr(model, "backbone", None)
+    if backbone_lr_scale < 0 or (backbone_lr_scale != 1 and backbone is None):
+        raise ValueError(
+            "backbone_lr_scale must be 0 or more, and 1 where the model has no backbone; "
+            f"got {backbone_lr_scale} for a {type(model).__name__}"
+        )
+    of_backbone = set() if backbone is None else {id(parameter) for parameter in backbone.parameters()}
+    kept = _not_decayed(model)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if id(parameter) in kept else weight_decay
+            scale = backbone_lr_scale if id(parameter) in of_backbone else 1.0
+            groups.setdefault((decay, scale), []).append(parameter)
+    if not groups:
+        raise ValueError(f"an optimizer needs parameters that require a gradient; {type(model).__name__} has none")
     options: dict[str, Any] = {"momentum": momentum} if name in ("sgd", "momentum") else {}
-    return create_optimizer_v2(model, opt=name, lr=learning_rate, weight_decay=weight_decay, **options)
+    return create_optimizer_v2(
+        [
+            {"params": parameters, "weight_decay": decay, "lr": learning_rate * scale, "lr_scale": scale}
+            for (decay, scale), parameters in sorted(groups.items())
+        ],
+        opt=name,
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        **options,
+    )
+
+
+def _not_decayed(model: nn.Module) -> set[int]:
+    """Ids of the parameters that are not decayed."""
+    names = set()
+    for prefix, module in model.named_modules():
+        listed: set[str] = getattr(module, "no_weight_decay", set)()
+        names |= {f"{prefix}.{name}" if prefix else name for name in listed}
+    return {
+        id(parameter)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.ndim <= 1 or name in names or name.rpartition(".")[2] in NOT_DECAYED
+    }
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

@@ -65,8 +65,30 @@ def test_equal_tokens_stay_where_they_are():
     torch.testing.assert_close(mean_shift(tokens, torch.randn(3, 4), num_layers=3), tokens)
 
 
-def test_gradients_are_those_of_the_formula():
-    leaves = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in [(1, 5, 3), (4, 3), (4,)]]
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """What happens on a device without fused kernels, in tiles of 4 rows."""
+    module = importlib.import_module("segheads.functional.mean_shift")  # the function shadows the module
+    monkeypatch.setattr(module, "_is_fused", lambda *_: False)
+    monkeypatch.setattr(module, "TILE", 4)
+    return module
+
+
+@pytest.mark.parametrize("shift_channels", [3, 4])  # in tiles, and fused
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
+def test_gradients_are_those_of_the_formula(shift_channels, needed):
+    check_gradients(shift_channels, needed)
+
+
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
+def test_gradients_in_several_tiles(small_tiles, needed):
+    check_gradients(3, needed)
+
+
+def check_gradients(shift_channels, needed):
+    sizes = [(2, 9, 3), (shift_channels, 3), (shift_channels,)]
+    needs = (needed[0], needed[1], needed[1])
+    leaves = [torch.randn(n, dtype=torch.float64, requires_grad=g) for n, g in zip(sizes, needs, strict=True)]
 
     def function(tokens, weight, bias):
         return mean_shift(tokens, weight, bias, num_layers=2)
@@ -74,24 +96,127 @@ def test_gradients_are_those_of_the_formula():
     assert torch.autograd.gradcheck(function, leaves)
 
 
-@pytest.mark.parametrize("tokens_are_fused", [True, False])
+def test_tiles_equal_the_formula(small_tiles):
+    tokens, weight = torch.randn(2, 9, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    expected = slow_mean_shift(tokens, weight, None, 2)
+    torch.testing.assert_close(mean_shift(tokens, weight, num_layers=2), expected)
+    torch.testing.assert_close(mean_shift(tokens.requires_grad_(), weight, num_layers=2), expected)
+
+
+def test_gradients_of_gradients_are_refused(small_tiles):
+    x = torch.randn(1, 9, 5, requires_grad=True)
+    (grad,) = torch.autograd.grad(mean_shift(x, torch.randn(3, 5)).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize(("channels", "shift_channels"), [(16, 16), (16, 24), (24, 7)])
-def test_no_square_matrix_without_gradients(monkeypatch, tokens_are_fused, channels, shift_channels):
-    N = 2100  # more than two tiles
-    tokens, weight = torch.randn(1, N, channels), torch.randn(shift_channels, channels)
-    if not tokens_are_fused:  # what happens on a device without fused kernels
-        module = importlib.import_module("segheads.functional.mean_shift")  # the function shadows the module
-        monkeypatch.setattr(module, "_is_fused", lambda x: False)
-        monkeypatch.setattr(F, "scaled_dot_product_attention", plain_attention)
-    with torch.no_grad(), LargestTensor() as largest:
-        shifted = mean_shift(tokens, weight)
-    assert largest.numel < N * N * 0.6
-    affinity = (tokens @ weight.T) @ (tokens @ weight.T).mT * shift_channels**-0.5
-    torch.testing.assert_close(shifted, affinity.softmax(-1) @ tokens, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("trains", [True, False])
+def test_no_square_matrix(monkeypatch, is_fused, channels, shift_channels, trains):
+    N = 2100  # more than four tiles
+    tokens, weight = torch.randn(1, N, channels), torch.randn(shift_channels, channels) * 0.3
+    grad = torch.randn(1, N, channels)
+    expected = shifted_plainly(tokens, weight, grad)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    if not is_fused:
+        module = importlib.import_module("segheads.functional.mean_shift")
+        monkeypatch.setattr(module, "_is_fused", lambda *_: False)
+        monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    x, w = tokens.requires_grad_(trains), weight.requires_grad_(trains)
+    with LargestTensor() as largest, torch.set_grad_enabled(trains):
+        shifted = mean_shift(x, w)
+        if trains:
+            (shifted * grad).sum().backward()
+    assert largest.numel < N * N * 0.3
+    torch.testing.assert_close(shifted, expected[0], rtol=1e-4, atol=1e-5)
+    if trains:
+        for leaf, gradient in ((x, expected[1]), (w, expected[2])):
+            torch.testing.assert_close(leaf.grad, gradient, rtol=0, atol=2e-5 * float(gradient.abs().max()))
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return (query @ key.mT * scale).softmax(-1) @ value
+class Operations(TorchDispatchMode):
+    """Notes the names of the operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("shift_channels", "batch", "needs_grad", "is_fused"),
+    [(8, 1, False, True), (8, 1, True, False), (8, 3, True, True), (5, 1, False, True), (24, 3, False, False)],
+)
+def test_the_quicker_way_on_the_cpu(monkeypatch, shift_channels, batch, needs_grad, is_fused):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    x, weight = torch.randn(batch, 9, 8), torch.randn(shift_channels, 8, requires_grad=needs_grad)
+    with Operations() as operations:
+        mean_shift(x, weight)
+    assert any("attention" in name for name in operations.names) == is_fused
+    with torch.no_grad(), Operations() as operations:  # nothing to learn: no backward that could be slow
+        mean_shift(x, weight)
+    assert any("attention" in name for name in operations.names) == (shift_channels != 24)
+
+
+def test_meta_tensors_have_the_shape():
+    x, weight = torch.empty(2, 9, 8, device="meta"), torch.empty(24, 8, device="meta", requires_grad=True)
+    shifted = mean_shift(x, weight)
+    shifted.sum().backward()
+    assert (shifted.shape, weight.grad.shape) == (x.shape, weight.shape)
+
+
+def shifted_plainly(tokens, weight, grad):
+    """The formula with autograd, in fp64: result, and gradients of its product with `grad`."""
+    x, w = tokens.double().requires_grad_(), weight.double().requires_grad_()
+    r = x @ w.T
+    shifted = (r @ r.mT * len(w) ** -0.5).softmax(-1) @ x
+    (shifted * grad).sum().backward()
+    return shifted.float(), x.grad.float(), w.grad.float()
+
+
+def test_exports_for_any_number_of_tokens():
+    class Shift(torch.nn.Module):
+        def forward(self, x):
+            return mean_shift(x, weight)
+
+    weight = torch.nn.Parameter(torch.randn(24, 8) * 0.3)
+    N = torch.export.Dim("N", min=2, max=4096)
+    exported = torch.export.export(Shift(), (torch.randn(1, 9, 8),), dynamic_shapes=({1: N},)).module()
+    x = torch.randn(1, 700, 8)  # more than one tile
+    torch.testing.assert_close(exported(x), Shift()(x))
+
+
+@pytest.mark.parametrize("shift_channels", [8, 5, 24])
+def test_exports_and_compiles(shift_channels):
+    class Shift(torch.nn.Module):
+        def forward(self, x, weight):
+            return mean_shift(x, weight, num_layers=2)
+
+    x, weight = torch.randn(1, 9, 8).double(), torch.randn(shift_channels, 8).double()
+    exported = torch.export.export(Shift(), (x, weight)).module()
+    torch.testing.assert_close(exported(x, weight), Shift()(x, weight))
+    compiled = torch.compile(Shift(), backend="eager", fullgraph=True)
+    leaf = x.clone().requires_grad_()
+    compiled(leaf, weight).square().sum().backward()
+    (expected,) = torch.autograd.grad(Shift()(y := x.clone().requires_grad_(), weight).square().sum(), y)
+    torch.testing.assert_close(leaf.grad, expected)
+
+
+def test_training_under_autocast(small_tiles):
+    x, weight = torch.randn(1, 12, 8), torch.randn(5, 8) * 0.3
+    grads = []
+    for enabled in (True, False):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            shifted = mean_shift(leaf, weight)
+        assert shifted.dtype == (torch.bfloat16 if enabled else torch.float32)
+        shifted.float().square().sum().backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(*grads, rtol=0.05, atol=0.05)
 
 
 def test_autocast_keeps_working():

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from segheads import create_model
 from segheads.training import create_optimizer, poly_learning_rate, set_learning_rate
 
 
@@ -43,3 +44,103 @@ def test_optimizers_by_timms_names():
     adamw.param_groups[0]["lr_scale"] = 0.1
     set_learning_rate(adamw, 0.5)
     assert [group["lr"] for group in adamw.param_groups] == [0.05, 0.5]
+
+
+def grouped(model, **options):
+    """Names, decay and lr_scale of each parameter group."""
+    defaults = {"learning_rate": 0.1, "weight_decay": 0.5, "momentum": 0.9}
+    optimizer = create_optimizer(model, "adamw", **{**defaults, **options})
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        (group["weight_decay"], group["lr_scale"]): {name_of[id(parameter)] for parameter in group["params"]}
+        for group in optimizer.param_groups
+    }, optimizer
+
+
+def test_norms_biases_positions_tokens_and_class_embeddings_are_not_decayed():
+    model = create_model("test_vit", "mask_transformer", 5, pretrained=False)
+    groups, _ = grouped(model)
+    assert groups.keys() == {(0.0, 1.0), (0.5, 1.0)}
+    spared, decayed = groups[0.0, 1.0], groups[0.5, 1.0]
+    of_several_axes = {name for name, p in model.named_parameters() if name in spared and p.ndim > 1}
+    assert of_several_axes == {"backbone.model.pos_embed", "backbone.model.cls_token", "head.class_embeddings"}
+    assert "head.mask_norm.weight" in spared
+    assert "head.project.bias" in spared
+    assert {"head.project.weight", "backbone.model.patch_embed.proj.weight"} <= decayed
+    assert spared | decayed == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+class Tables(nn.Module):
+    """Names timm's conventions do not list, a part that lists its own, and a tied parameter under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(3, 2))
+        self.reg_token = nn.Parameter(torch.zeros(1, 1, 2))
+        part = Part()
+        self.alias = nn.Module()  # comes first, so that the parameter goes by this name
+        self.alias.weight = part.special
+        self.part = part
+        self.weight = nn.Parameter(torch.zeros(2, 2))
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.special = nn.Parameter(torch.zeros(2, 2))
+        self.weight = nn.Parameter(torch.zeros(2, 2))
+
+    def no_weight_decay(self):
+        return {"special"}
+
+
+def test_what_parts_list_and_known_names_are_not_decayed():
+    groups, _ = grouped(Tables())
+    assert groups[0.0, 1.0] == {"relative_position_bias_table", "reg_token", "alias.weight"}
+    assert groups[0.5, 1.0] == {"part.weight", "weight"}
+
+
+def test_swins_tables_are_not_decayed():
+    model = create_model("swin_tiny_patch4_window7_224", "linear", 3, pretrained=False, pyramid=None)
+    groups, _ = grouped(model)
+    tables = {name for name, _ in model.named_parameters() if name.endswith("relative_position_bias_table")}
+    assert len(tables) == 12
+    assert tables <= groups[0.0, 1.0]
+
+
+def test_the_backbone_learns_more_slowly_and_what_is_frozen_not_at_all():
+    model = create_model("test_resnet", "linear", 3, pretrained=False, pyramid=None)
+    frozen = next(name for name, p in model.named_parameters() if p.ndim == 4 and p.requires_grad)
+    model.get_parameter(frozen).requires_grad_(False)
+    groups, optimizer = grouped(model, backbone_lr_scale=0.1)
+    assert groups.keys() == {(0.0, 0.1), (0.0, 1.0), (0.5, 0.1), (0.5, 1.0)}
+    assert groups[0.0, 1.0] | groups[0.5, 1.0] == {name for name, _ in model.named_parameters() if "head." in name}
+    assert all(name.startswith("backbone.") for name in groups[0.0, 0.1] | groups[0.5, 0.1])
+    assert not any(frozen in names for names in groups.values())
+    by_scale = {group["lr_scale"]: group["lr"] for group in optimizer.param_groups}
+    assert by_scale == {0.1: pytest.approx(0.01), 1.0: pytest.approx(0.1)}
+    set_learning_rate(optimizer, 0.5)
+    assert {group["lr_scale"]: group["lr"] for group in optimizer.param_groups} == {0.1: 0.05, 1.0: 0.5}
+
+
+def test_without_decay_there_is_one_group_in_the_models_order():
+    """As timm makes it, so that checkpoints of earlier versions load."""
+    model = create_model("test_vit", "linear", 3, pretrained=False)
+    _, optimizer = grouped(model, weight_decay=0.0)
+    (group,) = optimizer.param_groups
+    expected = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert list(map(id, group["params"])) == list(map(id, expected))
+
+
+def test_optimizers_that_cannot_be_are_named():
+    options = {"learning_rate": 0.1, "weight_decay": 0.5, "momentum": 0.9}
+    with pytest.raises(
+        ValueError, match=r"backbone_lr_scale .* 1 where the model has no backbone; got 0.1 for a Linear"
+    ):
+        create_optimizer(nn.Linear(2, 2), "adamw", backbone_lr_scale=0.1, **options)
+    with pytest.raises(ValueError, match=r"backbone_lr_scale must be 0 or more.* got -1"):
+        create_optimizer(Tables(), "adamw", backbone_lr_scale=-1, **options)
+    with pytest.raises(ValueError, match="parameters that require a gradient; Linear has none"):
+        create_optimizer(nn.Linear(2, 2).requires_grad_(False), "adamw", **options)
+    with pytest.raises(ValueError, match="nonsense"):
+        create_optimizer(nn.Linear(2, 2), "nonsense", **options)

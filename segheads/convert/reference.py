@@ -1,16 +1,17 @@
-"""Checkpoints of the published implementations as heads and models of this library."""
+"""Turns the state dict of a published implementation into a head or a model."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from segheads.convert.senformer import from_senformer
+from segheads.convert.states import State, load, rename, without_prefix
 from segheads.heads import Head, LinearHead, MaskTransformerHead, MeanShiftHead
 from segheads.heads.mask_transformer import default_num_heads
 from segheads.model import SegmentationModel, create_model
-
-State = Mapping[str, Tensor]
+from segheads.pyramids import Pyramid
 
 # Regular expressions from the names of the published code to ours, applied in turn.
 BLOCKS_OF_MMSEG = [
@@ -46,7 +47,9 @@ def from_reference(
     decoder_num_heads: int | None = None,
     img_size: tuple[int, int] | None = None,
     num_layers: int = 1,
-) -> SegmentationModel | Head:
+    neck_heads: int | None = None,
+    window_size: int | None = None,
+) -> SegmentationModel | Head | Pyramid | nn.Sequential:
     """Turn a state dict of a published implementation into a model, or into a head where it holds no backbone.
 
     What shapes tell is inferred: widths, depths, patch size, class count, linear or mask decoder, distillation token.
@@ -55,17 +58,28 @@ def from_reference(
     equal: for a grid of another shape but equal token count the published code adds the position embeddings unresized,
     in row-major order of the wrong grid; here they are resized.
 
+    A `"senformer"` state gives its neck (`FPN` or `FPNT`), its head (`SenFormerHead`), or where it holds `neck.*` and
+    `decode_head.*` both in an `nn.Sequential`; each is called with the list of levels. The head's result is the
+    logarithm of the mean of the learners' probabilities, where the published code gives their sum. The auxiliary head
+    is left out; a backbone is not converted.
+
     Args:
         state: The state dict, or a checkpoint that holds it under `state_dict` (MMSegmentation) or `model` (Segmenter).
         source: `"segmenter"` (https://github.com/rstrudel/segmenter), `"mmseg_segmenter"` (Segmenter in
-            MMSegmentation) or `"meanshifter"` (its author's fork of MMSegmentation 0.29).
-        num_heads: Attention heads of the backbone, and of a mask decoder; None means width // 64.
+            MMSegmentation), `"meanshifter"` (its author's fork of MMSegmentation 0.29) or `"senformer"`
+            (https://github.com/WalBouss/SenFormer).
+        num_heads: Attention heads of the backbone, and of a mask decoder; None means width // 64. Of SenFormer's
+            learners; None means 8.
         decoder_num_heads: Attention heads of a mask decoder where they differ from the backbone's.
         img_size: Height and width in pixels of the position embeddings' grid; needed where it is not square.
-        num_layers: How often the mean shift runs (L_ms), which no shape tells.
+        num_layers: How often the mean shift runs (L_ms), or a SenFormer learner's one shared block, which no shape
+            tells.
+        neck_heads: Attention heads of SenFormer's neck, for checking: its position tables tell them.
+        window_size: Window of SenFormer's neck, for checking likewise.
 
     Raises:
-        ValueError: If `source` is unknown, the state is of another kind, or `num_heads` or `img_size` is needed.
+        ValueError: If `source` is unknown, the state is of another kind or contradicts an argument, or `num_heads` or
+            `img_size` is needed.
 
     Examples:
         >>> import torch
@@ -77,15 +91,17 @@ def from_reference(
           (projection): Linear(in_features=8, out_features=8, bias=True)
         )
     """
-    if source not in PREFIXES:
-        raise ValueError(f"source must be one of {', '.join(PREFIXES)}; got {source!r}")
+    if source not in (*PREFIXES, "senformer"):
+        raise ValueError(f"source must be one of {', '.join(PREFIXES)}, senformer; got {source!r}")
     for key in ("state_dict", "model"):
         inner: Any = state.get(key)
         state = inner if isinstance(inner, Mapping) else state
     state = {key: value for key, value in state.items() if not UNUSED.match(key)}
+    if source == "senformer":
+        return from_senformer(state, num_heads, neck_heads, window_size, num_layers)
     backbone_prefix, head_prefix = PREFIXES[source]
-    backbone = _without_prefix(state, backbone_prefix)
-    head_state = _without_prefix(state, head_prefix)
+    backbone = without_prefix(state, backbone_prefix)
+    head_state = without_prefix(state, head_prefix)
     others = [key for key in state if not key.startswith((backbone_prefix, head_prefix))]
     if not backbone and not head_state:
         head_state, others = state, []
@@ -94,7 +110,7 @@ def from_reference(
     heads = decoder_num_heads or num_heads
     name, head_kwargs, head_state = _read_head(head_state, source, heads, num_layers)
     if not backbone:
-        return _load(_build_head(name, head_state, head_kwargs), head_state, source)
+        return load(_build_head(name, head_state, head_kwargs), head_state, source)
     backbone_kwargs = _read_vit(backbone, source, num_heads, img_size)
     model = create_model(
         "deit_tiny_distilled_patch16_224" if "dist_token" in backbone else "vit_tiny_patch16_224",
@@ -107,22 +123,9 @@ def from_reference(
         stretch_logits=source != "segmenter",
     )
     names = [] if source == "segmenter" else VIT_OF_MMSEG
-    _load(model.backbone.model, _rename(backbone, names), source)
-    _load(model.head, head_state, source)
+    load(model.backbone.model, rename(backbone, names), source)
+    load(model.head, head_state, source)
     return model
-
-
-def _without_prefix(state: State, prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def _rename(state: State, names: list[tuple[str, str]]) -> dict[str, Tensor]:
-    renamed = {}
-    for key, value in state.items():
-        for pattern, replacement in names:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
-    return renamed
 
 
 def _read_head(
@@ -130,7 +133,7 @@ def _read_head(
 ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """Name, arguments and state of the head."""
     if "cls_emb" in state:
-        converted = _rename(state, MASK_HEAD)
+        converted = rename(state, MASK_HEAD)
         if source == "segmenter":  # patches @ P there, a Linear's x @ Wᵀ here
             for key in ("project_patches.weight", "project_classes.weight"):
                 converted[key] = converted[key].T.contiguous()
@@ -149,7 +152,7 @@ def _read_head(
     rest = {key: value for key, value in state.items() if key not in (weight, bias)}
     if source != "meanshifter" or not rest:
         return "linear", {}, linear | rest
-    shift = _rename(rest, [(r"^q\.", "shift.projection.")])
+    shift = rename(rest, [(r"^q\.", "shift.projection.")])
     kwargs = {"shift_channels": rest["q.weight"].shape[0], "num_layers": num_layers} if "q.weight" in rest else {}
     return "mean_shift", kwargs, {f"decoder.{key}": value for key, value in linear.items()} | shift
 
@@ -206,12 +209,3 @@ def _num_heads(width: int, what: str) -> int:
     if width < 64:
         raise ValueError(f"a {what} of width {width} does not tell its attention heads; give num_heads")
     return default_num_heads(width)
-
-
-def _load(module: Any, state: State, source: str) -> Any:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        reasons = " ".join(str(error).split())
-        raise ValueError(f"the {source} state does not fit a {type(module).__name__}: {reasons}") from error
-    return module

@@ -1,0 +1,69 @@
+"""Fully convolutional head."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from segheads.heads.base import Head
+
+
+class FCNHead(Head):
+    """A few 3x3 convolutions and a classifier on one map.
+
+    The decoder of Long et al., "Fully Convolutional Networks for Semantic Segmentation" (CVPR 2015,
+    https://arxiv.org/abs/1411.4038) as MMSegmentation has it (`FCNHead`, without its option of concatenating the
+    input): the auxiliary head of PSPNet, UPerNet and SenFormer on the third stage, and the learner of `SenUPer`.
+    Convolutions start as He et al. have it, the classifier with standard deviation 0.01, as published.
+
+    Args:
+        in_channels: Channels of the feature map.
+        num_classes: Number of classes K.
+        channels: Channels of the convolutions.
+        num_layers: Number of convolutions, each with batch normalisation and ReLU; 0 leaves the classifier alone.
+        kernel_size: Size of the convolutions' kernels, odd.
+        drop_rate: Probability with which whole channels are dropped before the classifier.
+
+    Shape:
+        `(B, C, h, w)` to `(B, K, h, w)`.
+
+    Raises:
+        ValueError: If a size is out of range, or the map has other than `in_channels` channels.
+
+    Examples:
+        >>> import torch
+        >>> FCNHead(1024, 150)(torch.randn(2, 1024, 32, 32)).shape
+        torch.Size([2, 150, 32, 32])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int = 256,
+        num_layers: int = 1,
+        kernel_size: int = 3,
+        drop_rate: float = 0.1,
+    ) -> None:
+        super().__init__(in_channels, num_classes)
+        if channels < 1 or num_layers < 0:
+            raise ValueError(f"channels must be 1 or more and num_layers 0 or more; got {channels} and {num_layers}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, so that the grid stays the same; got {kernel_size}")
+        widths = [in_channels] + [channels] * num_layers
+        self.layers = nn.Sequential(*(_conv_norm_relu(narrow, wide, kernel_size) for narrow, wide in pairwise(widths)))
+        self.dropout = nn.Dropout2d(drop_rate)
+        self.classifier = nn.Conv2d(widths[-1], num_classes, 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]  # there is a bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, K, h, w)` of a feature map `(B, C, h, w)`."""
+        self._check(x)
+        return self.classifier(self.dropout(self.layers(x)))
+
+
+def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

@@ -1,0 +1,159 @@
+"""Merges against the paper's equations written out, at extreme logits, and what the errors show."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segheads.merges import MERGES, ExplicitAttention, HierarchicalAttention, average, majority_vote, product
+
+FUNCTIONS = ["average", "product", "majority_vote"]
+LEARNED = ["hierarchical_attention", "explicit_attention"]
+
+
+def some_logits(count=3, K=5, scale=1.0, dtype=torch.float64):
+    torch.manual_seed(0)
+    return [scale * torch.randn(2, K, 3, 4, dtype=dtype) for _ in range(count)]
+
+
+def built(name, count=3, K=5, trained=True):
+    merge = MERGES[name]
+    if name in FUNCTIONS:
+        return merge
+    module = merge(count, K).double()
+    for parameter in module.parameters() if trained else []:
+        torch.nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def probabilities(logits):
+    return [x.exp() / x.exp().sum(1, keepdim=True) for x in logits]
+
+
+def test_average_is_equation_3():
+    logits = some_logits()
+    torch.testing.assert_close(average(logits).exp(), sum(probabilities(logits)) / 3)
+
+
+def test_product_is_equation_4():
+    first, second, third = probabilities(some_logits())
+    expected = first * second * third
+    torch.testing.assert_close(product(some_logits()).exp(), expected / expected.sum(1, keepdim=True))
+
+
+def test_majority_vote_is_equation_5():
+    logits = some_logits()
+    result = majority_vote(logits).exp()
+    for b in range(2):
+        for i in range(3):
+            for j in range(4):
+                votes = [0.0] * 5
+                for p in probabilities(logits):
+                    confidence, winner = p[b, :, i, j].max(0)
+                    votes[winner] += confidence.item()
+                expected = torch.tensor(votes, dtype=torch.float64) / sum(votes)
+                torch.testing.assert_close(result[b, :, i, j], expected, rtol=0, atol=2e-6)
+
+
+def test_two_unsure_voters_beat_one_sure_one():
+    unsure, sure = torch.tensor([0.6, 0.4]).log().view(1, 2, 1, 1), torch.tensor([0.05, 0.95]).log().view(1, 2, 1, 1)
+    assert majority_vote([unsure, unsure, sure]).argmax(1) == 0  # 1.2 against 0.95
+    assert average([unsure, unsure, sure]).argmax(1) == 1
+
+
+def test_a_tie_of_votes_is_decided_by_the_average():
+    first = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log().view(1, 3, 1, 1)
+    second = torch.tensor([0.1, 0.4, 0.5], dtype=torch.float64).log().view(1, 3, 1, 1)
+    result = majority_vote([first, second]).squeeze()
+    assert result.argmax() == 1  # 0.45 on average, against 0.4
+    torch.testing.assert_close(result[1:].exp(), torch.full((2,), 0.5, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MERGES)
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_finite_and_normalised_with_finite_gradients(name, scale, dtype):
+    logits = [x.requires_grad_() for x in some_logits(scale=scale, dtype=dtype)]
+    merge = built(name)
+    result = merge.to(dtype)(logits) if name in LEARNED else merge(logits)
+    assert result.dtype == dtype
+    assert result.isfinite().all()
+    torch.testing.assert_close(result.exp().sum(1), torch.ones(2, 3, 4, dtype=dtype), rtol=0, atol=1e-5)
+    F.nll_loss(result, torch.zeros(2, 3, 4, dtype=torch.long)).backward()
+    assert all(x.grad.isfinite().all() for x in logits)
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_opposed_extremes(name):
+    """Two learners that are certain of different classes."""
+    first = torch.full((1, 3, 1, 1), -1e4)
+    second = first.clone()
+    first[0, 0], second[0, 1] = 1e4, 1e4
+    merge = built(name, 2, 3, trained=False)
+    result = (merge.float() if name in LEARNED else merge)([first, second])
+    assert result.isfinite().all()
+    torch.testing.assert_close(result.exp()[0, :, 0, 0], torch.tensor([0.5, 0.5, 0.0]), rtol=0, atol=1e-5)
+
+
+def test_half_precision_is_widened():
+    logits = [x.bfloat16() for x in some_logits()]
+    assert average(logits).dtype == majority_vote(logits).dtype == product(logits).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_learned_merges_start_as_the_mean_of_logits(name):
+    logits = some_logits(4)
+    expected = F.log_softmax(sum(logits) / 4, dim=1)
+    torch.testing.assert_close(built(name, 4, trained=False)(logits), expected)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_gradients_reach_every_weight(name):
+    merge = built(name)
+    F.nll_loss(merge(some_logits()), torch.zeros(2, 3, 4, dtype=torch.long)).backward()
+    assert all(p.grad.any() for p in merge.parameters())
+
+
+def test_explicit_attention_is_a_weighted_sum():
+    logits, merge = some_logits(), built("explicit_attention")
+    weights = merge.attention(torch.cat(logits, dim=1)).softmax(1)
+    expected = sum(weights[:, m : m + 1] * logits[m] for m in range(3))
+    torch.testing.assert_close(merge(logits), F.log_softmax(expected, dim=1))
+
+
+def test_hierarchical_attention_goes_from_coarse_to_fine():
+    fine, middle, coarse = some_logits()
+    merge = built("hierarchical_attention")
+    a = merge.steps[0](torch.cat([middle, coarse], dim=1)).sigmoid()
+    merged = a * coarse + (1 - a) * middle
+    b = merge.steps[1](torch.cat([fine, merged], dim=1)).sigmoid()
+    expected = F.log_softmax(b * merged + (1 - b) * fine, dim=1)
+    torch.testing.assert_close(merge([fine, middle, coarse]), expected)
+
+
+def test_one_learner():
+    (x,) = some_logits(1)
+    torch.testing.assert_close(average([x]), F.log_softmax(x, 1))
+    assert majority_vote([x]).argmax(1).equal(x.argmax(1))
+    with pytest.raises(ValueError, match="merge 'product' needs two learners or more; got 1"):
+        product([x])
+    for kind in (HierarchicalAttention, ExplicitAttention):
+        with pytest.raises(ValueError, match="attention' needs two learners or more; got 1"):
+            kind(1, 5)
+
+
+def test_log_two_learners():
+    x = torch.zeros(1, 2, 1, 1)
+    torch.testing.assert_close(average([x, x]), torch.full((1, 2, 1, 1), -math.log(2)))
+
+
+def test_what_does_not_fit_is_named():
+    x = torch.zeros(1, 5, 2, 2)
+    with pytest.raises(ValueError, match=r"on one grid; got \[\(1, 5, 2, 2\), \(1, 5, 2, 3\)\]"):
+        average([x, torch.zeros(1, 5, 2, 3)])
+    with pytest.raises(ValueError, match=r"one learner or more on one grid; got \[\]"):
+        majority_vote([])
+    for name in LEARNED:
+        with pytest.raises(ValueError, match=r"Attention was built for 3 learners; got 2"):
+            built(name)([x.double(), x.double()])

@@ -160,6 +160,10 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         Raises:
             ValueError: If uncertainty is asked of a head that is no ensemble.
         """
+        if return_uncertainty and not self.head.is_ensemble:
+            raise ValueError(
+                f"return_uncertainty needs a head with learners, such as senformer; got {type(self.head).__name__}"
+            )
         was_training = self.training
         self.eval()
         try:
@@ -169,10 +173,6 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             labels = upsample_argmax(logits, covered)[:, :H, :W]
             if not return_uncertainty:
                 return labels
-            if not learners:
-                raise ValueError(
-                    f"return_uncertainty needs a head with learners, such as senformer; got {type(self.head).__name__}"
-                )
             maps = torch.stack(ensemble_uncertainty(logits, learners), dim=1)  # (B, 3, h, w)
             return labels, Uncertainty(*upsample(maps, covered)[:, :, :H, :W].unbind(1))
         finally:

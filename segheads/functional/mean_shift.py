@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 
-TILE = 512  # rows of the N x N affinity that are held at a time where no fused kernel serves
+TILE = 256  # rows of the N x N affinity that are held at a time where no fused kernel serves
 WIDEST_ON_CUDA = 256  # channels; flash attention's limit, beyond which a tile's large products suit the device better
 
 
@@ -93,32 +93,32 @@ class _Tiles(torch.autograd.Function):
         ctx.save_for_backward(tokens, r)
         ctx.scale = scale
         with torch.autocast(r.device.type, enabled=False):
-            averages = [_weights(rows, r, scale).to(r.dtype) @ tokens for rows in r.split(TILE, dim=1)]
+            averages = [_weights(rows, r).to(r.dtype) @ tokens for rows in (r * scale).split(TILE, dim=1)]
         return torch.cat(averages, dim=1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         tokens, r = ctx.saved_tensors
+        scaled = r * ctx.scale
         first, second, _ = ctx.needs_input_grad
         of_tokens, of_r = (_wide(torch.zeros_like(x)) for x in (tokens, r))
         with torch.autocast(r.device.type, enabled=False):
             for start in range(0, r.shape[1], TILE):
                 at = slice(start, start + TILE)
-                weights = _weights(r[:, at], r, ctx.scale)  # (B, TILE, N)
+                weights = _weights(scaled[:, at], r)  # (B, TILE, N)
                 if first:
                     _add_product(of_tokens, weights.to(r.dtype).mT, grad[:, at])
                 if second:
                     of_weights = _wide(grad[:, at] @ tokens.mT)
-                    mean = (of_weights * weights).sum(-1, keepdim=True)
-                    of_scores = of_weights.sub_(mean).mul_(weights).mul_(ctx.scale).to(r.dtype)
-                    _add_product(of_r[:, at], of_scores, r)  # r as query
-                    _add_product(of_r, of_scores.mT, r[:, at])  # r as key
+                    of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).to(r.dtype)
+                    _add_product(of_r[:, at], of_scores, scaled)  # r as query
+                    _add_product(of_r, of_scores.mT, scaled[:, at])  # r as key
         return of_tokens.to(tokens.dtype) if first else None, of_r.to(r.dtype) if second else None, None
 
 
-def _weights(rows: Tensor, r: Tensor, scale: float) -> Tensor:
-    return _wide(rows @ r.mT).mul_(scale).softmax(-1)
+def _weights(scaled: Tensor, r: Tensor) -> Tensor:
+    return _wide(scaled @ r.mT).softmax(-1)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ class SenFormerHead(Head):
 
     multi_level = True
     preferred_pyramid = "fpnt"
+    is_ensemble = True
 
     def __init__(
         self,

@@ -94,6 +94,7 @@ class SenUPer(Head):
 
     multi_level = True
     preferred_pyramid = None
+    is_ensemble = True
 
     def __init__(
         self,

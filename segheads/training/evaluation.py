@@ -11,9 +11,11 @@ from tqdm.auto import tqdm
 
 from segheads.calibration import CalibrationError
 from segheads.data import SegmentationDataset, resize_keep_ratio, to_input
+from segheads.functional import upsample
 from segheads.inference import predict_labels, predict_with_confidence
 from segheads.metrics import SegmentationMetrics
 from segheads.model import SegmentationModel
+from segheads.uncertainty import Uncertainty
 
 T = TypeVar("T")
 
@@ -149,3 +151,13 @@ def _predict(
             size=(size[0], size[1]),
             **protocol,
         )
+
+
+def predict_uncertainty(
+    accelerator: Accelerator, model: SegmentationModel, image: Tensor, size: Sequence[int]
+) -> Uncertainty:
+    """Uncertainty maps `(H, W)` of one normalised image `(3, h, w)`, shown to an ensemble as a whole, at `size`."""
+    with accelerator.autocast():
+        _, maps = model.predict(image.to(accelerator.device, non_blocking=True)[None], return_uncertainty=True)
+    resized = upsample(torch.stack(maps, dim=1), (size[0], size[1]))[0]  # (1, 3, h, w) -> (3, H, W)
+    return Uncertainty(*resized.cpu())

@@ -29,9 +29,9 @@ from segheads.data import (
 from segheads.model import SegmentationModel
 from segheads.pretrained import PretrainedWeightsError
 from segheads.training.config import MAY_DIFFER, TrainingConfig
-from segheads.training.evaluation import EvaluationSamples, evaluate, predict
+from segheads.training.evaluation import EvaluationSamples, evaluate, predict, predict_uncertainty
 from segheads.training.loop import train, training_batches
-from segheads.training.report import scores, write_report
+from segheads.training.report import plot_uncertainty, scores, write_report
 from segheads.training.run_folder import RunFolder
 from segheads.training.schedule import create_optimizer, poly_learning_rate
 
@@ -246,11 +246,16 @@ def report(
     """Write the model, the tables and the pictures of a finished run."""
     model.save_pretrained(run.path / "model")
     model.eval()
-    dataset, rows = samples.dataset, []
+    dataset, rows, doubts = samples.dataset, [], []
     for index in np.linspace(0, len(dataset) - 1, min(config.pictures, len(dataset))).astype(int).tolist():
-        image, labels = dataset.read(index)
-        prediction = predict(accelerator, model, samples[index][0], labels.shape, config.window, config.stride)
-        rows.append((dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy()))
+        (image, labels), tensor = dataset.read(index), samples[index][0]
+        prediction = predict(accelerator, model, tensor, labels.shape, config.window, config.stride)
+        row = (dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy())
+        rows.append(row)
+        if model.head.is_ensemble:
+            doubts.append((*row, predict_uncertainty(accelerator, model, tensor, labels.shape)))
     write_report(run.path, results, run.records(), dataset, rows)
+    if doubts:
+        plot_uncertainty(doubts, dataset, run.path / "uncertainty.png")
     print(", ".join(f"{name} {value:.4f}" for name, value in scores(results).items()))
     print(f"model, tables and pictures are in {run.path}")

@@ -10,6 +10,7 @@ from segheads.calibration import CalibrationError
 from segheads.data import Scenes
 from segheads.inference import predict_probabilities
 from segheads.training import DEMO_RUN, MAY_DIFFER, EvaluationSamples, TrainingConfig, evaluate, run_training
+from segheads.training.evaluation import predict_uncertainty
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -97,3 +98,13 @@ def test_a_run_measures_calibration_at_its_end_alone(tmp_path, capsys, calibrati
     assert (tmp_path / "reliability.png").is_file() == calibration
     assert ("ECE 0." in capsys.readouterr().out) == calibration
     assert "calibration" in MAY_DIFFER  # a resumed run may turn it on
+
+
+def test_uncertainty_of_an_image_comes_at_its_labels_size():
+    torch.manual_seed(0)
+    model = create_model("test_vit", "senformer", 5, pretrained=False, pyramid_kwargs={"out_channels": 16}).eval()
+    image, accelerator = torch.randn(3, 40, 50), Accelerator(cpu=True)
+    _, expected = model.predict(image[None], return_uncertainty=True)
+    for maps, whole in zip(predict_uncertainty(accelerator, model, image, (40, 50)), expected, strict=True):
+        torch.testing.assert_close(maps, whole[0])
+    assert {maps.shape for maps in predict_uncertainty(accelerator, model, image, (80, 99))} == {(80, 99)}

@@ -1,0 +1,107 @@
+"""The ablation: what it trains, what it reads from one model, and what it keeps."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "ablate_senformer.py"
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = importlib.util.spec_from_file_location("ablate_senformer", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def small(recipe, folder, **changes):
+    sizes = {"scenes_size": 32, "scale": (32, 32), "crop_size": 32, "iterations": 2, "batch_size": 2, "width": 8}
+    return dataclasses.replace(
+        recipe.DEMO, **sizes, warmup_iterations=0, pictures=1, threads=1, output=folder, **changes
+    )
+
+
+def test_default_is_the_protocol(recipe):
+    config = recipe.Config()
+    assert (config.optimizer, config.learning_rate, config.weight_decay) == ("adamw", 1e-4, 1e-4)
+    assert (config.backbone_lr_scale, config.max_grad_norm, config.power) == (0.1, 3.0, 1.0)
+    assert (config.warmup_iterations, config.batch_size, config.crop_size, config.iterations) == (
+        1500,
+        16,
+        512,
+        160_000,
+    )
+    assert (config.width, config.auxiliary_weight, config.min_learning_rate) == (512, 0.4, 0.0)
+    assert config.tables == ("1", "2", "3", "4", "10", "11", "12", "13")
+
+
+def test_every_training_has_a_folder_of_its_own(recipe):
+    trainings = {
+        json.dumps(dataclasses.asdict(row.training)): row.training
+        for table in recipe.tables(recipe.Config()).values()
+        for row in table.rows
+    }
+    folders = [training.folder() for training in trainings.values()]
+    assert len(set(folders)) == len(folders) > 15
+    assert all("/" not in folder and " " not in folder for folder in folders)
+
+
+def test_every_row_can_be_built(recipe):
+    config = recipe.Config(backbone="test_resnet", pretrained=False, width=16, crop_size=32)
+    for table in recipe.tables(config).values():
+        for row in table.rows:
+            model = recipe.build_model(row.training, config, 5)
+            for name, value in row.settings.items():
+                setattr(model.head, name, value)
+                assert getattr(model.head, name) == value
+
+
+def test_tables_are_written_from_one_training_and_kept(recipe, tmp_path, capsys, monkeypatch):
+    config = small(recipe, tmp_path / "runs", tables=("1",))
+    recipe.main(config)
+    assert sorted(path.name for path in config.output.iterdir()) == ["senformer", "table_1.md"]
+    table = (config.output / "table_1.md").read_text()
+    assert table.strip() in capsys.readouterr().out
+    rows = [line for line in table.splitlines() if line.startswith("| P")]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        *("P2", "P3", "P4", "P5", "P4 + P5", "P3 + P4 + P5", "P2 + P3 + P4 + P5"),
+    ]
+    results = json.loads((config.output / "senformer" / "results.json").read_text())
+    assert float(rows[-1].split("|")[5]) == pytest.approx(100 * results["mIoU"], abs=0.06)
+    assert len({row.split("|")[3] for row in rows}) > 1  # learners differ
+
+    monkeypatch.setattr(recipe, "run_training", None)  # nothing is trained or evaluated again
+    monkeypatch.setattr(recipe, "evaluate_again", None)
+    recipe.main(config)
+    assert (config.output / "table_1.md").read_text() == table
+
+
+def test_another_budget_is_refused(recipe, tmp_path):
+    config = small(recipe, tmp_path, tables=("1",))
+    row = recipe.tables(config)["1"].rows[-1]
+    own = recipe.own_config(config, row.training)
+    own.output.mkdir(parents=True)
+    (own.output / "config.json").write_text(json.dumps(own.as_json()))
+    with pytest.raises(SystemExit, match="iterations was 2 and is 3; give another --output"):
+        recipe.measure(dataclasses.replace(config, iterations=3), row)
+
+
+def test_unknown_tables_are_named(recipe, tmp_path):
+    with pytest.raises(SystemExit, match="--tables 5 9 must be some of heads 1 2 3 4 10 11 12 13"):
+        recipe.main(small(recipe, tmp_path, tables=("5", "1", "9")))
+
+
+def test_deviations_over_seeds(recipe):
+    config = recipe.Config(seeds=2)
+    table = recipe.tables(config)["11"]
+    assert [row.training.seed for row in table.rows] == [0, 1] * 5
+    measured = [{"mIoU": float(i)} for i in range(10)]
+    text = recipe.deviations(table, measured)
+    assert "| ensemble | 0.50 | 0.71 |" in text
+    assert "| P5 | 8.50 | 0.71 |" in text

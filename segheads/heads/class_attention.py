@@ -93,10 +93,11 @@ class ClassAttentionHead(Head):
         features = self.norm_features(x.flatten(2).transpose(1, 2))  # (B, C, h, w) -> (B, N, D)
         classes = self.class_embeddings.expand(B, -1, -1).to(features.dtype)
         blocks: Any = self.blocks
-        memories = [block.cross_attention.read(features) for block in blocks]
         for layer in range(self._num_layers):
-            index = 0 if self.shared_block else layer
-            classes = blocks[index](classes, memories[index])
+            block = blocks[0 if self.shared_block else layer]
+            if layer == 0 or not self.shared_block:  # a repeated block would compute the same again
+                memory = block.cross_attention.read(features)
+            classes = block(classes, memory)
         scores = self.norm(classes) @ features.transpose(1, 2)  # (B, K, N)
         return scores.reshape(B, self.num_classes, h, w)
 

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 
 TILE = 256  # rows of the N x N affinity that are held at a time where no fused kernel serves
-WIDEST_ON_CUDA = 256  # channels; flash attention's limit, beyond which a tile's large products suit the device better
+WIDEST_ON_CUDA = 256  # channels: flash attention's limit; tiles beyond it are a choice not yet measured
 
 
 def mean_shift(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, num_layers: int = 1) -> Tensor:

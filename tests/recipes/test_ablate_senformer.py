@@ -1,23 +1,12 @@
 """The ablation: what it trains, what it reads from one model, and what it keeps."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ablate_senformer.py"
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("ablate_senformer", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def small(recipe, folder, **changes):

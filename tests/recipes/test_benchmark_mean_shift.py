@@ -1,22 +1,10 @@
-import importlib.util
-import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from segheads.functional import mean_shift
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark_mean_shift.py"
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("benchmark_mean_shift", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_plain_formula_is_what_we_compute(recipe):

@@ -1,7 +1,6 @@
 """The recipe as its users run it: end to end, killed and resumed, and with everything missing."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,22 +21,6 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "meanshifter_ade20k.py"
 TINY = ["--demo", "--backbone", "test_vit", "--depth", "2", "--scenes-size", "32"]
 TINY += ["--scale", "32", "32", "--crop-size", "32", "--batch-size", "4", "--drop-path-rate", "0.5"]
 TINY += ["--checkpoint-every", "5", "--log-every", "2", "--pictures", "2", "--tracker", "none"]
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location(RECIPE.stem, RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def _a_process_of_its_own():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
 
 
 def tiny(recipe, output, *options):

@@ -1,13 +1,10 @@
 """Segmenter's recipe: the published numbers, and a short run."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import tyro
-from accelerate.state import AcceleratorState, PartialState
 
 from segheads import SegmentationModel
 
@@ -15,22 +12,6 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "segmenter_ade20k.py"
 TINY = ["--backbone", "test_vit", "--depth", "1", "--scenes-size", "32", "--scale", "32", "32", "--crop-size", "32"]
 TINY += ["--batch-size", "2", "--iterations", "2", "--pictures", "1", "--tracker", "none"]
 TINY += ["--threads", "1"]
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location(RECIPE.stem, RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def _a_process_of_its_own():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
 
 
 def test_defaults_are_the_published_ones(recipe):

@@ -1,16 +1,13 @@
 """SenFormer's recipe: the published numbers by backbone, its options, and short runs."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import tyro
-from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 
 from segheads import SegmentationModel
@@ -19,22 +16,6 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "senformer_ade20k.py"
 TINY = ["--backbone", "test_resnet", "--scenes-size", "32", "--scale", "32", "32", "--crop-size", "32"]
 TINY += ["--width", "16", "--num-layers", "1", "--batch-size", "2", "--iterations", "2", "--pictures", "1"]
 TINY += ["--tracker", "none", "--threads", "1"]
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location(RECIPE.stem, RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def _a_process_of_its_own():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
 
 
 def tiny(recipe, *options):

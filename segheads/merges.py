@@ -78,7 +78,7 @@ def majority_vote(logits: Sequence[Tensor]) -> Tensor:
     Examples:
         >>> votes = [torch.tensor([[[[4.0]], [[0.0]]]]), torch.tensor([[[[0.0]], [[1.0]]]])]
         >>> majority_vote(votes).exp().flatten()
-        tensor([0.5733, 0.4267])
+        tensor([0.5732, 0.4268])
     """
     each = _log_probabilities(logits)
     confidences, votes = zip(*(x.max(1, keepdim=True) for x in each), strict=True)

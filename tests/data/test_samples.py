@@ -26,6 +26,7 @@ def batches(workers, start=0):
     return list(DataLoader(samples(), batch_sampler=sampler, num_workers=workers))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than a small machine has cores
 def test_batches_are_the_same_for_any_number_of_workers_and_after_a_resume():
     alone = batches(0)
     torch.testing.assert_close(batches(2), alone, rtol=0, atol=0)

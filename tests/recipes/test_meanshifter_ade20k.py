@@ -81,6 +81,7 @@ def test_a_killed_run_goes_on_bit_for_bit(recipe, tmp_path):
     assert records(killed) == records(tmp_path / "whole")
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than a small machine has cores
 def test_workers_and_accumulation_change_no_sample(recipe, tmp_path):
     run(recipe, tmp_path / "one", "--iterations", "3", "--drop-path-rate", "0")
     run(recipe, tmp_path / "two", "--iterations", "3", "--drop-path-rate", "0", "--workers", "2")

@@ -282,9 +282,12 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         if not Path(model_id).is_dir():
             files = [Path(hf_hub_download(model_id, file.name, **hub_options)) for file in files]
         config = json.loads(files[0].read_text())
-        model = create_model(**config["model"], pretrained=False)
+        model = create_model(**{"pyramid": None, **config["model"]}, pretrained=False)
         load_weights(model, files[1])
-        for name, values in config["settings"].items():
+        settings = config["settings"]
+        if not all(isinstance(values, dict) for values in settings.values()):
+            settings = {"head": settings}  # as they were saved before heads nested
+        for name, values in settings.items():
             for key, value in values.items():
                 setattr(model.get_submodule(name), key, value)
         return model.eval()

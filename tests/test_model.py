@@ -128,6 +128,16 @@ def test_saved_and_loaded_with_what_was_changed(model, tmp_path):
     assert again.data_config == model.data_config
 
 
+def test_models_saved_before_there_were_pyramids_are_loaded(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("pyramid", "pyramid_kwargs", "auxiliary_weight", "auxiliary_kwargs"):
+        del config["model"][name]
+    config["settings"] = {"num_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert SegmentationModel.from_pretrained(tmp_path).head.num_layers == 2
+
+
 def test_pushed_to_the_hub(model, monkeypatch):
     pushed = {}
 

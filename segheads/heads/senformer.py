@@ -153,7 +153,7 @@ class SenFormerHead(Head):
         """
         self._check(x)
         size = (x[0].shape[2], x[0].shape[3])
-        logits = []
+        logits: list[Tensor] = []
         for place, level in enumerate(self._built):
             if level not in self._levels:
                 continue

@@ -10,6 +10,15 @@ The defaults are the published configuration of Seg-Ti-Mask/16 (https://github.c
 batch size 8, 64 epochs that are 160k iterations, loss over the valid pixels, windows of 512 side by side. For
 Seg-Ti/16 `--head linear`; for the larger models `--backbone vit_small_patch16_384.augreg_in21k_ft_in1k` and so on.
 
+What makes a step quicker: its seconds with, over its seconds without, measured with 2 images of 512 (and the mean_shift
+head) on one core of an AMD EPYC with bf16 instructions. What each is worth on a GPU has not been measured yet.
+  --mixed-precision bf16  0.65
+  --compile               0.99, after 1.5 minutes of compiling; forward pass and loss are one graph
+  --channels-last         of the backbone alone 1.01; on for backbones of convolutions: ResNet-50 0.97, ConvNeXt-T 1.00
+  fused optimizer         of the update alone 0.58 with SGD and 0.38 with AdamW; always on, and under 1 % of this step
+  --workers 4             enough for 1,300 images/s (340 a core, 2.5 times the published pipeline); a step takes 1.1/s
+  streams                 on a GPU, copies and colour distortion run beside the step; nothing waits but the log
+
 Expected mIoU: 38.1 for Seg-Ti-Mask/16 and windows at one scale (the repository's README; 38.8 at several scales), 39.03
 for Seg-Ti/16 with the linear head (the paper's). Ours at full length, and hours and memory on a GPU: not yet measured.
 """

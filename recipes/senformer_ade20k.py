@@ -16,6 +16,15 @@ It departs from the published configurations in that biases and the ResNet's own
 has its usual stem (`--backbone resnet50c.gluon_in1k` has the published one, of three convolutions); and gradients are
 clipped at 3 (ResNets) and 1, where the repository has 0.1 for ResNet-50 and Swin-T and 1 for Swin-B.
 
+What makes a step quicker: its seconds with, over its seconds without, measured with 2 images of 256 and ResNet-50 on
+one core of an AMD EPYC with bf16 instructions. What each is worth on a GPU has not been measured yet.
+  --mixed-precision bf16  0.47
+  --compile               not measured; forward pass and loss are one graph
+  --channels-last         0.95; on by itself for backbones of convolutions, off for a Swin or ViT
+  fused optimizer         of the update alone 0.28 with AdamW; always on, and about 1 % of this step
+  --workers 4             enough for 1,300 images/s (340 a core, 2.5 times the published pipeline); a step takes 0.3/s
+  streams                 on a GPU, copies and colour distortion run beside the step; nothing waits but the log
+
 Expected mIoU, one scale (the repository's README): 44.38 with ResNet-50, 44.6 with --no-shared-block, 46.0 with Swin-T.
 Ours at full length, and hours and memory on a GPU: not yet measured.
 """

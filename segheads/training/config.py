@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from segheads.functional.upsample import Reduction
 
-# A resumed run may change where things are and how often it reports, but nothing that its weights depend on.
+# A resumed run may change where things are, how often it reports, and in what order the machine sums up (threads,
+# channels_last, compile: rounding, and which random numbers drop a path), but nothing else that its weights depend on.
 MAY_DIFFER = {
     *("output", "resume", "data_root", "download", "backbone_weights", "pretrained"),
-    *("workers", "threads", "tracker", "pictures", "calibration"),
+    *("workers", "threads", "channels_last", "compile", "tracker", "pictures", "calibration"),
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every", "window", "stride"),
 }
 
@@ -115,7 +116,9 @@ class TrainingConfig:
 
     # The machine
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the forward pass."""
+    """Precision of the forward pass. With fp16, SGD waits for the device in each step; with bf16 nothing does."""
+    channels_last: bool | None = None
+    """Keep maps in the memory format that convolutions like; None does so where the backbone is made of them."""
     compile: bool = False
     """torch.compile the training step."""
     threads: int | None = None

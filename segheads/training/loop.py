@@ -18,18 +18,50 @@ from segheads.training.schedule import set_learning_rate
 Batch = tuple[Tensor, Tensor]
 
 
-def training_batches(loader: Iterable[dict[str, Tensor]], prepare: PhotometricNormalize) -> Iterator[Batch]:
+def training_batches(
+    loader: Iterable[dict[str, Tensor]], prepare: PhotometricNormalize, *, channels_last: bool = False
+) -> Iterator[Batch]:
     """Distort and normalise what `TrainingSamples` hands over, on the device that it is on.
 
+    Where `prepare` is on a GPU, the copies that the loader makes and the distortion have a stream of their own: the GPU
+    does them while it still computes the step before.
+
     Args:
-        loader: Yields collated `TrainingSamples`.
+        loader: Yields collated `TrainingSamples`, on the device of `prepare`.
         prepare: The backbone's normalisation.
+        channels_last: Yield images in PyTorch's channels-last memory format, for a model that is in it.
 
     Shape:
         Yields images `(B, 3, H, W)`, float32, and labels `(B, H, W)`, int64.
     """
-    for batch in loader:
-        yield prepare(batch["image"], batch["distortion"], batch["valid"]), batch["labels"].long()
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def prepared() -> Iterator[Batch]:
+        for batch in loader:
+            images = prepare(batch["image"], batch["distortion"], batch["valid"])
+            yield images.contiguous(memory_format=memory_format), batch["labels"].long()
+
+    return _beside_the_step(prepared(), prepare.scale.device)
+
+
+def _beside_the_step(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Make batches on a stream of their own where the device is a GPU, and let the step's stream wait for each."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))  # which wrote what is used to make them
+    while True:
+        # The host asks as soon as it has queued a step, long before the GPU is through with it.
+        with torch.cuda.stream(side):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        step = torch.cuda.current_stream(device)
+        step.wait_stream(side)
+        for tensor in batch:
+            tensor.record_stream(step)  # or the side stream could write to its memory before the step has read it
+        yield batch
 
 
 def train_step(

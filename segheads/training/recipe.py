@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segheads.data import (
@@ -75,6 +75,10 @@ def run_training(
     set_seed(config.seed)
     with errors_in_a_line():
         model = build_model(config, training_set.num_classes)
+        channels_last = is_convolutional(model.backbone) if config.channels_last is None else config.channels_last
+        model.to(accelerator.device)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
         optimizer = create_optimizer(
             model,
             config.optimizer,
@@ -100,7 +104,8 @@ def run_training(
     accelerator.print(
         f"{config.head} on {config.backbone}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
         f"{len(training_set)} training and {len(validation_set)} validation images of {model.num_classes} classes; "
-        f"{accelerator.num_processes} process(es) on {accelerator.device.type}\n"
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}"
+        f"{', channels last' if channels_last else ''}\n"
         f"{config.optimizer}: learning rate {config.learning_rate:g} (backbone times {backbone_lr_scale:g}), "
         f"weight decay {config.weight_decay:g}, gradients clipped at {config.max_grad_norm}, "
         f"drop path {config.drop_path_rate:g}"
@@ -120,7 +125,7 @@ def run_training(
             accelerator,
             prepared,
             optimizer,
-            training_batches(loader, prepare),
+            training_batches(loader, prepare, channels_last=channels_last),
             run,
             schedule=schedule,
             start=start,
@@ -211,6 +216,12 @@ def errors_in_a_line() -> Iterator[None]:
         ) from error
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def is_convolutional(backbone: nn.Module) -> bool:
+    """Whether a quarter of the layers or more are convolutions: ConvNeXt has 2 of 5, a ViT or Swin its patches' one."""
+    layers = [layer for layer in backbone.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    return 4 * sum(isinstance(layer, nn.Conv2d) for layer in layers) >= max(len(layers), 1)
 
 
 def training_loader(config: TrainingConfig, dataset: SegmentationDataset, start: int) -> DataLoader[Any]:

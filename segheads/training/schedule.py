@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
@@ -13,6 +14,9 @@ NOT_DECAYED = {
     *("pos_embed", "absolute_pos_embed", "relative_position_bias_table"),
     *("cls_token", "dist_token", "reg_token", "class_embeddings"),
 }
+
+# timm's names of what torch has fused kernels for, and where they are known to work
+FUSED, FUSED_ON = {"sgd", "nesterov", "momentum", "adam", "adamw"}, {"cpu", "cuda"}
 
 
 def poly_learning_rate(
@@ -71,11 +75,16 @@ def create_optimizer(
     weight_decay: float,
     momentum: float,
     backbone_lr_scale: float = 1.0,
+    fused: bool = True,
 ) -> Optimizer:
     """An optimizer by timm's name, with groups of parameters for what is not decayed and what learns more slowly.
 
     Not decayed are norms, biases and all other parameters of one axis, position tables, tokens and class embeddings:
     `NOT_DECAYED`, and what the model or a part of it names in timm's way, `no_weight_decay()`.
+
+    SGD and AdamW use torch's fused kernels, one pass over each weight instead of one for each operation, and go on with
+    them after a checkpoint of an optimizer that did not, or whose weights had another memory format. The model must be
+    on its device.
 
     Args:
         model: Its parameters that require a gradient are optimised.
@@ -86,6 +95,7 @@ def create_optimizer(
         momentum: Momentum, for those that have one.
         backbone_lr_scale: Rate of `model.backbone` over that of the rest; kept in its groups as `lr_scale`, timm's
             word, which `set_learning_rate` heeds.
+        fused: Use fused kernels where there are any: the names in `FUSED`, all parameters on a device in `FUSED_ON`.
 
     Raises:
         ValueError: If timm knows no such optimizer, no parameter requires a gradient, `backbone_lr_scale` is negative,
@@ -114,7 +124,10 @@ def create_optimizer(
     if not groups:
         raise ValueError(f"an optimizer needs parameters that require a gradient; {type(model).__name__} has none")
     options: dict[str, Any] = {"momentum": momentum} if name in ("sgd", "momentum") else {}
-    return create_optimizer_v2(
+    fused = fused and name.lower() in FUSED and all(p.device.type in FUSED_ON for g in groups.values() for p in g)
+    if fused:
+        options["fused"] = True
+    optimizer = create_optimizer_v2(
         [
             {"params": parameters, "weight_decay": decay, "lr": learning_rate * scale, "lr_scale": scale}
             for (decay, scale), parameters in sorted(groups.items())
@@ -124,6 +137,26 @@ def create_optimizer(
         weight_decay=weight_decay,
         **options,
     )
+    if fused:
+        if isinstance(optimizer, torch.optim.SGD):
+            # Where the first step overflows, the kernel leaves momentum that was never written: the scaler must skip it
+            optimizer._step_supports_amp_scaling = False
+        optimizer.register_load_state_dict_pre_hook(_stay_fused)
+        optimizer.register_load_state_dict_post_hook(_lay_out_like_parameters)
+    return optimizer
+
+
+def _stay_fused(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state brings its groups' options along, among them that they were not fused."""
+    return {**state, "param_groups": [{**group, "fused": True} for group in state["param_groups"]]}
+
+
+def _lay_out_like_parameters(optimizer: Optimizer) -> None:
+    """Fused kernels go through the memory of weight, gradient and state side by side; on the CPU none looks whether."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _not_decayed(model: nn.Module) -> set[int]:

@@ -1,10 +1,31 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from segheads import from_reference
-from segheads.training import RunFolder, create_optimizer, poly_learning_rate, set_learning_rate, train, train_step
+from segheads import create_model, from_reference
+from segheads.data import PhotometricNormalize
+from segheads.heads import HEADS
+from segheads.training import (
+    RunFolder,
+    create_optimizer,
+    poly_learning_rate,
+    set_learning_rate,
+    train,
+    train_step,
+    training_batches,
+)
+
+
+@pytest.fixture(autouse=True)
+def _a_process_of_its_own():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_the_authors_training_run_step_by_step(golden):
@@ -123,3 +144,145 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="w is not finite after iteration 8; no checkpoint was written"):
         run_slope(tmp_path, batches, 8)
     assert RunFolder(tmp_path, {}, resume=True).latest() == 4
+
+
+HALF = (0.5, 0.5, 0.5)
+
+
+def handed_over(number, device="cpu"):
+    """Batches as `collate_samples` makes them."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(number):
+        yield {
+            "image": torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=generator)
+            .permute(0, 3, 1, 2)
+            .to(device),
+            "labels": torch.randint(5, (2, 64, 64), dtype=torch.uint8, generator=generator).to(device),
+            "distortion": torch.tensor([[10.0, 1.2, 1.0, 0.7, 12.0]] * 2, device=device),
+            "valid": torch.tensor([[64, 64], [40, 64]], device=device),
+        }
+
+
+class NothingCrosses(TorchDispatchMode):
+    """Fails where an operation reads the host's memory for the device's: such a copy waits for all that is queued."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        assert len({x.device for x in tensors}) <= 1, f"{func} has tensors on the host and on the device"
+        return result
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_nothing_waits_for_the_device(tmp_path, monkeypatch, head):
+    """Between records, from the hand-over to the update; on a device without values all that asks for one fails."""
+    meta, make_tensor = torch.device("meta"), torch.tensor
+
+    def tensor(*args, **kwargs):
+        made = make_tensor(*args, **kwargs)
+        assert made.device != meta, "torch.tensor copies from the host to the device"
+        return made
+
+    monkeypatch.setattr(Accelerator, "device", property(lambda self: meta))
+    accelerator = Accelerator(cpu=True)
+    auxiliary = {"auxiliary_weight": 0.4} if head == "senformer" else {}
+    model = create_model("test_convnext", head, 5, pretrained=False, **auxiliary).to(meta)
+    options = {"learning_rate": 1e-3, "weight_decay": 0.1, "momentum": 0.9}
+    model, optimizer = accelerator.prepare(model, create_optimizer(model, "adamw", **options))
+    prepare = PhotometricNormalize(HALF, HALF).to(meta)
+    batches = training_batches(list(handed_over(4, meta)), prepare)
+    monkeypatch.setattr(torch, "tensor", tensor)
+    with NothingCrosses(), pytest.raises(StopIteration):  # the batches ended before the first record
+        train(
+            accelerator,
+            model,
+            optimizer,
+            batches,
+            RunFolder(tmp_path, {}),
+            schedule=lambda iteration: 1e-3,
+            start=0,
+            iterations=10,
+            batch_size=2,
+            accumulation=2,
+            max_grad_norm=1.0,
+        )
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_the_compiled_step_is_one_graph(head):
+    """Forward pass and loss under autocast, as `run_training` prepares them."""
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    auxiliary = {"auxiliary_weight": 0.4} if head == "senformer" else {}
+    model = create_model("test_convnext", head, 5, pretrained=False, **auxiliary)
+    model.eval()  # nothing is dropped
+    images, labels = torch.randn(2, 3, 64, 64), torch.randint(5, (2, 64, 64))
+    with accelerator.autocast():
+        expected = model(images, labels)
+    torch._dynamo.reset()
+    model.compile(backend="eager", fullgraph=True)
+    loss = accelerator.prepare(model)(images, labels)
+    torch.testing.assert_close(loss, expected)
+    accelerator.backward(loss)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batches_in_either_memory_format(channels_last):
+    prepare = PhotometricNormalize(HALF, HALF)
+    batches = list(training_batches(handed_over(3), prepare, channels_last=channels_last))
+    for (images, labels), raw in zip(batches, handed_over(3), strict=True):
+        expected = prepare(raw["image"], raw["distortion"], raw["valid"])
+        torch.testing.assert_close(images, expected, rtol=0, atol=0)
+        assert images.is_contiguous(memory_format=torch.channels_last) == channels_last
+        torch.testing.assert_close(labels, raw["labels"].long())
+
+
+class Streams:
+    """Stands in for torch.cuda: what is done on which stream, in the order in which the host asks for it."""
+
+    def __init__(self, monkeypatch):
+        self.log, self.current = [], "step"
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(self, "side"))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(self, self.current))
+        monkeypatch.setattr(torch.cuda, "stream", self.stream)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: self.do(f"keep for {stream.name}"))
+
+    def do(self, what):
+        self.log.append(f"{self.current}: {what}")
+
+    @contextmanager
+    def stream(self, stream):
+        self.current, before = stream.name, self.current
+        yield
+        self.current = before
+
+
+class Stream:
+    def __init__(self, streams, name):
+        self.streams, self.name = streams, name
+
+    def wait_stream(self, other):
+        self.streams.log.append(f"{self.name}: wait for {other.name}")
+
+
+def test_a_gpu_makes_batches_beside_the_step(monkeypatch):
+    streams = Streams(monkeypatch)
+
+    def loader():
+        for number in range(2):
+            streams.do(f"copy {number}")
+            yield {"image": torch.tensor(number), "distortion": None, "valid": None, "labels": torch.tensor(number)}
+
+    def prepare(image, distortion, valid):
+        streams.do(f"prepare {image}")
+        return image[None, None, None, None]
+
+    prepare.scale = type("Scale", (), {"device": torch.device("cuda")})
+    for images, _ in training_batches(loader(), prepare):
+        streams.do(f"train on {images.item()}")
+    expected = ["side: wait for step"]
+    for number in range(2):
+        expected += [f"side: copy {number}", f"side: prepare {number}", "step: wait for side"]
+        expected += ["step: keep for step"] * 2 + [f"step: train on {number}"]  # images and labels
+    assert streams.log == expected
+    assert streams.current == "step"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
-from segheads import SegmentationModel, create_model
+from segheads import SegmentationModel, TimmBackbone, create_model
 from segheads.training import DEMO_RUN, TrainingConfig, run_training, scores
 from segheads.training.config import MAY_DIFFER
+from segheads.training.recipe import is_convolutional
 
 SMALL = {
     **DEMO_RUN,
@@ -131,3 +133,66 @@ def test_options_of_the_model():
 
 def test_what_may_differ_is_there():
     assert {field.name for field in dataclasses.fields(TrainingConfig)} >= MAY_DIFFER
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("test_resnet", True),
+        ("test_convnext", True),
+        ("test_efficientnet", True),
+        ("test_vit", False),
+        ("swin_tiny_patch4_window7_224", False),
+    ],
+)
+def test_convolutional_backbones(name, expected):
+    assert is_convolutional(TimmBackbone(name, pretrained=False)) == expected
+
+
+def losses(folder):
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return torch.tensor([record["loss"] for record in records if "loss" in record])
+
+
+def test_memory_format_changes_nothing_but_rounding(tmp_path, capsys):
+    """In the middle of a run, too: half of the iterations with, half without."""
+    models = []
+
+    def keep(config, num_classes):
+        models.append(build(config, num_classes))
+        return models[-1]
+
+    common = {**SMALL, "backbone": "test_resnet", "iterations": 4, "log_every": 1, "checkpoint_every": 2}
+    for name, channels_last in (("chosen", None), ("without", False)):
+        run_training(Config(**common, output=tmp_path / name, channels_last=channels_last), keep)
+        assert (", channels last" in capsys.readouterr().out) == (name == "chosen")
+    for name, model in zip(("chosen", "without"), models, strict=True):
+        weight = model.backbone.get_parameter("model.conv1.0.weight")
+        assert weight.is_contiguous(memory_format=torch.channels_last) == (name == "chosen")
+    torch.testing.assert_close(losses(tmp_path / "chosen"), losses(tmp_path / "without"), rtol=1e-4, atol=1e-5)
+
+    shutil.rmtree(tmp_path / "without" / "checkpoints" / "00000004")
+    run_training(Config(**common, output=tmp_path / "without", resume=True, channels_last=True), keep)
+    assert "resuming" in capsys.readouterr().out
+    torch.testing.assert_close(losses(tmp_path / "chosen"), losses(tmp_path / "without"), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_goes_on_compiled_but_not_in_another_precision(tmp_path, monkeypatch):
+    calls = []
+
+    def quickly(model):
+        calls.append(model)
+        torch.nn.Module.compile(model, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(SegmentationModel, "compile", quickly)
+    common = {**SMALL, "iterations": 4, "log_every": 1, "checkpoint_every": 2, "output": tmp_path}
+    run_training(Config(**common), build)
+    expected = losses(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "00000004")
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision
+    with pytest.raises(SystemExit, match="mixed_precision was 'no' and is 'bf16'"):
+        run_training(Config(**common, resume=True, mixed_precision="bf16"), build)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_training(Config(**common, resume=True, compile=True), build)
+    assert len(calls) == 1
+    torch.testing.assert_close(losses(tmp_path), expected, rtol=1e-4, atol=1e-5)

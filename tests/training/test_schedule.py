@@ -1,9 +1,14 @@
+import copy
+
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from segheads import create_model
 from segheads.training import create_optimizer, poly_learning_rate, set_learning_rate
+from segheads.training.schedule import FUSED
 
 
 @pytest.mark.parametrize("kind", ["mmseg", "segm", "senformer"])
@@ -144,3 +149,79 @@ def test_optimizers_that_cannot_be_are_named():
         create_optimizer(nn.Linear(2, 2).requires_grad_(False), "adamw", **options)
     with pytest.raises(ValueError, match="nonsense"):
         create_optimizer(nn.Linear(2, 2), "nonsense", **options)
+
+
+OPTIONS = {"learning_rate": 0.1, "weight_decay": 0.01, "momentum": 0.9}
+
+
+def convolutions(memory_format=torch.contiguous_format):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).to(memory_format=memory_format)
+
+
+def updates(model, optimizer, start, end):
+    for iteration in range(start, end):
+        images = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(iteration))
+        model(images).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", sorted(FUSED))
+def test_fused_is_the_same_optimizer(name):
+    models = [convolutions() for _ in range(2)]
+    for model, fused in zip(models, (True, False), strict=True):
+        optimizer = create_optimizer(model, name, fused=fused, **OPTIONS)
+        assert all(bool(group["fused"]) == fused for group in optimizer.param_groups)
+        updates(model, optimizer, 0, 5)
+    torch.testing.assert_close(models[0].state_dict(), models[1].state_dict())
+
+
+def test_what_has_no_fused_kernel_goes_without():
+    assert "fused" not in create_optimizer(convolutions(), "lion", **OPTIONS).defaults
+    assert not create_optimizer(convolutions().to("meta"), "adamw", **OPTIONS).defaults["fused"]
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+@pytest.mark.parametrize("earlier_fused", [False, True])
+@pytest.mark.parametrize("earlier_format", [torch.contiguous_format, torch.channels_last])
+def test_a_state_of_another_kind_is_gone_on_with(name, earlier_fused, earlier_format):
+    """Not fused, as of earlier versions; of weights in another memory format, which fused kernels do not look for."""
+    earlier, whole, resumed = convolutions(earlier_format), convolutions(), convolutions(torch.channels_last)
+    before = create_optimizer(earlier, name, fused=earlier_fused, **OPTIONS)
+    updates(earlier, before, 0, 3)
+    state = copy.deepcopy(before.state_dict())
+    resumed.load_state_dict(earlier.state_dict())
+    optimizer = create_optimizer(resumed, name, **OPTIONS)
+    optimizer.load_state_dict(state)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    updates(resumed, optimizer, 3, 6)
+    updates(whole, create_optimizer(whole, name, fused=False, **OPTIONS), 0, 6)
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw"])
+@pytest.mark.parametrize("clips", [False, True])
+def test_fused_under_a_gradient_scaler(name, clips):
+    """The scaler of fp16, whose first steps overflow: skipped, without a trace in momentum or weights."""
+    Accelerator(cpu=True)
+    weights = []
+    for fused in (True, False):
+        model, scaler = convolutions(), torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=2)
+        inner = create_optimizer(model, name, fused=fused, **OPTIONS)
+        optimizer = AcceleratedOptimizer(inner, scaler=scaler)
+        for iteration, factor in enumerate((1e38, 1.0, 1.0, 1e38, 1.0)):
+            images = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(iteration))
+            junk = [torch.full_like(p, torch.nan) for p in model.parameters()]
+            del junk  # what was not written is likely to be this
+            before = copy.deepcopy(model.state_dict())
+            scaler.scale(factor * model(images).square().mean()).backward()
+            if clips:
+                scaler.unscale_(inner)
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            still = all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+            assert still == (factor > 1)
+        weights.append(model.state_dict())
+    torch.testing.assert_close(*weights)

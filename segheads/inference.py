@@ -1,57 +1,34 @@
 """Predict one image: whole or in sliding windows, at one or several scales, with or without its mirror image."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-Model = Callable[[Tensor], Tensor]
-Size = int | tuple[int, int]
-SmallImages = Literal["shrink_window", "enlarge"]
+from segheads.functional.bilinear import wide
+from segheads.functional.upsample import best_class
+from segheads.windows import (
+    Grid,
+    Model,
+    Size,
+    SmallImages,
+    check_positive,
+    gives_low_resolution,
+    pair,
+    resize,
+    scores_in_tiles,
+    sliding_window_logits,
+    view_grid,
+)
 
-
-@torch.inference_mode()
-def sliding_window_logits(
-    model: Model, images: Tensor, *, window: Size, stride: Size | None = None, batch_size: int = 8
-) -> Tensor:
-    """Logits of large images, averaged over the overlapping windows that the model is shown.
-
-    Windows start at 0, s, 2s, ...; the last is moved back to end at the border. Where an image is smaller than the
-    window, the window shrinks to it, as in MMSegmentation. Memory: the result and one batch of windows.
-
-    Args:
-        model: from images (n, 3, h, w) to logits (n, K, h, w), in evaluation mode.
-        images: as the model wants them, normalised.
-        window: height and width in pixels, or both as one number.
-        stride: pixels between windows, at most `window`; None means `window`, without overlap.
-        batch_size: windows for each call of the model, of all images together.
-
-    Shape:
-        images (B, 3, H, W) -> logits (B, K, H, W), of at least float32.
-
-    Raises:
-        ValueError: for sizes that are not positive, a stride that leaves gaps, logits of another size than the input.
-
-    Examples:
-        >>> images = torch.rand(2, 3, 40, 60)
-        >>> sliding_window_logits(lambda x: 2 * x, images, window=24, stride=16).allclose(2 * images)
-        True
-    """
-    if images.ndim != 4:
-        raise ValueError(f"images (B, 3, H, W) are required, got shape {tuple(images.shape)}; add a batch dimension")
-    (height, width), (down, right) = _window_and_stride(window, stride)
-    _check_positive("batch_size", batch_size)
-    B, _, H, W = images.shape
-    h, w = min(height, H), min(width, W)
-    tops, lefts = _starts(H, h, down), _starts(W, w, right)
-    places = [(b, ..., slice(y, y + h), slice(x, x + w)) for b in range(B) for y in tops for x in lefts]
-    total = images.new_empty(0)
-    for start in range(0, len(places), batch_size):
-        total = _add_windows(total, model, images, places[start : start + batch_size])
-    times_seen = _cover(H, h, tops)[:, None] * _cover(W, w, lefts)
-    return total.div_(times_seen.to(total))
+__all__ = [
+    "average_views",
+    "predict_labels",
+    "predict_probabilities",
+    "predict_with_confidence",
+    "sliding_window_logits",
+]
 
 
 @torch.inference_mode()
@@ -90,18 +67,16 @@ def average_views(
         >>> average_views(lambda x: x, [(image, False), (image.flip(-1), True)], (40, 60)).shape
         torch.Size([3, 40, 60])
     """
-    size = _pair("size", size)
+    size = pair("size", size)
     total, count = None, 0
     for image, flipped in views:
-        probabilities = _view_logits(model, image, size, window, stride, batch_size, small_images).softmax(1)
-        if flipped:
-            probabilities = probabilities.flip(-1)
-        total = probabilities if total is None else total.add_(probabilities)
-        del probabilities  # 200 MB for ADE20K, not to be held while the next view is made
+        total = _add_probabilities(
+            total, _grid(model, image, flipped, size, window, stride, batch_size, small_images), size
+        )
         count += 1
     if total is None:
         raise ValueError("at least one view is required, got 0; give at least one scale")
-    return total.div_(count)[0]
+    return total.div_(count)
 
 
 @torch.inference_mode()
@@ -176,8 +151,12 @@ def predict_labels(
         >>> predict_labels(lambda x: x, torch.rand(3, 20, 30), window=16, stride=8).shape
         torch.Size([20, 30])
     """
-    scores, _ = _scores(model, image, size, window, stride, batch_size, scales, flip, small_images)
-    return scores.argmax(0)
+    image, protocol = _one_image(image), (window, stride, batch_size, scales, flip, small_images)
+    size = _output_size(image, size)
+    labels = image.new_empty(size, dtype=torch.int64)
+    for at, scores, _ in _scores_in_tiles(model, image, size, *protocol):
+        labels[at] = best_class(scores)
+    return labels
 
 
 @torch.inference_mode()
@@ -203,109 +182,74 @@ def predict_with_confidence(
         >>> bool(((confidence >= 1 / 3) & (confidence <= 1)).all())
         True
     """
-    scores, are_logits = _scores(model, image, size, window, stride, batch_size, scales, flip, small_images)
-    labels = scores.argmax(0)  # of the logits, as in predict_labels: the softmax's rounding can make ties
-    return labels, (scores.softmax(0) if are_logits else scores).amax(0)
-
-
-def _scores(
-    model: Model,
-    image: Tensor,
-    size: tuple[int, int] | None,
-    window: Size | None,
-    stride: Size | None,
-    batch_size: int,
-    scales: Sequence[float],
-    flip: bool,
-    small_images: SmallImages,
-) -> tuple[Tensor, bool]:
-    """What orders the classes of each pixel, (K, H0, W0): logits (True) of one view, else probabilities."""
-    image = _one_image(image)
+    image, protocol = _one_image(image), (window, stride, batch_size, scales, flip, small_images)
     size = _output_size(image, size)
-    if len(scales) == 1 and not flip:  # the softmax of one view changes no order
-        ((view, _),) = _views(image, scales, flip)
-        return _view_logits(model, view, size, window, stride, batch_size, small_images)[0], True
-    views = _views(image, scales, flip)
-    options: dict[str, Any] = {"window": window, "stride": stride, "batch_size": batch_size}
-    return average_views(model, views, size, small_images=small_images, **options), False
+    labels, confidence = image.new_empty(size, dtype=torch.int64), image.new_empty(size, dtype=wide(image.dtype))
+    for at, scores, are_logits in _scores_in_tiles(model, image, size, *protocol):
+        labels[at] = best_class(scores)  # of the logits, as in predict_labels: the softmax's rounding can make ties
+        confidence[at] = (scores.to(confidence.dtype).softmax(1) if are_logits else scores).amax(1)
+    return labels, confidence
 
 
-def _add_windows(total: Tensor, model: Model, images: Tensor, places: list[tuple]) -> Tensor:
-    """Adds one batch of windows to the buffer, which the first batch creates; what it held is freed on return."""
-    windows = torch.stack([images[place] for place in places])
-    logits = model(windows)
-    if logits.shape[-2:] != windows.shape[-2:]:
-        raise ValueError(
-            f"model must return logits of its input's size {tuple(windows.shape[-2:])}, "
-            f"got {tuple(logits.shape[-2:])}; upsample them"
-        )
-    if total.numel() == 0:
-        shape = (len(images), logits.shape[1], *images.shape[-2:])
-        total = logits.new_zeros(shape, dtype=_sum_dtype(logits))
-    for place, window_logits in zip(places, logits, strict=True):
-        total[place].add_(window_logits)
-    return total
-
-
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)  # sums of bfloat16 lose digits
-
-
-def _view_logits(
+def _scores_in_tiles(
     model: Model,
     image: Tensor,
     size: tuple[int, int],
     window: Size | None,
     stride: Size | None,
     batch_size: int,
+    scales: Sequence[float],
+    flip: bool,
     small_images: SmallImages,
-) -> Tensor:
-    """Logits (1, K, H0, W0) of one view at the size of the result."""
-    if small_images not in get_args(SmallImages):
-        known = ", ".join(get_args(SmallImages))
-        raise ValueError(f"small_images must be one of {known}, got {small_images!r}; choose one")
-    if window is None:
-        if stride is not None:
-            raise ValueError(f"a stride needs a window, got stride {stride} and window None; give both or neither")
-        logits = model(image)
-        return _resize(logits.to(_sum_dtype(logits)), size)
-    if small_images == "enlarge":
-        image = _enlarge(image, _pair("window", window))
-    return _resize(sliding_window_logits(model, image, window=window, stride=stride, batch_size=batch_size), size)
+) -> Iterator[tuple[tuple[slice, slice], Tensor, bool]]:
+    """Tile by tile what orders the classes, `(R, K, C)`: logits (True) of one view, else probabilities."""
+    views, options = _views(image, scales, flip), (window, stride, batch_size, small_images)
+    if len(scales) == 1 and not flip:  # the softmax of one view changes no order
+        ((view, _),) = views
+        grid = view_grid(model, view, size, *options)
+        for at, (scores,) in scores_in_tiles([grid], size):
+            yield at, scores, True
+    elif gives_low_resolution(model):
+        grids = [_grid(model, view, flipped, size, *options) for view, flipped in views]
+        for at, each in scores_in_tiles(grids, size):
+            yield at, _mean(scores.softmax(1) for scores in each), False
+    else:
+        mean = average_views(
+            model, views, size, window=window, stride=stride, batch_size=batch_size, small_images=small_images
+        )
+        for at, (probabilities,) in scores_in_tiles([Grid(mean, None, None)], size):
+            yield at, probabilities, False
+
+
+def _grid(model: Model, view: Tensor, flipped: bool, *options: Any) -> Grid:
+    grid = view_grid(model, view, *options)
+    return grid.flipped() if flipped else grid
+
+
+def _add_probabilities(total: Tensor | None, grid: Grid, size: tuple[int, int]) -> Tensor:
+    """Adds one view's to the buffer `(K, H0, W0)`, which the first view creates."""
+    if total is None:
+        total = grid.logits.new_zeros((len(grid.logits), *size), dtype=wide(grid.logits.dtype))
+    for (rows, columns), (scores,) in scores_in_tiles([grid], size):
+        total[:, rows, columns] += scores.to(total.dtype).softmax(1).transpose(0, 1)  # (R, K, C) -> (K, R, C)
+    return total
+
+
+def _mean(tensors: Iterator[Tensor]) -> Tensor:
+    total, count = next(tensors), 1
+    for x in tensors:
+        total, count = total.add_(x), count + 1
+    return total.div_(count)
 
 
 def _views(image: Tensor, scales: Sequence[float], flip: bool) -> Iterator[tuple[Tensor, bool]]:
     H, W = image.shape[-2:]
     for scale in scales:
-        _check_positive("scale", scale)
-        view = _resize(image, (max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))))
+        check_positive("scale", scale)
+        view = resize(image, (max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))))
         yield view, False
         if flip:
             yield view.flip(-1), True
-
-
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-
-
-def _enlarge(image: Tensor, window: tuple[int, int]) -> Tensor:
-    """The side that lacks most becomes the window's, the other grows with it and loses its fraction (Segmenter)."""
-    (H, W), (h, w) = image.shape[-2:], window
-    if h <= H and w <= W:
-        return image
-    return _resize(image, (h, int(W / H * h)) if h / H >= w / W else (int(H / W * w), w))
-
-
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    return [*range(0, length - window, stride), length - window]
-
-
-def _cover(length: int, window: int, starts: list[int]) -> Tensor:
-    """How many windows see each row, or each column."""
-    count = torch.zeros(length)
-    for start in starts:
-        count[start : start + window] += 1
-    return count
 
 
 def _one_image(image: Tensor) -> Tensor:
@@ -319,24 +263,4 @@ def _one_image(image: Tensor) -> Tensor:
 
 
 def _output_size(image: Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
-    return (image.shape[-2], image.shape[-1]) if size is None else _pair("size", size)
-
-
-def _window_and_stride(window: Size, stride: Size | None) -> tuple[tuple[int, int], tuple[int, int]]:
-    window = _pair("window", window)
-    stride = window if stride is None else _pair("stride", stride)
-    if stride[0] > window[0] or stride[1] > window[1]:
-        raise ValueError(f"stride must be at most the window {window}, got {stride}; a larger one leaves gaps")
-    return window, stride
-
-
-def _pair(name: str, value: Size) -> tuple[int, int]:
-    height, width = (value, value) if isinstance(value, int) else value
-    _check_positive(name, height)
-    _check_positive(name, width)
-    return height, width
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}; give a number above 0")
+    return (image.shape[-2], image.shape[-1]) if size is None else pair("size", size)

@@ -137,6 +137,14 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         """Logits on the head's grid, `(B, K, h, w)`, before the upsampling."""
         return self.head(self._for_head(self._maps(images)))
 
+    def low_resolution(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """`logits` and the size, in pixels, to which they are to be upsampled and from which to be cropped.
+
+        It is the padded images' size, or with `stretch_logits` the images' own. `segheads.inference` works from these.
+        """
+        logits = self.logits(images)
+        return logits, self._covered_size(logits, (images.shape[2], images.shape[3]), self._stride)
+
     @overload
     def predict(self, images: Tensor, *, return_uncertainty: Literal[False] = False) -> Tensor: ...
 

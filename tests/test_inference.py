@@ -7,6 +7,8 @@ from parity import assert_parity
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from segheads import create_model
+from segheads.functional import bilinear
 from segheads.inference import (
     average_views,
     predict_labels,
@@ -303,7 +305,8 @@ def test_sums_are_float32_and_the_image_and_logits_stay_as_they_were():
 
 
 @pytest.mark.parametrize("size", [None, (80, 100)])
-def test_memory_does_not_grow_with_windows_or_views(size):
+def test_memory_does_not_grow_with_windows_or_views(size, monkeypatch):
+    monkeypatch.setattr(bilinear, "TILE_ELEMENTS", 1)  # tiles of 4 rows
     K, H, W, window, batch_size = 150, 64, 90, 24, 2
     image = noise(3, H, W)
     view, result = K * H * W * 4, K * (size or (H, W))[0] * (size or (H, W))[1] * 4
@@ -318,10 +321,60 @@ def test_memory_does_not_grow_with_windows_or_views(size):
         assert max(shape[0] for shape in model.shapes) == batch_size
         assert len(model.shapes) >= (5 if stride == 24 else 99)
         most[stride, flip] = memory.most
-    slack = 20 * 4 * H * W  # the image's own copies, coordinates, counts
+    slack = 20 * 4 * H * W + 5 * K * 4 * 128 * 4  # the image's own copies, weights, counts; a tile and its softmax
     assert abs(most[4, False] - most[24, False]) < 1000
     assert most[4, False] < max(view + one_batch, view + result, 2 * result) + slack
     assert most[4, True] < result + max(view + one_batch, view + result, 2 * result) + slack
+
+
+PROTOCOLS = [
+    {},
+    {"size": (70, 33)},
+    {"window": 32, "stride": 20},
+    {"window": (40, 24), "stride": (24, 9), "size": (100, 61), "batch_size": 3},
+    {"window": 96, "stride": 64},
+    {"window": 96, "stride": 64, "small_images": "enlarge"},
+    {"scales": (0.5, 1.0, 1.75), "flip": True},
+    {"window": 32, "stride": 20, "scales": (0.75, 1.25), "flip": True, "size": (50, 77)},
+]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["crop", "stretch"])
+def model(request):
+    torch.manual_seed(0)
+    return create_model("test_vit", "linear", 7, pretrained=False, stretch_logits=request.param).eval()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_low_resolution_logits_give_what_full_resolution_gives(model, protocol):
+    image = noise(3, 45, 61)  # no multiple of the patch
+    expected = predict_probabilities(model.forward, image, **protocol)  # a function: full-resolution logits
+    torch.testing.assert_close(predict_probabilities(model, image, **protocol), expected, rtol=1e-5, atol=1e-6)
+    best, second = expected.topk(2, dim=0).values
+    clear = best - second > 1e-5
+    labels, confidence = predict_with_confidence(model, image, **protocol)
+    assert clear.float().mean() > 0.99
+    assert (labels == expected.argmax(0))[clear].all()
+    torch.testing.assert_close(confidence, best, rtol=1e-5, atol=1e-6)
+    assert torch.equal(predict_labels(model, image, **protocol), labels)
+
+
+@pytest.mark.parametrize("protocol", [{}, {"window": 96, "stride": 64}, {"scales": (0.5, 1.0), "flip": True}])
+def test_no_map_of_all_classes_is_held(protocol):
+    K, H, W = 150, 300, 400
+    model, image = create_model("test_vit", "linear", K, pretrained=False).eval(), noise(3, H, W)
+    for predict in (predict_labels, predict_with_confidence):
+        with MemoryUse() as memory:
+            predict(model, image, **protocol)
+        assert memory.most < 0.4 * K * H * W * 4
+
+
+def test_a_compiled_model_is_called():
+    model, image = create_model("test_vit", "linear", 5, pretrained=False).eval(), noise(3, 32, 48)
+    calls = []
+    compiled = torch.compile(model, backend=lambda graph, _: calls.append(graph) or graph.forward)
+    assert torch.equal(predict_labels(compiled, image, scales=(1.0,)), predict_labels(model, image))
+    assert calls
 
 
 def test_inference_mode_inside_and_out():

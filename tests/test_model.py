@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from segheads import LinearHead, MeanShiftHead, SegmentationModel, TimmBackbone, create_model
+from segheads.functional import upsample
 from segheads.pyramids import Pyramid
 
 
@@ -273,3 +274,12 @@ def test_an_ensemble_is_saved_with_what_was_changed_on_it_and_its_learners(tmp_p
     torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
     assert (again.head.merge, again.head.levels, again.head.mean_shift_layers) == ("product", [0, 2], 2)
     assert again.head.learners[0].num_layers == 3
+
+
+@pytest.mark.parametrize("stretch_logits", [False, True])
+def test_low_resolution_logits_are_those_that_forward_upsamples(stretch_logits):
+    model = create_model("test_vit", "linear", 5, pretrained=False, stretch_logits=stretch_logits).eval()
+    images = torch.randn(2, 3, 40, 61)
+    logits, size = model.low_resolution(images)
+    assert size == ((40, 61) if stretch_logits else (48, 64))
+    torch.testing.assert_close(upsample(logits, size)[:, :, :40, :61], model(images))

@@ -1,10 +1,14 @@
 """The one upsampling: low-resolution logits to a loss, or to a label map, at the size of the labels."""
 
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from segheads.functional import upsample_triton
+from segheads.functional.bilinear import bilinear_weights, tiles, wide
+from segheads.functional.cross_entropy import cross_entropy_sum, is_valid
 
 Reduction = Literal["valid", "all"]
 
@@ -19,37 +23,171 @@ def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Shape:
         `(B, K, h, w)` to `(B, K, *size)`.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(logits.to(wide(logits.dtype)), size=size, mode="bilinear", align_corners=False)
 
 
 def upsample_cross_entropy(
-    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, reduction: Reduction = "valid"
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    reduction: Reduction = "valid",
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy between logits, upsampled bilinearly to the labels' size, and labels.
 
-    `reduction="valid"` divides by the pixels that are not ignored (Segmenter), `"all"` by all pixels, as
-    MMSegmentation and with it the MeanShifter's author do. Where every pixel is ignored both give 0 with a zero
-    gradient; `F.cross_entropy` gives NaN there, which ends a training run of batch size 1.
+    Equal to `F.cross_entropy(F.interpolate(logits, size, mode="bilinear"), labels)` and its gradient, without the
+    full-resolution tensors: what is held is the gradient on the head's grid and a tile that fits into the cache. Works
+    under autocast (scores are fp32), DDP, checkpointing and torch.compile, to which it is one operation. There are no
+    gradients of gradients.
+
+    `reduction="valid"` divides by the pixels that are not ignored (Segmenter), or with weights by the sum of theirs, as
+    `F.cross_entropy` does; `"all"` by all pixels, as MMSegmentation and with it the MeanShifter's author do. Where
+    every pixel is ignored both give 0 with a zero gradient; `F.cross_entropy` gives NaN there, which ends a training
+    run of batch size 1.
 
     Args:
         logits: Class scores on the head's grid.
         labels: Class of each pixel, or `ignore_index`.
         ignore_index: The label that is left out.
         reduction: What the sum over pixels is divided by.
+        weight: Weight of each class.
+        label_smoothing: Share of the target, between 0 and 1, that is spread over all classes.
 
     Shape:
-        logits `(B, K, h, w)`, labels `(B, H, W)` of an integer type; the result is a scalar of at least fp32.
+        logits `(B, K, h, w)`, labels `(B, H, W)` of an integer type, weight `(K,)`; the result is a scalar of at least
+        fp32.
 
     Raises:
-        ValueError: If shapes do not match, `reduction` is unknown, or (on the CPU, where looking costs nothing) a
-            label is neither a class nor `ignore_index`.
+        ValueError: If shapes or types do not match, `reduction` is unknown, `label_smoothing` is out of range, or a
+            label is neither a class nor `ignore_index`. On a GPU, where looking would have to wait, such a label makes
+            the loss NaN instead.
 
     Examples:
         >>> logits = torch.tensor([[[[9.0]], [[0.0]]]])  # one image, two classes, one patch
         >>> upsample_cross_entropy(logits, torch.tensor([[[0, 0], [0, 255]]]))
         tensor(0.0001)
     """
+    _check(logits, labels, reduction, weight, label_smoothing)
+    b, s = weight, None
+    if weight is not None:
+        b = weight = weight.detach().to(logits.device, wide(logits.dtype))
+    if label_smoothing:
+        ones = logits.new_ones(logits.shape[1], dtype=wide(logits.dtype)) if weight is None else weight
+        b, s = (1 - label_smoothing) * ones, label_smoothing / logits.shape[1] * ones
+    return cross_entropy_sum(logits, labels, b, s, ignore_index) / _divisor(labels, ignore_index, reduction, weight)
+
+
+@overload
+def upsample_argmax(
+    logits: Tensor,
+    size: tuple[int, int],
+    *,
+    dtype: torch.dtype | None = torch.int64,
+    return_probability: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def upsample_argmax(
+    logits: Tensor,
+    size: tuple[int, int],
+    *,
+    dtype: torch.dtype | None = torch.int64,
+    return_probability: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@torch.no_grad()
+def upsample_argmax(
+    logits: Tensor,
+    size: tuple[int, int],
+    *,
+    dtype: torch.dtype | None = torch.int64,
+    return_probability: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Label map of logits upsampled bilinearly to `size`, without the upsampled logits.
+
+    Equal to `F.interpolate(logits, size, mode="bilinear").argmax(1)` but for pixels whose best two scores differ by no
+    more than rounding. Nothing is compiled; inside a graph that torch.compile or torch.export makes it is those two
+    lines, which a compiler fuses.
+
+    Args:
+        logits: Class scores on the head's grid.
+        size: Height and width of the label map, pixels.
+        dtype: Integer type of the labels; None means the smallest: uint8 up to 256 classes, int16 above.
+        return_probability: Return the probability of each pixel's label, too: the softmax's highest.
+
+    Shape:
+        `(B, K, h, w)` to `(B, *size)`; the probability has that shape, too, and is fp32 or wider.
+
+    Raises:
+        ValueError: If logits are not `(B, K, h, w)` or dtype cannot hold the classes.
+
+    Examples:
+        >>> upsample_argmax(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), (1, 4))
+        tensor([[[0, 0, 1, 1]]])
+    """
+    if logits.ndim != 4:
+        raise ValueError(f"expected logits (B, K, h, w); got {tuple(logits.shape)}")
+    K, (H, W) = logits.shape[1], size
+    dtype = smallest_dtype(K) if dtype is None else dtype
+    if torch.iinfo(dtype).max < K - 1:
+        raise ValueError(f"dtype {dtype} cannot hold {K} classes; None chooses the smallest that can")
+    with torch.autocast(logits.device.type, enabled=False):
+        if torch.compiler.is_compiling():
+            scores = upsample(logits, size)
+            labels, probability = scores.argmax(1).to(dtype), scores.softmax(1).amax(1) if return_probability else None
+        elif upsample_triton.is_available(logits):
+            labels, probability = upsample_triton.label_map(logits, size, dtype, return_probability=return_probability)
+        else:
+            shape = (len(logits), H, W)
+            labels = logits.new_empty(shape, dtype=dtype)
+            probability = logits.new_empty(shape, dtype=wide(logits.dtype)) if return_probability else None
+            plan = list(
+                tiles(bilinear_weights(logits.shape[2], H), bilinear_weights(logits.shape[3], W), size, K, logits)
+            )
+            for number in range(len(logits)):
+                for tile in plan:
+                    at = (number, tile.rows.pixels, tile.columns.pixels)
+                    scores = tile.upsample(logits[number])
+                    labels[at] = best_class(scores)
+                    if probability is not None:
+                        probability[at] = scores.softmax(1).amax(1)
+    return labels if probability is None else (labels, probability)
+
+
+def best_class(scores: Tensor) -> Tensor:
+    """The class of the highest score, the lowest such class where several are equal.
+
+    Several times quicker on the CPU than `scores.argmax(1)`, which is not vectorised along this axis.
+
+    Shape:
+        `(R, K, C)` to `(R, C)`, uint8 up to 256 classes, int16 above.
+    """
+    K, dtype = scores.shape[1], smallest_dtype(scores.shape[1])
+    is_best = (scores == scores.amax(1, keepdim=True)).to(dtype)
+    from_last = torch.arange(K - 1, -1, -1, dtype=dtype, device=scores.device)  # the lowest class has the highest
+    return K - 1 - is_best.mul_(from_last[:, None]).amax(1)
+
+
+def smallest_dtype(num_classes: int) -> torch.dtype:
+    """The smallest integer type that holds every class: uint8 up to 256 of them, int16 above."""
+    return torch.uint8 if num_classes <= 256 else torch.int16
+
+
+def _divisor(labels: Tensor, ignore_index: int, reduction: str, weight: Tensor | None) -> Tensor | int:
+    if reduction == "all":
+        return max(labels.numel(), 1)
+    valid = is_valid(labels, ignore_index)
+    if weight is None:
+        return valid.sum().clamp(min=1)
+    total = torch.where(valid, weight[torch.where(valid, labels, 0).long().clamp(0, len(weight) - 1)], 0).sum()
+    return torch.where(total > 0, total, 1)
+
+
+def _check(logits: Tensor, labels: Tensor, reduction: str, weight: Tensor | None, label_smoothing: float) -> None:
     if reduction not in ("valid", "all"):
         raise ValueError(f'reduction must be "valid" or "all"; got {reduction!r}')
     if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
@@ -57,38 +195,9 @@ def upsample_cross_entropy(
             "expected logits (B, K, h, w) and labels (B, H, W) of one batch size; "
             f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
         )
-    labels = labels.long()
-    if not labels.is_cuda:
-        _check_labels(labels, logits.shape[1], ignore_index)
-    scores = upsample(logits, (labels.shape[1], labels.shape[2]))
-    total = F.cross_entropy(scores, labels, ignore_index=ignore_index, reduction="sum")
-    if reduction == "all":
-        return total / labels.numel()
-    return total / (labels != ignore_index).sum().clamp(min=1)
-
-
-def upsample_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Label map of logits upsampled bilinearly to `size`.
-
-    Args:
-        logits: Class scores on the head's grid.
-        size: Height and width of the label map, pixels.
-
-    Shape:
-        `(B, K, h, w)` to `(B, *size)`, int64.
-
-    Examples:
-        >>> upsample_argmax(torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]), (1, 4))
-        tensor([[[0, 0, 1, 1]]])
-    """
-    return upsample(logits, size).argmax(1)
-
-
-def _check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
-    if torch.compiler.is_compiling() or labels.numel() == 0:
-        return
-    wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)]
-    if wrong.numel():
-        raise ValueError(
-            f"labels must be classes 0 to {num_classes - 1} or {ignore_index} (ignored); got {wrong[0].item()}"
-        )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be of an integer type; got {labels.dtype}")
+    if weight is not None and weight.shape != logits.shape[1:2]:
+        raise ValueError(f"weight must have one value for each of {logits.shape[1]} classes; got {tuple(weight.shape)}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be between 0 and 1; got {label_smoothing}")

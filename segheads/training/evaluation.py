@@ -146,7 +146,7 @@ def _predict(
     """What a function of `segheads.inference` makes of one image, in the run's precision."""
     with accelerator.autocast():
         return function(
-            model.forward,  # not the compiled call: windows and whole images come in many shapes
+            model,  # its low-resolution logits, not the compiled call: windows and images come in many shapes
             image.to(accelerator.device, non_blocking=True),
             size=(size[0], size[1]),
             **protocol,

@@ -1,0 +1,168 @@
+"""Sum of the cross-entropy of upsampled logits and its gradient, in one pass over tiles that fit into the cache."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from segheads.functional import upsample_triton
+from segheads.functional.bilinear import bilinear_weights, tiles, wide
+
+
+def cross_entropy_sum(
+    logits: Tensor,
+    labels: Tensor,
+    label_weights: Tensor | None,
+    smoothing_weights: Tensor | None,
+    ignore_index: int,
+) -> Tensor:
+    """Sum over pixels of `b_y (lse - u_y) + sum_k s_k (lse - u_k)`, differentiable with respect to the logits.
+
+    `u` are the upsampled scores of a pixel of class y, `lse` the logarithm of the sum of their exponentials. The
+    gradient is computed along with the value, while the scores are at hand. To torch.compile this is one operation.
+
+    Args:
+        logits: Class scores on the head's grid.
+        labels: Class of each pixel, or `ignore_index`.
+        label_weights: b; None means ones.
+        smoothing_weights: s; None means zeros.
+        ignore_index: The label that is left out.
+
+    Shape:
+        logits `(B, K, h, w)`, labels `(B, H, W)`, weights `(K,)`; a scalar, fp32 or wider.
+
+    Raises:
+        ValueError: On the CPU, if a label is neither a class nor `ignore_index`. Elsewhere the sum is then NaN.
+    """
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return _CrossEntropySum.apply(logits, labels, label_weights, smoothing_weights, ignore_index)[0]
+    return _value_and_gradient(logits, labels, label_weights, smoothing_weights, ignore_index, False)[0]
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        return _value_and_gradient(logits, *others, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad).to(ctx.dtype), None, None, None, None
+
+
+@torch.library.custom_op(
+    "segheads::cross_entropy_sum",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor labels, Tensor? label_weights, Tensor? smoothing_weights, int ignore_index, "
+    "bool needs_gradient) -> (Tensor, Tensor)",
+)
+def _value_and_gradient(
+    logits: Tensor,
+    labels: Tensor,
+    label_weights: Tensor | None,
+    smoothing_weights: Tensor | None,
+    ignore_index: int,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The sum, and its gradient with respect to the logits, in fp32 or wider; empty if it is not needed."""
+    arguments = (logits, labels, label_weights, smoothing_weights, ignore_index)
+    compute = upsample_triton.loss_and_gradient if upsample_triton.is_available(logits) else _in_tiles
+    with torch.autocast(logits.device.type, enabled=False):
+        total, gradient = compute(*arguments, needs_gradient=needs_gradient)
+    return total, total.new_empty(0) if gradient is None else gradient
+
+
+@_value_and_gradient.register_fake
+def _(
+    logits: Tensor, _labels: Any, _label_weights: Any, _smoothing_weights: Any, _ignore_index: int, needs_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    dtype = wide(logits.dtype)
+    return logits.new_empty((), dtype=dtype), logits.new_empty(logits.shape if needs_gradient else (0,), dtype=dtype)
+
+
+def is_valid(labels: Tensor, ignore_index: int) -> Tensor:
+    """Where labels are not `ignore_index`, which their type need not be able to hold."""
+    limits = torch.iinfo(labels.dtype)
+    if not limits.min <= ignore_index <= limits.max:
+        return torch.ones_like(labels, dtype=torch.bool)
+    return labels != ignore_index
+
+
+def _in_tiles(
+    logits: Tensor,
+    labels: Tensor,
+    label_weights: Tensor | None,
+    smoothing_weights: Tensor | None,
+    ignore_index: int,
+    *,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    (K, h, w), (H, W), dtype = logits.shape[1:], labels.shape[1:], wide(logits.dtype)
+    total = logits.new_zeros((), dtype=dtype)
+    gradient = logits.new_zeros(logits.shape, dtype=dtype) if needs_gradient else None
+    plan = list(tiles(bilinear_weights(h, H), bilinear_weights(w, W), (H, W), K, logits))
+    largest = plan[0].num_pixels if plan else 0
+    of_scores, of_gradient = (logits.new_empty(K * largest, dtype=dtype) for _ in range(2))  # memory for every tile
+    for number in range(len(logits)):
+        for tile in plan:
+            scores = tile.upsample(logits[number], out=of_scores)
+            scores_gradient = of_gradient[: scores.numel()].view(scores.shape)
+            label = labels[number, tile.rows.pixels, tile.columns.pixels]
+            total += _loss_of_tile(scores, label, label_weights, smoothing_weights, ignore_index, scores_gradient)
+            if gradient is not None:
+                tile.add_gradient(scores_gradient, gradient[number])
+    return total, gradient
+
+
+def _loss_of_tile(
+    scores: Tensor,
+    label: Tensor,
+    label_weights: Tensor | None,
+    smoothing_weights: Tensor | None,
+    ignore_index: int,
+    gradient: Tensor,
+) -> Tensor:
+    """Sum of the losses of scores `(R, K, C)`, which it uses up; their gradient is left in `gradient`."""
+    valid = is_valid(label, ignore_index)
+    label = torch.where(valid, label, 0).long().unsqueeze(1)  # (R, C) -> (R, 1, C)
+    label, error = _check_range(label, scores.shape[1], ignore_index)
+    share = valid.unsqueeze(1).to(scores.dtype)
+    weight = share if label_weights is None else share * label_weights[label]
+    highest = scores.amax(1, keepdim=True)
+    at_label = scores.gather(1, label) - highest
+    probabilities = torch.softmax(scores, 1, out=gradient)  # which becomes the gradient below
+    lse = -probabilities.amax(1, keepdim=True).log()  # over `highest`, whose own probability is 1 / sum
+    total = (weight * (lse - at_label)).sum() + error
+    of_lse = weight
+    if smoothing_weights is not None:
+        everywhere = smoothing_weights.sum()
+        smoothed = torch.einsum("rkc,k->rc", scores.sub_(highest), smoothing_weights).unsqueeze(1)
+        total += (share * (everywhere * lse - smoothed)).sum()
+        of_lse = weight + share * everywhere
+    is_one = label_weights is None and smoothing_weights is None and valid.device.type == "cpu" and valid.all()
+    if not is_one:  # off the CPU looking would cost more than it saves
+        gradient *= of_lse
+    gradient.scatter_add_(1, label, -weight)
+    if smoothing_weights is not None:
+        gradient.sub_(smoothing_weights[:, None] * share)
+    return total
+
+
+def _check_range(label: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor | float]:
+    """Labels that name a class, and what to add to the loss: on the CPU nothing, elsewhere NaN if one did not."""
+    lowest, highest = label.aminmax()
+    if label.device.type != "cpu":
+        inside = (lowest >= 0) & (highest < num_classes)
+        return label.clamp(0, num_classes - 1), torch.where(inside, 0.0, torch.nan)
+    for value in (int(lowest), int(highest)):
+        if not 0 <= value < num_classes:
+            raise ValueError(f"labels must be classes 0 to {num_classes - 1} or {ignore_index} (ignored); got {value}")
+    return label, 0.0

@@ -1,0 +1,218 @@
+"""Scores of one view of an image, whole or in sliding windows: a grid of logits and the weights of its upsampling."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from segheads.functional.bilinear import bilinear_weights, tiles, wide
+
+Model = Callable[[Tensor], Tensor]
+Size = int | tuple[int, int]
+SmallImages = Literal["shrink_window", "enlarge"]
+
+
+class Grid(NamedTuple):
+    """Logits `(K, h, w)` whose scores at the pixels are `rows @ logits @ columnsᵀ`; None where h or w are the pixels.
+
+    Averaging overlapping windows, cropping padding and resizing are all linear and separable, so the windows' logits,
+    side by side, are one grid, and what happens to them on the way to the pixels is in the weights.
+    """
+
+    logits: Tensor
+    rows: Tensor | None  # (H, h), float64 on the CPU
+    columns: Tensor | None  # (W, w)
+
+    def flipped(self) -> "Grid":
+        """The grid whose scores are left to right what this one's are right to left."""
+        if self.columns is None:
+            return self._replace(logits=self.logits.flip(-1))
+        return self._replace(columns=self.columns.flip(0))
+
+
+def scores_in_tiles(
+    grids: Sequence[Grid], size: tuple[int, int]
+) -> Iterator[tuple[tuple[slice, slice], Iterator[Tensor]]]:
+    """Rows and columns of each tile of an image, and the scores `(R, K, C)` of its pixels in each of several grids."""
+    K = len(grids[0].logits)
+    plans = [tiles(grid.rows, grid.columns, size, K, grid.logits) for grid in grids]
+    for group in zip(*plans, strict=True):
+        at = (group[0].rows.pixels, group[0].columns.pixels)
+        yield at, (tile.upsample(grid.logits) for tile, grid in zip(group, grids, strict=True))
+
+
+def gives_low_resolution(model: Model) -> bool:
+    """Whether a model gives its logits before their upsampling, as `SegmentationModel.low_resolution` does.
+
+    It is its class that is asked: a compiled or parallel model passes attributes on, but then is not what is called.
+    """
+    return hasattr(type(model), "low_resolution")
+
+
+def view_grid(
+    model: Model,
+    image: Tensor,
+    size: tuple[int, int],
+    window: Size | None,
+    stride: Size | None,
+    batch_size: int,
+    small_images: SmallImages,
+) -> Grid:
+    """Grid of one view `(1, 3, H, W)` of an image, for an output of `size`."""
+    if small_images not in get_args(SmallImages):
+        known = ", ".join(get_args(SmallImages))
+        raise ValueError(f"small_images must be one of {known}, got {small_images!r}; choose one")
+    if window is None and stride is not None:
+        raise ValueError(f"a stride needs a window, got stride {stride} and window None; give both or neither")
+    if window is not None and small_images == "enlarge":
+        image = _enlarge(image, pair("window", window))
+    if gives_low_resolution(model):
+        return _grid_of_windows(model, image, size, window, stride, batch_size)
+    if window is None:
+        logits = model(image)
+    else:
+        logits = sliding_window_logits(model, image, window=window, stride=stride, batch_size=batch_size)
+    (h, w), (H, W) = logits.shape[-2:], size
+    return Grid(logits[0], None if h == H else bilinear_weights(h, H), None if w == W else bilinear_weights(w, W))
+
+
+@torch.inference_mode()
+def sliding_window_logits(
+    model: Model, images: Tensor, *, window: Size, stride: Size | None = None, batch_size: int = 8
+) -> Tensor:
+    """Logits of large images, averaged over the overlapping windows that the model is shown.
+
+    Windows start at 0, s, 2s, ...; the last is moved back to end at the border. Where an image is smaller than the
+    window, the window shrinks to it, as in MMSegmentation. Memory: the result and one batch of windows.
+
+    Args:
+        model: from images (n, 3, h, w) to logits (n, K, h, w), in evaluation mode.
+        images: as the model wants them, normalised.
+        window: height and width in pixels, or both as one number.
+        stride: pixels between windows, at most `window`; None means `window`, without overlap.
+        batch_size: windows for each call of the model, of all images together.
+
+    Shape:
+        images (B, 3, H, W) -> logits (B, K, H, W), of at least float32.
+
+    Raises:
+        ValueError: for sizes that are not positive, a stride that leaves gaps, logits of another size than the input.
+
+    Examples:
+        >>> images = torch.rand(2, 3, 40, 60)
+        >>> sliding_window_logits(lambda x: 2 * x, images, window=24, stride=16).allclose(2 * images)
+        True
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images (B, 3, H, W) are required, got shape {tuple(images.shape)}; add a batch dimension")
+    (height, width), (down, right) = _window_and_stride(window, stride)
+    check_positive("batch_size", batch_size)
+    B, _, H, W = images.shape
+    h, w = min(height, H), min(width, W)
+    tops, lefts = _starts(H, h, down), _starts(W, w, right)
+    places = [(b, ..., slice(y, y + h), slice(x, x + w)) for b in range(B) for y in tops for x in lefts]
+    total = images.new_empty(0)
+    for start in range(0, len(places), batch_size):
+        total = _add_windows(total, model, images, places[start : start + batch_size])
+    times_seen = _cover(H, h, tops)[:, None] * _cover(W, w, lefts)
+    return total.div_(times_seen.to(total))
+
+
+def _grid_of_windows(
+    model: Any, image: Tensor, size: tuple[int, int], window: Size | None, stride: Size | None, batch_size: int
+) -> Grid:
+    """The low-resolution logits of all windows, side by side."""
+    H, W = image.shape[-2:]
+    (height, width), (down, right) = _window_and_stride((H, W) if window is None else window, stride)
+    check_positive("batch_size", batch_size)
+    h, w = min(height, H), min(width, W)
+    tops, lefts = _starts(H, h, down), _starts(W, w, right)
+    windows = [image[0, :, y : y + h, x : x + w] for y in tops for x in lefts]
+    parts = []
+    for start in range(0, len(windows), batch_size):
+        logits, covered = model.low_resolution(torch.stack(windows[start : start + batch_size]))
+        parts.append(logits)
+    grid = rearrange(torch.cat(parts), "(t l) k h w -> k (t h) (l w)", t=len(tops))
+    rows = _weights(logits.shape[2], covered[0], tops, h, H, size[0])
+    return Grid(grid, rows, _weights(logits.shape[3], covered[1], lefts, w, W, size[1]))
+
+
+def _weights(n: int, covered: int, starts: list[int], window: int, length: int, out: int) -> Tensor:
+    """From `n` grid points of each window, along one axis, to `out` pixels.
+
+    Each window is upsampled to the pixels that it covers, cropped, put in its place and averaged with the others; the
+    image is then resized.
+    """
+    own = bilinear_weights(n, covered)[:window]
+    weights = torch.zeros(length, len(starts) * n, dtype=torch.float64)
+    for number, start in enumerate(starts):
+        weights[start : start + window, number * n : (number + 1) * n] = own
+    weights /= _cover(length, window, starts)[:, None]
+    return weights if length == out else bilinear_weights(length, out) @ weights
+
+
+def _add_windows(total: Tensor, model: Model, images: Tensor, places: list[tuple]) -> Tensor:
+    """Adds one batch of windows to the buffer, which the first batch creates; what it held is freed on return."""
+    windows = torch.stack([images[place] for place in places])
+    logits = model(windows)
+    if logits.shape[-2:] != windows.shape[-2:]:
+        raise ValueError(
+            f"model must return logits of its input's size {tuple(windows.shape[-2:])}, "
+            f"got {tuple(logits.shape[-2:])}; upsample them"
+        )
+    if total.numel() == 0:
+        shape = (len(images), logits.shape[1], *images.shape[-2:])
+        total = logits.new_zeros(shape, dtype=wide(logits.dtype))  # sums of bfloat16 lose digits
+    for place, window_logits in zip(places, logits, strict=True):
+        total[place].add_(window_logits)
+    return total
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, and nothing where the size is the same."""
+    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def _enlarge(image: Tensor, window: tuple[int, int]) -> Tensor:
+    """The side that lacks most becomes the window's, the other grows with it and loses its fraction (Segmenter)."""
+    (H, W), (h, w) = image.shape[-2:], window
+    if h <= H and w <= W:
+        return image
+    return resize(image, (h, int(W / H * h)) if h / H >= w / W else (int(H / W * w), w))
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    return [*range(0, length - window, stride), length - window]
+
+
+def _cover(length: int, window: int, starts: list[int]) -> Tensor:
+    """How many windows see each row, or each column."""
+    count = torch.zeros(length)
+    for start in starts:
+        count[start : start + window] += 1
+    return count
+
+
+def _window_and_stride(window: Size, stride: Size | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    window = pair("window", window)
+    stride = window if stride is None else pair("stride", stride)
+    if stride[0] > window[0] or stride[1] > window[1]:
+        raise ValueError(f"stride must be at most the window {window}, got {stride}; a larger one leaves gaps")
+    return window, stride
+
+
+def pair(name: str, value: Size) -> tuple[int, int]:
+    """Height and width of a size, which must be positive."""
+    height, width = (value, value) if isinstance(value, int) else value
+    check_positive(name, height)
+    check_positive(name, width)
+    return height, width
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse what is not above 0."""
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}; give a number above 0")

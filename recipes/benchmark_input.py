@@ -65,8 +65,8 @@ def main(config: Config) -> None:
         report(config, measure(config, dataset))
 
 
-def measure(config: Config, dataset: FolderDataset) -> dict[str, list[float]]:
-    """Return the seconds of each turn over all images, by pipeline."""
+def measure(config: Config, dataset: FolderDataset, *, decodes: bool = False) -> dict[str, list[float]]:
+    """Return the seconds of each turn over all images, by pipeline; on demand also those of the decoders alone."""
     batches = [range(first, first + config.batch_size) for first in range(0, config.num_images, config.batch_size)]
     samples = TrainingSamples(dataset, RandomScaleCrop(CROP), seed=config.seed)
     prepare = PhotometricNormalize(MEAN, STD)
@@ -83,11 +83,19 @@ def measure(config: Config, dataset: FolderDataset) -> dict[str, list[float]]:
         batch = run_hand_over(turn, chosen)
         return prepare(batch["image"], batch["distortion"], batch["valid"]), batch["labels"].long()
 
+    def run_decoders(_turn: int, batch: range) -> None:
+        for index in batch:
+            for file in dataset.files[index % len(dataset)]:
+                with Image.open(file) as image:
+                    image.load()
+
     pipelines: dict[str, Callable[[int, range], Any]] = {
         "published (OpenCV)": run_published,
         "ours, up to the hand-over": run_hand_over,
         "ours, all on the CPU": run_all,
     }
+    if decodes:
+        pipelines["decoding alone"] = run_decoders
     seconds: dict[str, list[float]] = {name: [] for name in pipelines}
     for turn in range(config.turns + 1):
         for name, pipeline in pipelines.items():

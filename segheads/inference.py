@@ -217,7 +217,7 @@ def _scores_in_tiles(
         mean = average_views(
             model, views, size, window=window, stride=stride, batch_size=batch_size, small_images=small_images
         )
-        for at, (probabilities,) in scores_in_tiles([Grid(mean, None, None)], size):
+        for at, (probabilities,) in scores_in_tiles([Grid(mean, *size)], size):
             yield at, probabilities, False
 
 

@@ -16,19 +16,19 @@ SmallImages = Literal["shrink_window", "enlarge"]
 
 
 class Grid(NamedTuple):
-    """Logits `(K, h, w)` whose scores at the pixels are `rows @ logits @ columnsᵀ`; None where h or w are the pixels.
+    """Logits `(K, h, w)` whose scores at the pixels are `rows @ logits @ columnsᵀ`; or h and w, if they are upsampled.
 
     Averaging overlapping windows, cropping padding and resizing are all linear and separable, so the windows' logits,
     side by side, are one grid, and what happens to them on the way to the pixels is in the weights.
     """
 
     logits: Tensor
-    rows: Tensor | None  # (H, h), float64 on the CPU
-    columns: Tensor | None  # (W, w)
+    rows: Tensor | int  # (H, h), float64 on the CPU
+    columns: Tensor | int  # (W, w)
 
     def flipped(self) -> "Grid":
         """The grid whose scores are left to right what this one's are right to left."""
-        if self.columns is None:
+        if isinstance(self.columns, int):
             return self._replace(logits=self.logits.flip(-1))
         return self._replace(columns=self.columns.flip(0))
 
@@ -75,8 +75,7 @@ def view_grid(
         logits = model(image)
     else:
         logits = sliding_window_logits(model, image, window=window, stride=stride, batch_size=batch_size)
-    (h, w), (H, W) = logits.shape[-2:], size
-    return Grid(logits[0], None if h == H else bilinear_weights(h, H), None if w == W else bilinear_weights(w, W))
+    return Grid(logits[0], logits.shape[2], logits.shape[3])
 
 
 @torch.inference_mode()

@@ -5,23 +5,23 @@ gradient goes back through the transposes. A tile of all classes fits into a pro
 it, a loss or a label, costs little more than the arithmetic, and no full-resolution tensor is ever held.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-TILE_ELEMENTS = 600_000  # scores of a tile on the CPU, 2.4 MB in fp32: the best of 150 k to 2.4 M on 1 MB of L2 a core
+TILE_ELEMENTS = 450_000  # scores of a tile on the CPU, 1.8 MB in fp32: 300 k to 600 k do best with 1 MB of L2 a core
 TILE_ELEMENTS_ELSEWHERE = 16_000_000  # where launching kernels is what costs
 TILE_COLUMNS = 128
 
 
 class Block(NamedTuple):
-    """Consecutive pixels along one axis, the part of the grid that they are made of, and the weights (or None: 1)."""
+    """Consecutive pixels along one axis, the part of the grid that they are made of, and with which weights."""
 
     pixels: slice
     source: slice
-    weights: Tensor | None  # (pixels, source)
+    weights: Tensor | None  # (pixels, source); None where the grid's points are the pixels
 
 
 class Tile(NamedTuple):
@@ -32,39 +32,40 @@ class Tile(NamedTuple):
 
     @property
     def num_pixels(self) -> int:
-        """Pixels of the tile; the first tile of an image has the most."""
+        """Pixels of the tile."""
         (down, *_), (across, *_) = self
         return (down.stop - down.start) * (across.stop - across.start)
 
     def upsample(self, logits: Tensor, out: Tensor | None = None) -> Tensor:
-        """Scores of the tile's pixels, `(K, h, w)` to `(R, K, C)` of the weights' dtype, in `out`'s memory if given."""
+        """Scores of the tile's pixels, `(K, h, w)` to `(R, K, C)`, fp32 at least, in `out`'s memory if given."""
         (_, source_rows, R), (_, source_columns, C) = self.rows, self.columns
         x = logits[:, source_rows, source_columns].transpose(0, 1)  # (K, h', w') -> (h', K, w')
+        x = x.to(wide(x.dtype))
         if C is not None:
-            x = x.to(C.dtype) @ C.mT
+            x = x @ C.mT
         if R is None:
-            return x
-        flat = x.reshape(x.shape[0], -1)
-        shape = (len(R), *x.shape[1:])
+            return x if out is None else out[: x.numel()].view(x.shape).copy_(x)
+        flat, shape = x.flatten(1), (len(R), *x.shape[1:])
         if out is None:
-            return (R @ flat.to(R.dtype)).view(shape)
+            return (R @ flat).view(shape)
         return torch.mm(R, flat, out=out[: len(R) * flat.shape[1]].view(len(R), -1)).view(shape)
 
     def add_gradient(self, scores_gradient: Tensor, gradient: Tensor) -> None:
         """Add what the gradient of the tile's scores `(R, K, C)` means for the logits' `(K, h, w)`."""
         (_, source_rows, R), (_, source_columns, C) = self.rows, self.columns
-        assert R is not None
-        assert C is not None
-        x = (R.mT @ scores_gradient.flatten(1)).view(-1, *scores_gradient.shape[1:])  # (R, K, C) -> (h', K, C)
-        gradient[:, source_rows, source_columns].transpose(0, 1).add_(x @ C)
+        x = scores_gradient
+        if R is not None:
+            x = (R.mT @ x.flatten(1)).view(-1, *x.shape[1:])  # (R, K, C) -> (h', K, C)
+        gradient[:, source_rows, source_columns].transpose(0, 1).add_(x if C is None else x @ C)
 
 
-def bilinear_weights(n_in: int, n_out: int) -> Tensor:
+def bilinear_weights(n_in: int, n_out: int, part: slice = slice(None)) -> Tensor:
     """The matrix `(n_out, n_in)`, float64, of bilinear interpolation (align_corners False) along one axis.
 
     Args:
         n_in: Length before.
         n_out: Length after, longer or shorter.
+        part: Which rows of the matrix to make; all of them by default.
 
     Examples:
         >>> bilinear_weights(2, 4)
@@ -73,24 +74,25 @@ def bilinear_weights(n_in: int, n_out: int) -> Tensor:
                 [0.2500, 0.7500],
                 [0.0000, 1.0000]], dtype=torch.float64)
     """
-    pixel = torch.arange(n_out)
+    pixel = torch.arange(n_out)[part]
     position = ((pixel + 0.5).double() * (n_in / n_out) - 0.5).clamp(min=0, max=n_in - 1)
     lower = position.long()
     upper = (lower + 1).clamp(max=n_in - 1)
     share = position - lower
-    weights = torch.zeros(n_out, n_in, dtype=torch.float64)
-    weights[pixel, lower] = 1 - share
-    weights[pixel, upper] += share  # at the border both are one
+    weights = torch.zeros(len(pixel), n_in, dtype=torch.float64)
+    row = torch.arange(len(pixel))
+    weights[row, lower] = 1 - share
+    weights[row, upper] += share  # at the border both are one
     return weights
 
 
 def tiles(
-    rows: Tensor | None, columns: Tensor | None, size: tuple[int, int], num_classes: int, like: Tensor
+    rows: Tensor | int, columns: Tensor | int, size: tuple[int, int], num_classes: int, like: Tensor
 ) -> Iterator[Tile]:
     """Cut an image into tiles.
 
     Args:
-        rows: Weights of the grid's rows for each row of pixels; None where the grid has the image's own rows.
+        rows: How many rows the grid has; or, where they are not the bilinear ones, their weights in each row of pixels.
         columns: The same of the columns.
         size: Height and width of the image, pixels.
         num_classes: Number of classes K.
@@ -108,18 +110,24 @@ def tiles(
             yield Tile(down, block)
 
 
+def tile_memory(plan: Sequence[Tile], num_classes: int, like: Tensor) -> Tensor:
+    """What holds the scores of each tile of a plan in turn; asking for memory each time costs as much as using it."""
+    largest = plan[0].num_pixels if plan else 0  # later ones may be cut off by the border
+    return like.new_empty(num_classes * largest, dtype=wide(like.dtype))
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The precision in which scores are computed: fp32, or fp64 where logits are."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def _blocks(weights: Tensor | None, length: int, step: int, like: Tensor) -> Iterator[Block]:
+def _blocks(grid: Tensor | int, length: int, step: int, like: Tensor) -> Iterator[Block]:
     for start in range(0, length, step):
         pixels = slice(start, min(start + step, length))
-        if weights is None:
+        if isinstance(grid, int) and grid == length:
             yield Block(pixels, pixels, None)
             continue
-        part = weights[pixels]
+        part = bilinear_weights(grid, length, pixels) if isinstance(grid, int) else grid[pixels]
         used = part.any(0).nonzero().flatten()
         source = slice(int(used[0]), int(used[-1]) + 1)
         yield Block(pixels, source, part[:, source].to(like.device, wide(like.dtype)))

@@ -1,13 +1,13 @@
 """Sum of the cross-entropy of upsampled logits and its gradient, in one pass over tiles that fit into the cache."""
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segheads.functional import upsample_triton
-from segheads.functional.bilinear import bilinear_weights, tiles, wide
+from segheads.functional.bilinear import tile_memory, tiles, wide
 
 
 def cross_entropy_sum(
@@ -74,7 +74,8 @@ def _value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The sum, and its gradient with respect to the logits, in fp32 or wider; empty if it is not needed."""
     arguments = (logits, labels, label_weights, smoothing_weights, ignore_index)
-    compute = upsample_triton.loss_and_gradient if upsample_triton.is_available(logits) else _in_tiles
+    kernels = kernels_for(logits) if labels.numel() else None
+    compute = _in_tiles if kernels is None else kernels.loss_and_gradient
     with torch.autocast(logits.device.type, enabled=False):
         total, gradient = compute(*arguments, needs_gradient=needs_gradient)
     return total, total.new_empty(0) if gradient is None else gradient
@@ -86,6 +87,15 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     dtype = wide(logits.dtype)
     return logits.new_empty((), dtype=dtype), logits.new_empty(logits.shape if needs_gradient else (0,), dtype=dtype)
+
+
+def kernels_for(x: Tensor) -> Any:
+    """The module of Triton kernels if they can serve logits like x, else None; Triton is imported only on a GPU."""
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return None
+    from segheads.functional import upsample_triton
+
+    return upsample_triton if upsample_triton.is_available(x) else None
 
 
 def is_valid(labels: Tensor, ignore_index: int) -> Tensor:
@@ -108,9 +118,8 @@ def _in_tiles(
     (K, h, w), (H, W), dtype = logits.shape[1:], labels.shape[1:], wide(logits.dtype)
     total = logits.new_zeros((), dtype=dtype)
     gradient = logits.new_zeros(logits.shape, dtype=dtype) if needs_gradient else None
-    plan = list(tiles(bilinear_weights(h, H), bilinear_weights(w, W), (H, W), K, logits))
-    largest = plan[0].num_pixels if plan else 0
-    of_scores, of_gradient = (logits.new_empty(K * largest, dtype=dtype) for _ in range(2))  # memory for every tile
+    plan = list(tiles(h, w, (H, W), K, logits))
+    of_scores, of_gradient = (tile_memory(plan, K, logits) for _ in range(2))
     for number in range(len(logits)):
         for tile in plan:
             scores = tile.upsample(logits[number], out=of_scores)

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segheads.functional import upsample_triton
-from segheads.functional.bilinear import bilinear_weights, tiles, wide
-from segheads.functional.cross_entropy import cross_entropy_sum, is_valid
+from segheads.functional.bilinear import tile_memory, tiles, wide
+from segheads.functional.cross_entropy import cross_entropy_sum, is_valid, kernels_for
 
 Reduction = Literal["valid", "all"]
 
@@ -135,23 +134,23 @@ def upsample_argmax(
     dtype = smallest_dtype(K) if dtype is None else dtype
     if torch.iinfo(dtype).max < K - 1:
         raise ValueError(f"dtype {dtype} cannot hold {K} classes; None chooses the smallest that can")
+    kernels = kernels_for(logits) if H * W else None
     with torch.autocast(logits.device.type, enabled=False):
         if torch.compiler.is_compiling():
             scores = upsample(logits, size)
             labels, probability = scores.argmax(1).to(dtype), scores.softmax(1).amax(1) if return_probability else None
-        elif upsample_triton.is_available(logits):
-            labels, probability = upsample_triton.label_map(logits, size, dtype, return_probability=return_probability)
+        elif kernels is not None:
+            labels, probability = kernels.label_map(logits, size, dtype, return_probability=return_probability)
         else:
             shape = (len(logits), H, W)
             labels = logits.new_empty(shape, dtype=dtype)
             probability = logits.new_empty(shape, dtype=wide(logits.dtype)) if return_probability else None
-            plan = list(
-                tiles(bilinear_weights(logits.shape[2], H), bilinear_weights(logits.shape[3], W), size, K, logits)
-            )
+            plan = list(tiles(logits.shape[2], logits.shape[3], size, K, logits))
+            memory = tile_memory(plan, K, logits)
             for number in range(len(logits)):
                 for tile in plan:
                     at = (number, tile.rows.pixels, tile.columns.pixels)
-                    scores = tile.upsample(logits[number])
+                    scores = tile.upsample(logits[number], out=memory)
                     labels[at] = best_class(scores)
                     if probability is not None:
                         probability[at] = scores.softmax(1).amax(1)
@@ -167,7 +166,7 @@ def best_class(scores: Tensor) -> Tensor:
         `(R, K, C)` to `(R, C)`, uint8 up to 256 classes, int16 above.
     """
     K, dtype = scores.shape[1], smallest_dtype(scores.shape[1])
-    is_best = (scores == scores.amax(1, keepdim=True)).to(dtype)
+    is_best = (scores == scores.amax(1, keepdim=True)).view(torch.uint8).to(dtype)
     from_last = torch.arange(K - 1, -1, -1, dtype=dtype, device=scores.device)  # the lowest class has the highest
     return K - 1 - is_best.mul_(from_last[:, None]).amax(1)
 

@@ -7,6 +7,9 @@ Tested in Triton's interpreter, compiled for compute capability 7.5 to 10.0, but
 sizes follow from counting registers and instructions.
 """
 
+import os
+import shutil
+from functools import cache
 from typing import Any, no_type_check
 
 import torch
@@ -35,15 +38,22 @@ def is_available(x: Tensor) -> bool:
         x: The logits.
 
     Returns:
-        True for fp32 and fp16 from compute capability 7.0 on, and for bf16 from 8.0 on.
+        True for fp32 and fp16 from compute capability 7.0 on, and for bf16 from 8.0 on; False with `SEGHEADS_TRITON=0`
+        in the environment, and where there is no C compiler, with which Triton builds what launches a kernel.
     """
-    if triton is None or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    is_on = triton is not None and os.environ.get("SEGHEADS_TRITON") != "0"
+    if not is_on or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False
     if not isinstance(_loss_kernel, triton.JITFunction):
         return True
-    if not x.is_cuda or torch.version.cuda is None:
+    if not x.is_cuda or torch.version.cuda is None or not _has_compiler():
         return False
     return torch.cuda.get_device_capability(x.device) >= ((8, 0) if x.dtype == torch.bfloat16 else (7, 0))
+
+
+@cache
+def _has_compiler() -> bool:
+    return "CC" in os.environ or any(map(shutil.which, ("gcc", "clang")))
 
 
 def loss_and_gradient(

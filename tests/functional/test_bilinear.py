@@ -12,31 +12,36 @@ def test_weights_are_those_of_interpolate(n_in, n_out):
     identity = torch.eye(n_in, dtype=torch.float64)[None]  # each grid point's share in every pixel
     expected = F.interpolate(identity, size=n_out, mode="linear", align_corners=False)[0].T
     torch.testing.assert_close(bilinear_weights(n_in, n_out), expected)
+    torch.testing.assert_close(bilinear_weights(n_in, n_out, slice(n_out // 3, n_out)), expected[n_out // 3 :])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (517, 129), (64, 128)])
 @pytest.mark.parametrize("num_classes", [1, 150, 3000])
 def test_tiles_cover_every_pixel_once(size, num_classes):
     times = torch.zeros(size)
-    for tile in tiles(bilinear_weights(5, size[0]), None, size, num_classes, torch.zeros(())):
+    for tile in tiles(5, size[1], size, num_classes, torch.zeros(())):
         times[tile.rows.pixels, tile.columns.pixels] += 1
-        assert times[tile.rows.pixels, tile.columns.pixels].numel() <= max(bilinear.TILE_ELEMENTS / num_classes, 4 * 128)
+        assert tile.num_pixels == times[tile.rows.pixels, tile.columns.pixels].numel()
+        assert tile.num_pixels <= max(bilinear.TILE_ELEMENTS / num_classes, 4 * 128)
     assert (times == 1).all()
 
 
 @pytest.mark.parametrize(("h", "w"), [(4, 9), (40, 9), (4, 150), (40, 150)])
-def test_a_tile_is_a_part_of_the_upsampled_logits(h, w):
-    logits = torch.randn(3, h, w)
+@pytest.mark.parametrize("by_weights", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tile_is_a_part_of_the_upsampled_logits(h, w, by_weights, dtype):
+    logits = torch.randn(3, h, w).to(dtype)
     H, W = 40, 150
-    rows, columns = (None if n == N else bilinear_weights(n, N) for n, N in ((h, H), (w, W)))
-    expected = F.interpolate(logits[None], size=(H, W), mode="bilinear", align_corners=False)[0]
+    expected = F.interpolate(logits[None].float(), size=(H, W), mode="bilinear", align_corners=False)[0]
+    rows, columns = (bilinear_weights(h, H), bilinear_weights(w, W)) if by_weights else (h, w)
     for tile in tiles(rows, columns, (H, W), 3, logits):
-        scores = tile.upsample(logits).transpose(0, 1)  # (R, K, C) -> (K, R, C)
+        memory = torch.empty(3 * tile.num_pixels)
+        scores = tile.upsample(logits, memory if by_weights else None).transpose(0, 1)  # (R, K, C) -> (K, R, C)
         torch.testing.assert_close(scores, expected[:, tile.rows.pixels, tile.columns.pixels], rtol=1e-5, atol=1e-5)
 
 
 def test_a_tile_reads_its_part_of_the_grid_alone():
-    for tile in tiles(bilinear_weights(32, 512), bilinear_weights(32, 512), (512, 512), 150, torch.zeros(())):
+    for tile in tiles(32, 32, (512, 512), 150, torch.zeros(())):
         for block in tile:
             length = block.pixels.stop - block.pixels.start
             assert block.source.stop - block.source.start <= length / 16 + 3

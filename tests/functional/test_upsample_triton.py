@@ -5,8 +5,10 @@ TRITON_INTERPRET=1; without a GPU the tests of the kernels skip outside that pro
 """
 
 import os
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -324,6 +326,21 @@ def test_not_available_for_other_types(dtype):
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter serves every device")
 def test_not_available_on_the_cpu():
     assert not upsample_triton.is_available(torch.zeros(1))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter serves every device")
+def test_available_on_a_gpu_unless_turned_off_or_without_a_compiler(monkeypatch):
+    pytest.importorskip("triton")
+    logits = SimpleNamespace(dtype=torch.float32, is_cuda=True, device="cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.delenv("CC", raising=False)
+    for compiler, switch, expected in [("/cc", "1", True), ("/cc", "0", False), (None, "1", False)]:
+        upsample_triton._has_compiler.cache_clear()
+        monkeypatch.setattr(shutil, "which", lambda name, found=compiler: found)
+        monkeypatch.setenv("SEGHEADS_TRITON", switch)
+        assert upsample_triton.is_available(logits) == expected
+    upsample_triton._has_compiler.cache_clear()
 
 
 @pytest.mark.skipif(INTERPRETED, reason="it has a process of its own")

@@ -134,9 +134,10 @@ def upsample_argmax(
     dtype = smallest_dtype(K) if dtype is None else dtype
     if torch.iinfo(dtype).max < K - 1:
         raise ValueError(f"dtype {dtype} cannot hold {K} classes; None chooses the smallest that can")
-    kernels = kernels_for(logits) if H * W else None
+    is_compiling = torch.compiler.is_compiling()
+    kernels = kernels_for(logits) if H * W and not is_compiling else None
     with torch.autocast(logits.device.type, enabled=False):
-        if torch.compiler.is_compiling():
+        if is_compiling:
             scores = upsample(logits, size)
             labels, probability = scores.argmax(1).to(dtype), scores.softmax(1).amax(1) if return_probability else None
         elif kernels is not None:

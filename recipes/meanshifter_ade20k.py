@@ -32,6 +32,7 @@ from pathlib import Path
 import tyro
 
 from segheads import SegmentationModel, create_model
+from segheads.functional.affinity import Kernel
 from segheads.functional.upsample import Reduction
 from segheads.training import DEMO_RUN, TrainingConfig, run_training
 
@@ -52,6 +53,22 @@ class Config(TrainingConfig):
     """d_ms, for the mean_shift head; None means the backbone's width."""
     decoder: str = "linear"
     """The head after the shift, for the mean_shift head."""
+    concat_input: bool = False
+    """Give the decoder the unshifted features beside the shifted ones; of the mean_shift head, as what follows."""
+    kernel: Kernel = "dot"
+    """The thesis' dot, or gaussian or cosine."""
+    bandwidth: float | None = None
+    """Bandwidth in units of the projected tokens; None means the kernel's own."""
+    spatial_bandwidth: float | None = None
+    """Also weigh tokens by their distance in the map, with this bandwidth in patches; None does not."""
+    learn_bandwidth: bool = False
+    """Learn the bandwidths."""
+    blurring: bool = True
+    """Shift the tokens among themselves; --no-blurring shifts them against the original ones."""
+    step: float = 1.0
+    """How far a shift goes towards the average, as a fraction."""
+    learn_step: bool = False
+    """Learn the step."""
     drop_path_rate: float = 0.1
     loss_reduction: Reduction = "all"
     """Divide the loss by all pixels, as the author's code does, or by the valid ones."""
@@ -82,7 +99,9 @@ def main(config: Config) -> None:
 
 def build_model(config: Config, num_classes: int) -> SegmentationModel:
     """The backbone, with weights or without, and the head."""
-    shift = {"num_layers": config.shift_layers, "shift_channels": config.shift_channels, "decoder": config.decoder}
+    names = ("shift_channels", "decoder", "kernel", "bandwidth", "spatial_bandwidth", "learn_bandwidth", "blurring")
+    options = {name: getattr(config, name) for name in (*names, "step", "learn_step", "concat_input")}
+    shift = {"num_layers": config.shift_layers, **options}
     return create_model(
         config.backbone,
         config.head,

@@ -9,7 +9,8 @@ from segheads.heads.fcn import FCNHead
 from segheads.heads.feature_fusion import FeatureFusionHead
 from segheads.heads.linear import LinearHead
 from segheads.heads.mask_transformer import MaskTransformerHead
-from segheads.heads.mean_shift import MeanShift, MeanShiftHead
+from segheads.heads.mean_shift import MeanShiftHead
+from segheads.heads.mean_shift_block import MeanShift
 from segheads.heads.senformer import SenFormerHead
 from segheads.heads.smp import SmpHead, find_smp_head, smp_decoders
 from segheads.heads.uper import SenUPer, UPerHead

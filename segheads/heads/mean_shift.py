@@ -1,72 +1,14 @@
-"""Mean shift as a block from features to features, and the MeanShifter's head."""
+"""The MeanShifter's head: mean shift, then any single-level head."""
 
 from collections.abc import Callable
 from typing import Any
 
-from timm.layers import trunc_normal_
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from segheads.functional import mean_shift
+from segheads.functional.affinity import Kernel
 from segheads.heads.base import Head
-
-
-class MeanShift(nn.Module):
-    """Shifts tokens towards the modes of their density, `num_layers` times with the same weights.
-
-    The block of the MeanShifter; the formula is at `segheads.functional.mean_shift`. Features in, features out, so it
-    may stand before any head. The published code has a bias in the projection, which the thesis' formula leaves out.
-
-    `num_layers` may be changed at any time, since all layers share one projection (thesis, Table 2); 0 means no
-    shift. A block *built* with 0 layers freezes its projection, which could never receive a gradient.
-
-    Args:
-        channels: Channels C of the features.
-        shift_channels: Width D of the space in which distances are measured (the thesis' d_ms); None means `channels`.
-        num_layers: How often to shift (the thesis' L_ms).
-
-    Shape:
-        `(B, C, h, w)` or `(B, N, C)`, in and out.
-
-    Raises:
-        ValueError: If `num_layers` is negative, `shift_channels` below 1, or the input has other channels.
-
-    Examples:
-        >>> import torch
-        >>> shift = MeanShift(192, num_layers=1)
-        >>> shift(torch.randn(2, 192, 16, 24)).shape, shift(torch.randn(2, 384, 192)).shape
-        (torch.Size([2, 192, 16, 24]), torch.Size([2, 384, 192]))
-    """
-
-    def __init__(self, channels: int, shift_channels: int | None = None, num_layers: int = 1) -> None:
-        super().__init__()
-        shift_channels = channels if shift_channels is None else shift_channels
-        if channels < 1 or shift_channels < 1:
-            raise ValueError(f"channels and shift_channels must be 1 or more; got {channels} and {shift_channels}")
-        self.projection = nn.Linear(channels, shift_channels)
-        trunc_normal_(self.projection.weight, std=0.02)
-        nn.init.zeros_(self.projection.bias)
-        self.num_layers = num_layers
-        if num_layers == 0:
-            self.projection.requires_grad_(False)
-
-    @property
-    def num_layers(self) -> int:
-        """How often to shift."""
-        return self._num_layers
-
-    @num_layers.setter
-    def num_layers(self, num_layers: int) -> None:
-        if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 0:
-            raise ValueError(f"num_layers must be an integer of 0 or more; got {num_layers!r}")
-        self._num_layers = num_layers
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shifted features, in the shape of x."""
-        return mean_shift(x, self.projection.weight, self.projection.bias, num_layers=self._num_layers)
-
-    def extra_repr(self) -> str:
-        """Adds the number of layers to the module's representation."""
-        return f"num_layers={self._num_layers}"
+from segheads.heads.mean_shift_block import MeanShift
 
 
 class MeanShiftHead(Head):
@@ -83,12 +25,22 @@ class MeanShiftHead(Head):
         num_layers: How often to shift (L_ms); an attribute that may be changed on a trained head.
         decoder: The head after the shift: a name in `segheads.heads.HEADS`, or a callable that takes `in_channels` and
             `num_classes` and returns a head.
+        concat_input: Give the decoder the unshifted features beside the shifted ones, `2 in_channels` in all (as the
+            option of this name of MMSegmentation's FCN head does).
+        kernel: `"dot"` (the thesis'), `"gaussian"` or `"cosine"`; this and what follows is `MeanShift`'s.
+        bandwidth: The bandwidth h; an attribute that may be changed on a trained head. None means the kernel's own.
+        spatial_bandwidth: Also weigh tokens by their distance in the map, with this bandwidth in cells of the map; an
+            attribute that may be changed on a trained head that has one.
+        learn_bandwidth: Learn the bandwidths.
+        blurring: Shift the tokens among themselves, rather than against the original ones.
+        step: How far to go towards the average, as a fraction.
+        learn_step: Learn the step.
 
     Shape:
         `(B, C, h, w)` to `(B, K, h, w)`.
 
     Raises:
-        ValueError: If `decoder` is an unknown name, a size is out of range, or the map has other channels.
+        ValueError: If `decoder` is an unknown name, an option is out of range, or the map has other channels.
 
     Examples:
         >>> import torch
@@ -106,13 +58,33 @@ class MeanShiftHead(Head):
         shift_channels: int | None = None,
         num_layers: int = 1,
         decoder: str | Callable[[int, int], Head] = "linear",
+        concat_input: bool = False,
+        kernel: Kernel = "dot",
+        bandwidth: float | None = None,
+        spatial_bandwidth: float | None = None,
+        learn_bandwidth: bool = False,
+        blurring: bool = True,
+        step: float = 1.0,
+        learn_step: bool = False,
     ) -> None:
         super().__init__(in_channels, num_classes)
         from segheads.heads import find_head  # the registry holds this class too
 
         build: Callable[[int, int], Head] = find_head(decoder) if isinstance(decoder, str) else decoder
-        self.shift = MeanShift(in_channels, shift_channels, num_layers)
-        self.decoder = build(in_channels, num_classes)
+        self.shift = MeanShift(
+            in_channels,
+            shift_channels,
+            num_layers,
+            kernel=kernel,
+            bandwidth=bandwidth,
+            spatial_bandwidth=spatial_bandwidth,
+            learn_bandwidth=learn_bandwidth,
+            blurring=blurring,
+            step=step,
+            learn_step=learn_step,
+        )
+        self.concat_input = concat_input
+        self.decoder = build(in_channels * (2 if concat_input else 1), num_classes)
 
     @property
     def num_layers(self) -> int:
@@ -123,16 +95,43 @@ class MeanShiftHead(Head):
     def num_layers(self, num_layers: int) -> None:
         self.shift.num_layers = num_layers
 
+    @property
+    def bandwidth(self) -> float:
+        """The bandwidth h of the kernel."""
+        return self.shift.bandwidth
+
+    @bandwidth.setter
+    def bandwidth(self, bandwidth: float) -> None:
+        self.shift.bandwidth = bandwidth
+
+    @property
+    def spatial_bandwidth(self) -> float | None:
+        """The bandwidth s of places, in cells of the map."""
+        return self.shift.spatial_bandwidth
+
+    @spatial_bandwidth.setter
+    def spatial_bandwidth(self, spatial_bandwidth: float) -> None:
+        self.shift.spatial_bandwidth = spatial_bandwidth
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, K, h, w)` of a feature map `(B, C, h, w)`."""
         self._check(x)
-        return self.decoder(self.shift(x))
+        return self.decoder(self._shifted(x))
 
     def predictions(self, x: Tensor) -> list[Tensor]:
         """What training supervises: the decoder's own predictions on the shifted features."""
         self._check(x)
-        return self.decoder.predictions(self.shift(x))
+        return self.decoder.predictions(self._shifted(x))
 
     def settings(self) -> dict[str, Any]:
-        """`num_layers`, which may be changed on a trained head."""
-        return {"num_layers": self.num_layers}
+        """What may be changed on a trained head: `num_layers`, and the bandwidths where they are no weights."""
+        settings: dict[str, Any] = {"num_layers": self.num_layers}
+        if not self.shift.learns_bandwidth:
+            settings["bandwidth"] = self.bandwidth
+            if self.spatial_bandwidth is not None:
+                settings["spatial_bandwidth"] = self.spatial_bandwidth
+        return settings
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        shifted = self.shift(x)
+        return torch.cat([x, shifted], dim=1) if self.concat_input else shifted

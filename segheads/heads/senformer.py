@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segheads.functional import upsample
 from segheads.heads.base import Head
-from segheads.heads.mean_shift import MeanShift
+from segheads.heads.mean_shift_block import MeanShift
 from segheads.merges import MERGES, check_count
 
 Share = Literal["none", "decoder", "class_embeddings"]
@@ -37,6 +37,7 @@ class SenFormerHead(Head):
             or `"class_embeddings"` alone.
         mean_shift_layers: How often each level's tokens are shifted before its learner; 0 means no shift.
         shift_channels: Width in which the shift measures distances (d_ms); None means that of the level.
+        mean_shift_kwargs: Further arguments of `MeanShift`, such as `{"spatial_bandwidth": 1.5}`.
         levels: Which levels have a learner, 0 the finest; None means all. Afterwards: which of them vote.
         learners_per_level: Learners on each level, from weights of their own.
 
@@ -71,6 +72,7 @@ class SenFormerHead(Head):
         share: Share = "none",
         mean_shift_layers: int = 0,
         shift_channels: int | None = None,
+        mean_shift_kwargs: dict[str, Any] | None = None,
         levels: Sequence[int] | None = None,
         learners_per_level: int = 1,
     ) -> None:
@@ -88,7 +90,8 @@ class SenFormerHead(Head):
         )
         _tie(list(self.learners), share)
         self.shifts = nn.ModuleList(
-            MeanShift(C, shift_channels, mean_shift_layers) for C in (widths if mean_shift_layers else [])
+            MeanShift(C, shift_channels, mean_shift_layers, **(mean_shift_kwargs or {}))
+            for C in (widths if mean_shift_layers else [])
         )
         self.mean_shift_layers = mean_shift_layers
         is_learned = isinstance(MERGES.get(merge), type)

@@ -68,7 +68,7 @@ def test_equal_tokens_stay_where_they_are():
 @pytest.fixture
 def small_tiles(monkeypatch):
     """What happens on a device without fused kernels, in tiles of 4 rows."""
-    module = importlib.import_module("segheads.functional.mean_shift")  # the function shadows the module
+    module = importlib.import_module("segheads.functional.affinity")
     monkeypatch.setattr(module, "_is_fused", lambda *_: False)
     monkeypatch.setattr(module, "TILE", 4)
     return module
@@ -120,7 +120,7 @@ def test_no_square_matrix(monkeypatch, is_fused, channels, shift_channels, train
     expected = shifted_plainly(tokens, weight, grad)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     if not is_fused:
-        module = importlib.import_module("segheads.functional.mean_shift")
+        module = importlib.import_module("segheads.functional.affinity")
         monkeypatch.setattr(module, "_is_fused", lambda *_: False)
         monkeypatch.setattr(F, "scaled_dot_product_attention", None)
     x, w = tokens.requires_grad_(trains), weight.requires_grad_(trains)

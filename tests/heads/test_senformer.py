@@ -140,6 +140,8 @@ def test_mean_shift_stands_before_the_learners_and_its_depth_may_change():
     torch.testing.assert_close(head.learner_logits(x), plain)
     head.mean_shift_layers = 3
     assert [shift.num_layers for shift in head.shifts] == [3] * 4
+    joint = SenFormerHead([16] * 4, 5, mean_shift_layers=2, mean_shift_kwargs={"spatial_bandwidth": 1.5, "step": 0.5})
+    assert [(shift.spatial_bandwidth, shift.step, shift.num_layers) for shift in joint.shifts] == [(1.5, 0.5, 2)] * 4
     with pytest.raises(ValueError, match="mean_shift_layers cannot become 1: the head was built without a shift"):
         SenFormerHead([16] * 4, 5).mean_shift_layers = 1
     with pytest.raises(ValueError, match="num_layers must be an integer of 0 or more; got -1"):

@@ -60,6 +60,19 @@ def test_end_to_end(recipe, tmp_path, capsys):
     assert model.predict(torch.randn(1, 3, 40, 50)).shape == (1, 40, 50)
 
 
+def test_options_of_the_shift_reach_the_head(recipe, tmp_path):
+    options = ["--kernel", "gaussian", "--bandwidth", "2.5", "--spatial-bandwidth", "1.5", "--no-blurring"]
+    options += ["--learn-bandwidth", "--learn-step", "--step", "0.5", "--shift-layers", "3", "--shift-channels", "16"]
+    shift = recipe.build_model(tiny(recipe, tmp_path, *options), 5).head.shift
+    assert (shift.kernel, shift.blurring, shift.num_layers) == ("gaussian", False, 3)
+    assert (shift.bandwidth, shift.spatial_bandwidth, shift.step.item()) == pytest.approx((2.5, 1.5, 0.5))
+    assert shift.learns_bandwidth
+    assert isinstance(shift.step, torch.nn.Parameter)
+    assert shift.projection.out_features == 16
+    thesis = recipe.build_model(tiny(recipe, tmp_path), 5).head.shift
+    assert (thesis.kernel, thesis.blurring, thesis.step, thesis.spatial_bandwidth) == ("dot", True, 1.0, None)
+
+
 def test_a_killed_run_goes_on_bit_for_bit(recipe, tmp_path):
     run(recipe, tmp_path / "whole", "--iterations", "23")
     killed = tmp_path / "killed"

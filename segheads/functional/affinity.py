@@ -1,0 +1,183 @@
+"""Averages of tokens, weighted by the softmax of scores, in memory that grows with the number of tokens alone."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
+
+Kernel = Literal["dot", "gaussian", "cosine"]
+KERNELS: tuple[Kernel, ...] = ("dot", "gaussian", "cosine")
+COSINE_BANDWIDTH = 10**-0.5  # an inverse temperature of 10, with which the design's trial began
+
+TILE = 256  # rows of the N x N affinity that are held at a time where no fused kernel serves
+MOST_FILLING = 8  # channels of zeros with which a fused kernel is still the quicker way
+WIDEST_ON_CUDA = 256  # channels: flash attention's limit; tiles beyond it are a choice not yet measured
+
+
+class Scores(NamedTuple):
+    """The kernel's scores as the products of queries and keys times a scale."""
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    cancels: bool  # large terms do, so that products are to be kept in 32 bits
+
+    def weights(self) -> Tensor:
+        """The softmax over the keys, `(B, M, N)`, for a few queries."""
+        return _weights(self.query * self.scale, self.key, self.cancels)
+
+
+def default_bandwidth(kernel: Kernel, shift_channels: int) -> float:
+    """`D ** 0.25` for the dot and the Gaussian kernel (scores over sqrt(D), as in the thesis), else sqrt(0.1)."""
+    return COSINE_BANDWIDTH if kernel == "cosine" else shift_channels**0.25
+
+
+def measured(r: Tensor, kernel: Kernel) -> Tensor:
+    """Projected tokens as the kernel compares them: the cosine kernel looks at their directions."""
+    return F.normalize(r, dim=-1) if kernel == "cosine" else r
+
+
+def grid_positions(x: Tensor) -> Tensor:
+    """Row and column of each token of a map `(B, C, h, w)`: `(h w, 2)`, whole numbers around 0, in 32 bits or more."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    rows, columns = (torch.arange(size, device=x.device, dtype=dtype) - size // 2 for size in x.shape[2:])
+    return torch.cartesian_prod(rows, columns)
+
+
+def scores(
+    query: Tensor,
+    key: Tensor,
+    kernel: Kernel,
+    bandwidth: float | Tensor,
+    query_positions: Tensor | None = None,
+    positions: Tensor | None = None,
+    spatial_bandwidth: float | Tensor = 1.0,
+) -> Scores:
+    """What the softmax is taken of.
+
+    `-|q - k|² / 2` differs from `q·k - |k|² / 2` by what is the same for all keys, which softmax does not see; the norm
+    is one more channel. Both sides are centred first: that changes no distance, and keeps the products small. Places
+    are more channels of the same kind, in units of their own bandwidth.
+    """
+    if kernel != "gaussian" and positions is None:  # on unit vectors the norms are all the same
+        if isinstance(bandwidth, Tensor):
+            return Scores((query / bandwidth**2).to(key.dtype), key, 1.0, cancels=False)
+        return Scores(query, key, bandwidth**-2, cancels=False)
+    norm, of_query, of_key = None, [], []
+    if kernel == "gaussian":
+        centre = key.detach().mean(dim=1, keepdim=True)
+        query, key = query - centre, key - centre
+        norm = _wide(key).square().sum(-1, keepdim=True) / (-2 * bandwidth**2)
+    if positions is not None and query_positions is not None:
+        of_query = _parts(query_positions / spatial_bandwidth**2, query.dtype)
+        of_key = [positions.to(key.dtype)] * len(of_query)
+        far = positions.square().sum(-1, keepdim=True) / (-2 * spatial_bandwidth**2)  # (N, 1)
+        norm = far if norm is None else norm + far
+    if norm is not None:
+        parts = _parts(norm, key.dtype)
+        of_query, of_key = [*of_query, *(torch.ones_like(part[..., :1, :]) for part in parts)], [*of_key, *parts]
+    query = (query / bandwidth**2).to(key.dtype)
+    return Scores(_with_channels(query, of_query), _with_channels(key, of_key), 1.0, cancels=True)
+
+
+def _parts(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Tensors of a type that add up to x; in 16 bits the second holds what the first leaves over."""
+    parts = [x.to(dtype)]
+    return parts if dtype == x.dtype or dtype.itemsize >= 4 else [*parts, (x - parts[0].to(x.dtype)).to(dtype)]
+
+
+def _with_channels(x: Tensor, more: list[Tensor]) -> Tensor:
+    return torch.cat([x, *(part.expand(*x.shape[:-1], part.shape[-1]) for part in more)], dim=-1) if more else x
+
+
+def weighted_average(values: Tensor, scores: Scores) -> Tensor:
+    """`softmax(scores) values`.
+
+    Shape:
+        values `(B, N, C)`, queries `(B, M, D)`, keys `(B, N, D)`; the result `(B, M, C)`, in the type of the queries.
+    """
+    query, key, scale, cancels = scores
+    values = values.to(query.dtype)  # under autocast scores are narrower than the tokens
+    D, C = query.shape[-1], values.shape[-1]
+    width = max(C, D)
+    if query.device.type != "cpu":
+        width = -(-width // 8) * 8  # CUDA's fused kernels want multiples of 8
+    if _is_fused(values, query, key, width):
+        q, k, v = (F.pad(x, (0, width - x.shape[-1])).unsqueeze(1) for x in (query, key, values))  # (B, 1, N, width)
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)[:, 0, :, :C]
+    return _Tiles.apply(values, query, key, scale, cancels)
+
+
+def _is_fused(values: Tensor, query: Tensor, key: Tensor, width: int) -> bool:
+    """Whether a fused kernel serves forward and backward, and tiles would not be quicker."""
+    if query.is_meta or (query.device.type == "cpu" and torch.compiler.is_compiling()):
+        return True  # a graph with one operation, for any N
+    if width - min(values.shape[-1], query.shape[-1]) > MOST_FILLING:
+        return False
+    if query.is_cuda:
+        probe = query.new_empty(1, 1, 8, width)  # its dtype and width decide, with the device and the user's settings
+        params = SDPAParams(probe, probe, probe, None, 0.0, False, False)
+        return width <= WIDEST_ON_CUDA and (can_use_flash_attention(params) or can_use_efficient_attention(params))
+    # The CPU's kernel takes every width and type, but its backward shares out whole images among the threads.
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (values, query, key))
+    return query.device.type == "cpu" and not (trains and len(query) < torch.get_num_threads())
+
+
+class _Tiles(torch.autograd.Function):
+    """The average in tiles of rows, with a backward pass that computes each tile again instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, query: Tensor, key: Tensor, scale: float, cancels: bool) -> Tensor:
+        ctx.save_for_backward(values, query, key)
+        ctx.scale, ctx.cancels = scale, cancels
+        with torch.autocast(query.device.type, enabled=False):
+            rows = (query * scale).split(TILE, dim=1)
+            averages = [_weights(some, key, cancels).to(query.dtype) @ values for some in rows]
+        return torch.cat(averages, dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, query, key = ctx.saved_tensors
+        scaled = query * ctx.scale
+        needed = ctx.needs_input_grad[:3]
+        inputs = (values, query, key)
+        totals = [_wide(torch.zeros_like(x)) if need else None for x, need in zip(inputs, needed, strict=True)]
+        of_values, of_query, of_key = totals
+        with torch.autocast(query.device.type, enabled=False):
+            for start in range(0, query.shape[1], TILE):
+                at = slice(start, start + TILE)
+                weights = _weights(scaled[:, at], key, ctx.cancels)  # (B, TILE, N)
+                if of_values is not None:
+                    _add_product(of_values, weights.to(query.dtype).mT, grad[:, at])
+                if of_query is None and of_key is None:
+                    continue
+                of_weights = _wide(grad[:, at] @ values.mT)
+                of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).to(query.dtype)
+                if of_query is not None:
+                    _add_product(of_query[:, at], of_scores, key)
+                if of_key is not None:
+                    _add_product(of_key, of_scores.mT, scaled[:, at])
+        if of_query is not None:
+            of_query.mul_(ctx.scale)
+        return *(None if x is None else x.to(of.dtype) for x, of in zip(totals, inputs, strict=True)), None, None
+
+
+def _weights(scaled: Tensor, key: Tensor, cancels: bool) -> Tensor:
+    products = _wide(scaled) @ _wide(key).mT if cancels else _wide(scaled @ key.mT)
+    return products.softmax(-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """`total += a @ b`, without another tensor where the types agree."""
+    if total.dtype == a.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total.add_(a @ b)

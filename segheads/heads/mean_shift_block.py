@@ -1,0 +1,212 @@
+"""Mean shift as a block from features to features."""
+
+import math
+from typing import Any
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from segheads.functional import mean_shift
+from segheads.functional.affinity import (
+    KERNELS,
+    Kernel,
+    default_bandwidth,
+    grid_positions,
+    measured,
+    scores,
+)
+from segheads.functional.mean_shift import mean_shift_steps
+
+
+class MeanShift(nn.Module):
+    """Shifts tokens towards the modes of their density, `num_layers` times with the same weights.
+
+    The block of the MeanShifter; the formulas are at `segheads.functional.mean_shift`. Features in, features out, so it
+    may stand before any head. The published code has a bias in the projection, which the thesis' formula leaves out.
+    The defaults are the thesis' kernel, with which depth destroys; `kernel="cosine"` or `"gaussian"` and
+    `blurring=False` do not (see the results page of the documentation).
+
+    `num_layers` and `bandwidth` may be changed at any time, since all layers share one projection (thesis, Table 2); 0
+    layers mean no shift. A block *built* with 0 layers freezes its weights, which could never receive a gradient.
+
+    Args:
+        channels: Channels C of the features.
+        shift_channels: Width D of the space in which distances are measured (the thesis' d_ms); None means `channels`.
+        num_layers: How often to shift (the thesis' L_ms).
+        kernel: `"dot"`, `"gaussian"` or `"cosine"`.
+        bandwidth: The bandwidth h in units of the projected tokens; None means the kernel's own, `D ** 0.25`, or
+            `0.1 ** 0.5` for the cosine.
+        spatial_bandwidth: Also weigh tokens by their distance in the map, with this bandwidth in cells; the block then
+            takes maps alone. None weighs tokens wherever they are.
+        learn_bandwidth: Learn the logarithms of both bandwidths, so that they stay positive, from their values on.
+        blurring: Shift the tokens among themselves, rather than against the original ones.
+        step: How far to go towards the average, as a fraction.
+        learn_step: Learn the step, from `step` on.
+
+    Shape:
+        `(B, C, h, w)` or `(B, N, C)`, in and out.
+
+    Raises:
+        ValueError: If `num_layers` is negative, `shift_channels` below 1, the kernel unknown, a bandwidth or the step
+            not above 0, or the input has other channels or no places.
+
+    Examples:
+        >>> import torch
+        >>> shift = MeanShift(192, num_layers=3, kernel="gaussian", learn_bandwidth=True, blurring=False)
+        >>> shift(torch.randn(2, 192, 16, 24)).shape, shift(torch.randn(2, 384, 192)).shape
+        (torch.Size([2, 192, 16, 24]), torch.Size([2, 384, 192]))
+        >>> round(shift.bandwidth, 3)
+        3.722
+        >>> shift.bandwidth = 2.0  # narrower at inference: more modes
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        shift_channels: int | None = None,
+        num_layers: int = 1,
+        *,
+        kernel: Kernel = "dot",
+        bandwidth: float | None = None,
+        spatial_bandwidth: float | None = None,
+        learn_bandwidth: bool = False,
+        blurring: bool = True,
+        step: float = 1.0,
+        learn_step: bool = False,
+    ) -> None:
+        super().__init__()
+        shift_channels = channels if shift_channels is None else shift_channels
+        if channels < 1 or shift_channels < 1:
+            raise ValueError(f"channels and shift_channels must be 1 or more; got {channels} and {shift_channels}")
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
+        if not step > 0:
+            raise ValueError(f"step must be above 0; got {step}")
+        self.kernel = kernel
+        self.blurring = blurring
+        self.projection = nn.Linear(channels, shift_channels)
+        trunc_normal_(self.projection.weight, std=0.02)
+        nn.init.zeros_(self.projection.bias)
+        bandwidth = default_bandwidth(kernel, shift_channels) if bandwidth is None else bandwidth
+        self._of_features = _Positive("bandwidth", bandwidth, learn_bandwidth)
+        self._of_places: _Positive | None = None
+        if spatial_bandwidth is not None:
+            self._of_places = _Positive("spatial_bandwidth", spatial_bandwidth, learn_bandwidth)
+        self.step: float | Tensor = nn.Parameter(torch.tensor(float(step))) if learn_step else step
+        self.num_layers = num_layers
+        if num_layers == 0:
+            self.requires_grad_(False)
+
+    @property
+    def num_layers(self) -> int:
+        """How often to shift."""
+        return self._num_layers
+
+    @num_layers.setter
+    def num_layers(self, num_layers: int) -> None:
+        if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 0:
+            raise ValueError(f"num_layers must be an integer of 0 or more; got {num_layers!r}")
+        self._num_layers = num_layers
+
+    @property
+    def bandwidth(self) -> float:
+        """The bandwidth h, in units of the projected tokens."""
+        return self._of_features.value
+
+    @bandwidth.setter
+    def bandwidth(self, bandwidth: float) -> None:
+        self._of_features.value = bandwidth
+
+    @property
+    def spatial_bandwidth(self) -> float | None:
+        """The bandwidth s of places, in cells of the map; None in a block that was built without one."""
+        return None if self._of_places is None else self._of_places.value
+
+    @spatial_bandwidth.setter
+    def spatial_bandwidth(self, spatial_bandwidth: float) -> None:
+        if self._of_places is None:
+            raise ValueError(f"this block was built without a spatial bandwidth and can not take {spatial_bandwidth!r}")
+        self._of_places.value = spatial_bandwidth
+
+    @property
+    def learns_bandwidth(self) -> bool:
+        """Whether the bandwidths are weights."""
+        return self._of_features.log is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shifted features, in the shape of x."""
+        return mean_shift(x, self.projection.weight, self.projection.bias, **self._options())
+
+    def trajectory(self, x: Tensor) -> list[Tensor]:
+        """The features after 0, 1, ..., `num_layers` shifts, each in the shape of x."""
+        return list(mean_shift_steps(x, self.projection.weight, self.projection.bias, **self._options()))
+
+    def affinity(self, x: Tensor, index: int) -> Tensor:
+        """How much each token weighs in the first shift of token `index`, which counts rows of the map one by one.
+
+        Shape:
+            `(B, C, h, w)` or `(B, N, C)` to `(B, N)`; each row sums to 1.
+
+        Raises:
+            IndexError: If there is no such token.
+        """
+        tokens = x if x.ndim == 3 else x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C)
+        if not 0 <= index < tokens.shape[1]:
+            raise IndexError(f"index must be 0..{tokens.shape[1] - 1}, of a token; got {index}")
+        r, one = measured(self.projection(tokens), self.kernel), slice(index, index + 1)
+        places: tuple[Tensor | None, Tensor | None, float] = (None, None, 1.0)
+        if self.spatial_bandwidth is not None:
+            grid = grid_positions(x)
+            places = (grid[one], grid, self.spatial_bandwidth)
+        return scores(r[:, one], r, self.kernel, self.bandwidth, *places).weights()[:, 0]
+
+    def extra_repr(self) -> str:
+        """Adds the kernel, the bandwidth, what is learned, and the number of layers to the module's representation."""
+
+        def shown(value: float, is_learned: bool) -> str:
+            return f"{value:.4g}{' (learned)' if is_learned else ''}"
+
+        parts = [f"kernel={self.kernel}", f"bandwidth={shown(self.bandwidth, self.learns_bandwidth)}"]
+        if self.spatial_bandwidth is not None:
+            parts.append(f"spatial_bandwidth={shown(self.spatial_bandwidth, self.learns_bandwidth)}")
+        step = self.step.item() if isinstance(self.step, Tensor) else self.step
+        parts.append(f"blurring={self.blurring}, step={shown(step, isinstance(self.step, Tensor))}")
+        return ", ".join([*parts, f"num_layers={self._num_layers}"])
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "num_layers": self._num_layers,
+            "kernel": self.kernel,
+            "bandwidth": self._of_features(),
+            "spatial_bandwidth": None if self._of_places is None else self._of_places(),
+            "blurring": self.blurring,
+            "step": self.step,
+        }
+
+
+class _Positive(nn.Module):
+    """A positive number, fixed or learned through its logarithm."""
+
+    def __init__(self, name: str, value: float, is_learned: bool) -> None:
+        super().__init__()
+        self.name = name
+        self.log = nn.Parameter(torch.zeros(())) if is_learned else None
+        self.value = value
+
+    @property
+    def value(self) -> float:
+        return self._value if self.log is None else self.log.exp().item()
+
+    @value.setter
+    def value(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"{self.name} must be a finite number above 0; got {value!r}")
+        if self.log is None:
+            self._value = float(value)
+        else:
+            with torch.no_grad():
+                self.log.fill_(math.log(value))
+
+    def forward(self) -> float | Tensor:
+        return self._value if self.log is None else self.log.exp()

@@ -17,57 +17,36 @@ Hours: one training of the defaults (ResNet-50, 160k iterations of 16 images) ea
 `--batch-size` make them shorter.
 """
 
-import dataclasses
-import json
-import statistics
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
-from accelerate import Accelerator
 
 from segheads import SegmentationModel, create_model
 from segheads.functional.upsample import Reduction
-from segheads.training import (
-    DEMO_RUN,
-    MAY_DIFFER,
-    EvaluationSamples,
-    RunFolder,
-    TrainingConfig,
-    count_multiply_adds,
-    count_parameters,
-    evaluate,
-    load_data,
-    run_training,
-    scores,
-)
+from segheads.training import DEMO_RUN, GridConfig, Row, Table, axis, run_grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(GridConfig):
     """SenFormer's protocol with a ResNet; every other number is TrainingConfig's."""
 
-    tables: tuple[str, ...] = ("1", "2", "3", "4", "10", "11", "12", "13")
+    tables: tuple[str, ...] = axis(("1", "2", "3", "4", "10", "11", "12", "13"))
     """Which tables to make."""
+    seeds: int = axis(3)
+    """Trainings of the ensemble for its variance (table 11)."""
     output: Path = Path("runs/ablate_senformer")
-    """Folder of the runs, one in a folder of its own, and of the tables."""
-    resume: bool = True
-    """Go on with what `output` holds."""
+    """Folder of the trainings, one in a folder of its own, and of the tables."""
 
     # The model
     backbone: str = "resnet50.tv_in1k"
-    head: str = "senformer"
-    """Not used: the tables say which."""
+    head: tyro.conf.Suppress[str] = "senformer"
     width: int = 512
     """Channels (d) of the pyramids and of what stands on them."""
     auxiliary_weight: float = 0.4
     """Weight in training of an FCN head on the backbone's third stage; 0 builds none."""
-    seeds: int = 3
-    """Trainings of the ensemble for its variance (table 11)."""
     backbone_lr_scale: float = 0.1
     """The backbone's rate over that of the rest; 1 where it starts from random weights."""
     drop_path_rate: float = 0.0
@@ -102,46 +81,20 @@ DEMO = Config(
 # The paper's numbers as far as they are public outside the paper (its repository's README) or known to us: mIoU on
 # ADE20K with ResNet-50 and one scale, parameters, FLOPs. A dash is no measurement: the paper has it, we could not look
 # it up.
-SENFORMER = "44.38; 55M; 179G"
+SENFORMER = {"mIoU": 44.38, "parameters": 55.0, "multiply_adds": 179.0}
+SEPARATE_BLOCKS = {"mIoU": 44.6, "parameters": 144.0, "multiply_adds": 179.0}
 
 
-@dataclass(frozen=True)
-class Training:
-    """One trained model."""
-
-    head: str = "senformer"
-    head_kwargs: dict[str, Any] = field(default_factory=dict)
-    pyramid: str | None = "auto"
-    seed: int = 0
-
-    def folder(self) -> str:
-        """A name that tells the models of one ablation apart."""
-        options = "_".join(f"{key}-{value}" for key, value in _flat(self.head_kwargs))
-        parts = [self.head.replace(":", "-"), options, "" if self.pyramid == "auto" else str(self.pyramid)]
-        return "__".join([part for part in parts if part] + ([f"seed-{self.seed}"] if self.seed else []))
+def model(head: str, pyramid: str | None = "auto", **head_kwargs: Any) -> dict[str, Any]:
+    """What a training with this head changes."""
+    options: dict[str, Any] = {"head_kwargs": head_kwargs} if head_kwargs else {}
+    options |= {} if pyramid == "auto" else {"pyramid": pyramid}
+    return {"head": head, **({"model_kwargs": options} if options else {})}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: a trained model, changed by `settings`, and what the paper has for it."""
-
-    name: str
-    training: Training
-    settings: dict[str, Any] = field(default_factory=dict)
-    paper: str = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table."""
-
-    title: str
-    rows: list[Row]
-
-
-def senformer(seed: int = 0, pyramid: str | None = "auto", **head_kwargs: Any) -> Training:
+def senformer(pyramid: str | None = "auto", **head_kwargs: Any) -> dict[str, Any]:
     """The ensemble, with options of `SenFormerHead`."""
-    return Training("senformer", head_kwargs, pyramid, seed)
+    return model("senformer", pyramid, **head_kwargs)
 
 
 def blocks(**learner_kwargs: Any) -> dict[str, Any]:
@@ -154,21 +107,21 @@ def tables(config: Config) -> dict[str, Table]:
     level_names = ["P2", "P3", "P4", "P5"]
     subsets = [[0], [1], [2], [3], [2, 3], [1, 2, 3], [0, 1, 2, 3]]
     apart = blocks(shared_block=False)
-    ensembles = [senformer(seed=seed) for seed in range(config.seeds)]
     return {
         "heads": Table(
             "Heads, the same budget for all",
             [
-                Row("linear, on FPN", Training("linear")),
-                Row("mask transformer, on FPN", Training("mask_transformer")),
-                Row("mean shift, on FPN", Training("mean_shift")),
+                Row("linear, on FPN", model("linear")),
+                Row("mask transformer, on FPN", model("mask_transformer")),
+                Row("mean shift, on FPN", model("mean_shift")),
                 Row("SenFormer", senformer()),
                 Row("SenFormer, mean shift inside", senformer(mean_shift_layers=1)),
-                Row("feature fusion", Training("feature_fusion")),
-                Row("UPerNet", Training("uper")),
-                Row("smp:unet", Training("smp:unet")),
-                Row("SenUPer", Training("sen_uper")),
+                Row("feature fusion", model("feature_fusion")),
+                Row("UPerNet", model("uper")),
+                Row("smp:unet", model("smp:unet")),
+                Row("SenUPer", model("sen_uper")),
             ],
+            from_paper=False,
         ),
         "1": Table(
             "Table 1: learners alone and together",
@@ -178,7 +131,11 @@ def tables(config: Config) -> dict[str, Table]:
             "Table 2: sharing of weights",
             [
                 Row("repeated block", senformer(), paper=SENFORMER),
-                Row("separate blocks", senformer(**apart), paper="44.6; 144M; 179G"),
+                Row(
+                    "separate blocks",
+                    senformer(**apart),
+                    paper=SEPARATE_BLOCKS,
+                ),
                 Row("repeated block, learners share it", senformer(share="decoder")),
                 Row("repeated block, learners share class embeddings", senformer(share="class_embeddings")),
             ],
@@ -190,9 +147,9 @@ def tables(config: Config) -> dict[str, Table]:
         "4": Table(
             "Table 4: self-ensemble against feature fusion",
             [
-                Row("UPerNet, fused", Training("uper"), paper="67M; 238G"),
-                Row("SenUPer, self-ensemble", Training("sen_uper")),
-                Row("class attention, fused", Training("feature_fusion")),
+                Row("UPerNet, fused", model("uper"), paper={"parameters": 67.0, "multiply_adds": 238.0}),
+                Row("SenUPer, self-ensemble", model("sen_uper")),
+                Row("class attention, fused", model("feature_fusion")),
                 Row("SenFormer, self-ensemble", senformer(), paper=SENFORMER),
             ],
         ),
@@ -208,11 +165,9 @@ def tables(config: Config) -> dict[str, Table]:
         ),
         "11": Table(
             "Table 11: variance of the ensemble and of its learners",
-            [Row(f"ensemble, seed {t.seed}", t) for t in ensembles]
-            + [
-                Row(f"{level_names[level]}, seed {t.seed}", t, {"levels": [level]})
-                for level in range(4)
-                for t in ensembles
+            [
+                Row("ensemble", senformer(), seeds=config.seeds),
+                *(Row(name, senformer(), {"levels": [i]}, seeds=config.seeds) for i, name in enumerate(level_names)),
             ],
         ),
         "12": Table(
@@ -230,128 +185,26 @@ def tables(config: Config) -> dict[str, Table]:
     }
 
 
-def main(config: Config) -> None:
-    """Make the tables, one after the other."""
-    chosen = tables(config)
-    if unknown := [name for name in config.tables if name not in chosen]:
-        raise SystemExit(f"error: --tables {' '.join(unknown)} must be some of {' '.join(chosen)}")
-    for name in config.tables:
-        table = chosen[name]
-        measured = [measure(config, row) for row in table.rows]
-        if Accelerator().is_main_process:
-            text = markdown(table, measured)
-            if name == "11":
-                text += "\n" + deviations(table, measured)
-            (config.output / f"table_{name}.md").write_text(text + "\n")
-            print(text)
-
-
-def measure(config: Config, row: Row) -> dict[str, float]:
-    """aAcc, mAcc and mIoU in percent of one row, trained if it has not been, with its costs."""
-    own = own_config(config, row.training)
-    folder = own.output
-    try:
-        RunFolder(folder, own.as_json(), resume=True, may_differ=MAY_DIFFER)
-    except ValueError as error:  # what lies there is of another budget
-        raise SystemExit(f"error: {error}; give another --output") from error
-    measured = folder / "measured.json"
-    known: dict[str, dict[str, float]] = json.loads(measured.read_text()) if measured.is_file() else {}
-    key = json.dumps(row.settings)
-    if key in known:
-        return known[key]
-    if not (folder / "results.json").is_file():
-        train(config, row.training)
-    model = SegmentationModel.from_pretrained(folder / "model")
-    for name, value in row.settings.items():
-        setattr(model.head, name, value)
-    size = (config.crop_size, config.crop_size)
-    costs = {
-        "parameters": count_parameters(model) / 1e6,
-        "multiply_adds": count_multiply_adds(model, size) / 1e9,
-    }
-    if row.settings:
-        values = evaluate_again(config, model)
-    else:
-        results = json.loads((folder / "results.json").read_text())
-        values = {name: results[name] for name in ("aAcc", "mAcc", "mIoU")}
-    known[key] = {**{name: 100 * value for name, value in values.items()}, **costs}
-    if Accelerator().is_main_process:
-        measured.write_text(json.dumps(known, indent=2) + "\n")
-    Accelerator().wait_for_everyone()
-    return known[key]
-
-
-def own_config(config: Config, training: Training) -> Config:
-    """The configuration of one training: nothing in it depends on which tables were asked for."""
-    folder, seed = config.output / training.folder(), config.seed + training.seed
-    return dataclasses.replace(config, output=folder, head=training.head, seed=seed, tables=(), seeds=1)
-
-
-def train(config: Config, training: Training) -> None:
-    """Train one model in its own folder."""
-    build = partial(build_model, training)
-    run_training(own_config(config, training), build, backbone_lr_scale=config.backbone_lr_scale)
-
-
-def build_model(training: Training, config: Config, num_classes: int) -> SegmentationModel:
+def build_model(config: Config, num_classes: int) -> SegmentationModel:
     """The model of one training: `width` goes to the pyramid, or to the head that has its own."""
-    own_width = training.head in ("uper", "sen_uper")
-    has_pyramid = not own_width and not training.head.startswith("smp:")
+    own_width = config.head in ("uper", "sen_uper")
+    has_pyramid = not own_width and not config.head.startswith("smp:")
+    options = config.model_options()
+    options["head_kwargs"] = {**options.get("head_kwargs", {}), **({"channels": config.width} if own_width else {})}
     return create_model(
         config.backbone,
-        training.head,
+        config.head,
         num_classes,
-        pyramid=training.pyramid,
         pyramid_kwargs={"out_channels": config.width} if has_pyramid else {},
-        head_kwargs={**training.head_kwargs, **({"channels": config.width} if own_width else {})},
         auxiliary_weight=config.auxiliary_weight,
         auxiliary_kwargs={"channels": config.width},
-        **config.model_options(),
+        **options,
     )
 
 
-def evaluate_again(config: Config, model: SegmentationModel) -> dict[str, float]:
-    """Scores, as fractions, of a trained model that was changed."""
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    _, validation_set = load_data(accelerator, config)
-    samples = EvaluationSamples(validation_set, model.data_config["mean"], model.data_config["std"], config.scale)
-    model = model.to(accelerator.device)
-    results = evaluate(accelerator, model, samples, window=config.window, stride=config.stride, workers=config.workers)
-    return scores(results)
-
-
-def markdown(table: Table, measured: list[dict[str, float]]) -> str:
-    """The table, the paper's numbers beside ours."""
-    lines = [
-        f"{table.title}",
-        "",
-        "| | paper | aAcc | mAcc | mIoU | parameters, M | multiply-adds, G |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for row, m in zip(table.rows, measured, strict=True):
-        numbers = f"{m['aAcc']:.1f} | {m['mAcc']:.1f} | {m['mIoU']:.1f} | {m['parameters']:.1f} | "
-        lines.append(f"| {row.name} | {row.paper} | {numbers}{m['multiply_adds']:.1f} |")
-    return "\n".join(lines)
-
-
-def deviations(table: Table, measured: list[dict[str, float]]) -> str:
-    """Mean and standard deviation over seeds of the ensemble and of each learner (rows of one name)."""
-    groups: dict[str, list[float]] = {}
-    for row, m in zip(table.rows, measured, strict=True):
-        groups.setdefault(row.name.split(",")[0], []).append(m["mIoU"])
-    lines = ["", "| | mIoU, mean | standard deviation over seeds |", "|---|--:|--:|"]
-    for name, values in groups.items():
-        spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "–"
-        lines.append(f"| {name} | {statistics.mean(values):.2f} | {spread} |")
-    return "\n".join(lines)
-
-
-def _flat(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, value in options.items():
-        if isinstance(value, dict):
-            yield from _flat(value)
-        else:
-            yield key, str(value)
+def main(config: Config) -> None:
+    """Make the tables."""
+    run_grid(config, tables(config), build_model)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Interchangeable semantic-segmentation heads that attach to any timm backbone."""
 
 from segheads.backbones import TimmBackbone
+from segheads.boundary import BoundaryIoU
 from segheads.convert import from_reference
 from segheads.heads import (
     HEADS,
@@ -20,6 +21,7 @@ from segheads.heads import (
 )
 from segheads.metrics import SegmentationMetrics
 from segheads.model import SegmentationModel, create_model
+from segheads.object_size import ObjectSizeIoU
 from segheads.pretrained import PretrainedWeightsError
 from segheads.pyramids import FPN, FPNT, SimplePyramid
 
@@ -29,6 +31,7 @@ __all__ = [
     "FPN",
     "FPNT",
     "HEADS",
+    "BoundaryIoU",
     "ClassAttentionHead",
     "FCNHead",
     "FeatureFusionHead",
@@ -37,6 +40,7 @@ __all__ = [
     "MaskTransformerHead",
     "MeanShift",
     "MeanShiftHead",
+    "ObjectSizeIoU",
     "PretrainedWeightsError",
     "SegmentationMetrics",
     "SegmentationModel",

@@ -71,11 +71,13 @@ class SegmentationMetrics(Metric):
         check_maps(preds, labels)
         size = self.num_classes + 1
         labels = labels.long().flatten()
-        rows, columns = self._class_or_last(labels), self._class_or_last(preds.long().flatten())
+        rows, columns = (
+            class_or_last(x.long().flatten(), self.num_classes, self.ignore_index) for x in (labels, preds)
+        )
         wrong = (rows == self.num_classes) & (labels != self.ignore_index)
         wrong_label = torch.where(wrong, labels, NO_LABEL).amax() if labels.numel() else self.wrong_label
         if wrong_label.device.type == "cpu":
-            self._check_labels(int(wrong_label))
+            check_labels(int(wrong_label), self.num_classes, self.ignore_index)
         # scatter_add_ and not bincount: twice as fast on the CPU, and bincount makes the host wait for a GPU
         counts = torch.zeros(size * size, dtype=torch.int64, device=labels.device)
         counts.scatter_add_(0, rows * size + columns, torch.ones_like(rows))
@@ -84,7 +86,7 @@ class SegmentationMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The metrics of everything counted so far, in all processes."""
-        self._check_labels(int(self.wrong_label))
+        check_labels(int(self.wrong_label), self.num_classes, self.ignore_index)
         confusion = self.confusion.cpu()
         correct, true = confusion.diagonal().double(), confusion.sum(1).double()
         predicted = confusion[:, :-1].sum(0).double()
@@ -98,29 +100,19 @@ class SegmentationMetrics(Metric):
             "pixels": confusion.sum(1),
         }
 
-    def _class_or_last(self, values: Tensor) -> Tensor:
-        """Values that name no class become K."""
-        names_class = (values >= 0) & (values < self.num_classes) & (values != self.ignore_index)
-        return torch.where(names_class, values, self.num_classes)
-
     def _mean(self, per_class: Tensor) -> Tensor:
         if self.average == "present" or per_class.isnan().all():
             return per_class.nanmean()
         return per_class.nan_to_num(0).mean()
 
-    def _check_labels(self, wrong_label: int) -> None:
-        if wrong_label != NO_LABEL:
-            raise ValueError(
-                f"labels must be 0..{self.num_classes - 1} or the ignore_index {self.ignore_index}, got {wrong_label}; "
-                f"map it to a class or to {self.ignore_index}"
-            )
-
 
 def per_class_markdown(metrics: Mapping[str, Tensor], class_names: Sequence[str]) -> str:
     """A Markdown table of IoU and Acc in percent and labelled pixels, one row for each class in the labels' order.
 
+    Where boundary IoU was measured, it has a column, too.
+
     Args:
-        metrics: what `SegmentationMetrics.compute` returned.
+        metrics: what `SegmentationMetrics.compute` returned, and maybe what `BoundaryIoU.compute` did.
         class_names: the K names.
 
     Raises:
@@ -135,18 +127,23 @@ def per_class_markdown(metrics: Mapping[str, Tensor], class_names: Sequence[str]
         | road | 100.00 | 100.00 | 3 |
         | sky | – | – | 0 |
     """
+    shown = {"IoU": "IoU", "Acc": "Acc", **({"BIoU": "boundary IoU"} if "BIoU" in metrics else {})}
     # torchmetrics squeezes (1,) to ()
-    iou, accuracy, pixels = (metrics[name].reshape(-1).tolist() for name in ("IoU", "Acc", "pixels"))
-    if len(class_names) != len(iou):
-        raise ValueError(f"one name for each of {len(iou)} classes is required, got {len(class_names)}; name them all")
-    rows = ["| class | IoU | Acc | pixels |", "|---|--:|--:|--:|"]
-    for name, i, a, count in zip(class_names, iou, accuracy, pixels, strict=True):
+    columns = [metrics[name].reshape(-1).tolist() for name in shown]
+    pixels = metrics["pixels"].reshape(-1).tolist()
+    if len(class_names) != len(pixels):
+        raise ValueError(
+            f"one name for each of {len(pixels)} classes is required, got {len(class_names)}; name them all"
+        )
+    rows = [f"| class | {' | '.join(shown.values())} | pixels |", f"|---|{'--:|' * (len(shown) + 1)}"]
+    for name, *fractions, count in zip(class_names, *columns, pixels, strict=True):
         escaped = name.replace("|", "\\|")
-        rows.append(f"| {escaped} | {_percent(i)} | {_percent(a)} | {count} |")
+        rows.append(f"| {escaped} | {' | '.join(percent(x) for x in fractions)} | {count} |")
     return "\n".join(rows)
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """Two digits after the point, or a dash for NaN."""
     return "–" if fraction != fraction else f"{100 * fraction:.2f}"  # only NaN differs from itself
 
 
@@ -167,3 +164,52 @@ def check_maps(preds: Tensor, labels: Tensor) -> None:
             f"preds and labels must have one shape, (B, H, W) or (H, W), got {tuple(preds.shape)} and "
             f"{tuple(labels.shape)}; predict at the labels' size"
         )
+
+
+def check_labels(wrong_label: int, num_classes: int, ignore_index: int) -> None:
+    """Refuse a label that is neither a class nor ignored; `NO_LABEL` stands for none found.
+
+    Raises:
+        ValueError: If there is a wrong label.
+    """
+    if wrong_label != NO_LABEL:
+        raise ValueError(
+            f"labels must be 0..{num_classes - 1} or the ignore_index {ignore_index}, got {wrong_label}; "
+            f"map it to a class or to {ignore_index}"
+        )
+
+
+def class_or_last(values: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Values that name no class become K."""
+    names_class = (values >= 0) & (values < num_classes) & (values != ignore_index)
+    return torch.where(names_class, values, num_classes)
+
+
+def class_maps(preds: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Predicted and true classes of a batch, checked, for metrics that look at a pixel's neighbours.
+
+    Where the label is ignored both maps hold K, as predictions that name no class do.
+
+    Shape:
+        (B, H, W) or (H, W) -> two maps (B, H, W) of int64 in 0..K.
+
+    Raises:
+        ValueError: See `check_maps` and `check_labels`; looking for a wrong label waits for the device.
+    """
+    check_maps(preds, labels)
+    if labels.ndim == 2:
+        preds, labels = preds[None], labels[None]
+    labels = labels.long()
+    classes = class_or_last(labels, num_classes, ignore_index)
+    wrong = (classes == num_classes) & (labels != ignore_index)
+    if wrong.any():
+        check_labels(int(labels[wrong].amax()), num_classes, ignore_index)
+    preds = class_or_last(preds.long(), num_classes, ignore_index)
+    return torch.where(classes == num_classes, num_classes, preds), classes
+
+
+def count_classes(classes: Tensor, num_classes: int, weights: Tensor | None = None) -> Tensor:
+    """Pixels of each class in a map of 0..K, or the sum of their integer weights; what is K is dropped."""
+    classes = classes.flatten()
+    weights = torch.ones_like(classes) if weights is None else weights.flatten()
+    return classes.new_zeros(num_classes + 1).scatter_add_(0, classes, weights)[:-1]

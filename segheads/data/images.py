@@ -2,6 +2,7 @@
 
 import os
 import struct
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,42 @@ def to_class_indices(
     labels = (values - first).astype(np.uint8, copy=False)
     labels |= np.negative(skip.view(np.uint8))  # 255 where true
     return labels
+
+
+def class_table(classes: Mapping[int, int]) -> NDArray[np.int16]:
+    """Return what `look_up_classes` takes, for label files whose classes are not numbers in a row.
+
+    Args:
+        classes: Value in the file to class, 0 to 254, or to 255 for ignored; values are 0 to 255.
+    """
+    table = np.full(257, -1, np.int16)  # the last entry is for values beyond 8 bit
+    table[list(classes)] = list(classes.values())
+    return table
+
+
+def look_up_classes(
+    values: NDArray[np.integer], table: NDArray[np.int16], *, expected: str, path: object
+) -> NDArray[np.uint8]:
+    """Turn the values of a label file into classes, and 255 where ignored, by a table of `class_table`.
+
+    Args:
+        values: What `read_labels` returned.
+        table: Class of each value.
+        expected: Which values there are, for the message.
+        path: The file, for the message.
+
+    Raises:
+        DataError: The table has no class for a value.
+    """
+    inside = values if values.dtype == np.uint8 else np.where((values >= 0) & (values < 256), values, 256)
+    classes = table[inside]
+    if classes.min() < 0:
+        found = values[classes < 0]
+        raise DataError(
+            f"label {path} holds the value {found[0]} ({found.size} pixels out of range), but {expected}; "
+            "correct the file"
+        )
+    return classes.astype(np.uint8)
 
 
 def _open(path: str | os.PathLike[str], kind: str) -> Image.Image:

@@ -28,7 +28,8 @@ class MeanShiftHead(Head):
         concat_input: Give the decoder the unshifted features beside the shifted ones, `2 in_channels` in all (as the
             option of this name of MMSegmentation's FCN head does).
         kernel: `"dot"` (the thesis'), `"gaussian"` or `"cosine"`; this and what follows is `MeanShift`'s.
-        bandwidth: The bandwidth h; an attribute that may be changed on a trained head. None means the kernel's own.
+        bandwidth: The bandwidth h; an attribute that may be changed on a trained head. None means the kernel's own, see
+            `MeanShift`.
         spatial_bandwidth: Also weigh tokens by their distance in the map, with this bandwidth in cells of the map; an
             attribute that may be changed on a trained head that has one.
         learn_bandwidth: Learn the bandwidths.

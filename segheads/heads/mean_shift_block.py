@@ -18,6 +18,8 @@ from segheads.functional.affinity import (
 )
 from segheads.functional.mean_shift import mean_shift_steps
 
+INITIAL_STD = 0.02  # of the projection's weights, as published
+
 
 class MeanShift(nn.Module):
     """Shifts tokens towards the modes of their density, `num_layers` times with the same weights.
@@ -35,8 +37,9 @@ class MeanShift(nn.Module):
         shift_channels: Width D of the space in which distances are measured (the thesis' d_ms); None means `channels`.
         num_layers: How often to shift (the thesis' L_ms).
         kernel: `"dot"`, `"gaussian"` or `"cosine"`.
-        bandwidth: The bandwidth h in units of the projected tokens; None means the kernel's own, `D ** 0.25`, or
-            `0.1 ** 0.5` for the cosine.
+        bandwidth: The bandwidth h in units of the projected tokens. None means `D ** 0.25` for the dot kernel (the
+            thesis') and `0.1 ** 0.5` for the cosine; for the Gaussian `0.01 (C D) ** 0.5`, which is half the projected
+            tokens' length where training starts. There `D ** 0.25` is so wide that three shifts leave but the mean.
         spatial_bandwidth: Also weigh tokens by their distance in the map, with this bandwidth in cells; the block then
             takes maps alone. None weighs tokens wherever they are.
         learn_bandwidth: Learn the logarithms of both bandwidths, so that they stay positive, from their values on.
@@ -56,8 +59,8 @@ class MeanShift(nn.Module):
         >>> shift = MeanShift(192, num_layers=3, kernel="gaussian", learn_bandwidth=True, blurring=False)
         >>> shift(torch.randn(2, 192, 16, 24)).shape, shift(torch.randn(2, 384, 192)).shape
         (torch.Size([2, 192, 16, 24]), torch.Size([2, 384, 192]))
-        >>> round(shift.bandwidth, 3)
-        3.722
+        >>> round(shift.bandwidth, 2)
+        1.92
         >>> shift.bandwidth = 2.0  # narrower at inference: more modes
     """
 
@@ -86,8 +89,10 @@ class MeanShift(nn.Module):
         self.kernel = kernel
         self.blurring = blurring
         self.projection = nn.Linear(channels, shift_channels)
-        trunc_normal_(self.projection.weight, std=0.02)
+        trunc_normal_(self.projection.weight, std=INITIAL_STD)
         nn.init.zeros_(self.projection.bias)
+        if bandwidth is None and kernel == "gaussian":
+            bandwidth = INITIAL_STD / 2 * (channels * shift_channels) ** 0.5
         bandwidth = default_bandwidth(kernel, shift_channels) if bandwidth is None else bandwidth
         self._of_features = _Positive("bandwidth", bandwidth, learn_bandwidth)
         self._of_places: _Positive | None = None

@@ -75,12 +75,23 @@ class TrainingConfig:
     """Divide the loss by all pixels, or by the valid ones."""
 
     # The data
-    dataset: Literal["ade20k", "camvid", "scenes"] = "ade20k"
-    """ADEChallengeData2016, CamVid, or scenes drawn by the code."""
+    dataset: Literal["ade20k", "camvid", "cityscapes", "coco_stuff_10k", "pascal_context", "scenes", "folder"] = (
+        "ade20k"
+    )
+    """A published data set, scenes drawn by the code, or a folder of your own."""
     data_root: Path | None = None
-    """Where the data set lies; None means data/ADEChallengeData2016 or data/camvid."""
+    """Where the data set lies; None means data/ADEChallengeData2016, data/camvid, data/cityscapes, data/coco_stuff10k
+    or data/VOCdevkit. Your own holds images/train, labels/train, images/val and labels/val."""
+    class_names: tuple[str, ...] | None = None
+    """The classes of your own folder, in the order of the values in its label files."""
+    num_classes: int | None = None
+    """How many classes your own folder has, in place of their names; or 59 for pascal_context without background."""
+    ignore_index: int | None = None
+    """The value in your own label files that means no class; None means 255, and 0 that the first class is 1."""
     download: bool = False
     """Fetch ADE20K into the data root if it is not there."""
+    train_images: int | None = None
+    """Train on so many images of the data set, drawn by the seed; None takes all."""
     scale: tuple[int, int] = (2048, 512)
     """Longest and shortest side, pixels: images are resized into it for evaluation, and about it for training."""
     crop_size: int = 512

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,20 +14,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segheads.data import (
-    ADE20K,
-    CamVid,
     IterationSampler,
     PhotometricNormalize,
     RandomScaleCrop,
-    Scenes,
     SegmentationDataset,
     TrainingSamples,
     collate_samples,
     download_ade20k,
 )
+from segheads.data.subset import SubsetDataset
 from segheads.model import SegmentationModel
 from segheads.pretrained import PretrainedWeightsError
 from segheads.training.config import MAY_DIFFER, TrainingConfig
+from segheads.training.datasets import check_data_options, data_root, open_dataset
 from segheads.training.evaluation import EvaluationSamples, evaluate, predict, predict_uncertainty
 from segheads.training.loop import train, training_batches
 from segheads.training.report import plot_uncertainty, scores, write_report
@@ -43,6 +41,7 @@ def run_training(
     build_model: Callable[[ConfigT, int], SegmentationModel],
     *,
     backbone_lr_scale: float = 1.0,
+    is_last: bool = True,
 ) -> dict[str, Tensor]:
     """Train, evaluate and report, in a process of its own or under `accelerate launch`.
 
@@ -53,6 +52,7 @@ def run_training(
         config: Every number of the run.
         build_model: Called as `build_model(config, num_classes)` once the data is there and the seed is set.
         backbone_lr_scale: Learning rate of the backbone over that of the rest.
+        is_last: Whether the processes part afterwards; False where another training follows.
 
     Returns:
         What `evaluate` gave for the whole validation set at the end, in every process; `scores` picks mIoU from it.
@@ -147,7 +147,11 @@ def run_training(
         run.log({"iteration": config.iterations, **scores(results)})
         report(accelerator, config, run, model, samples, results)
     accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
-    accelerator.end_training()
+    if is_last:
+        accelerator.end_training()
+    else:  # without taking down what connects the processes
+        for tracker in accelerator.trackers:
+            tracker.finish()
     return results
 
 
@@ -185,19 +189,20 @@ def begin_run(accelerator: Accelerator, config: TrainingConfig, run: RunFolder) 
 
 def load_data(accelerator: Accelerator, config: TrainingConfig) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Training and validation set; the run ends here, before any model is built, where they are missing."""
-    if config.dataset == "scenes":
-        size = (config.scenes_size, config.scenes_size)
-        return Scenes("train", size=size, seed=config.seed), Scenes("val", size=size, length=100, seed=config.seed)
     try:
-        if config.dataset == "camvid":
-            root = config.data_root or Path("data/camvid")
-            return CamVid(root, "train"), CamVid(root, "val")
-        root = config.data_root or Path("data/ADEChallengeData2016")
-        if config.download:
+        check_data_options(config)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    try:
+        if config.download and config.dataset == "ade20k":
+            root = data_root(config)
             with accelerator.main_process_first():
                 download_ade20k(root.parent if root.name == "ADEChallengeData2016" else root)
-        return ADE20K(root, "train"), ADE20K(root, "val")
-    except (OSError, ValueError) as error:
+        training_set = open_dataset(config, "train")
+        if config.train_images is not None:
+            training_set = SubsetDataset(training_set, config.train_images, seed=config.seed)
+        return training_set, open_dataset(config, "val")
+    except (ImportError, OSError, ValueError) as error:
         offers = "--data-root PATH says where it is"
         if config.dataset == "ade20k":
             offers += ", --download fetches it (about 1 GB)"

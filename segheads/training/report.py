@@ -12,22 +12,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segheads.data import SegmentationDataset
-from segheads.metrics import per_class_markdown
+from segheads.metrics import per_class_markdown, percent
+from segheads.object_size import SIZES
 from segheads.uncertainty import Uncertainty
 
 Row = tuple[str, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]  # name, image, truth, prediction
 UncertaintyRow = tuple[str, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], Uncertainty]
+SCORES = ("aAcc", "mAcc", "mIoU", *(f"mIoU_{size}" for size in SIZES), "mBIoU", "ECE")
+CLASS_SCORES = ("IoU", "Acc", "pixels", *(f"{name}_{size}" for size in SIZES for name in ("IoU", "segments")), "BIoU")
 BINS = ("bin_confidence", "bin_accuracy", "bin_pixels")
+WRONG = (213, 94, 0)  # Okabe and Ito's vermilion
+LEGEND_LINE = 0.165  # inches
 IGNORED_COLOUR = (255, 255, 255)
 
 
 def scores(results: Mapping[str, Tensor]) -> dict[str, float]:
-    """The numbers of a results table, as fractions: aAcc, mAcc, mIoU and, where it was measured, ECE.
+    """The numbers of a results table, as fractions: aAcc, mAcc, mIoU and, where they were measured, ECE and the like.
 
     Args:
         results: What `evaluate` gave.
     """
-    return {name: results[name].item() for name in ("aAcc", "mAcc", "mIoU", "ECE") if name in results}
+    return {name: results[name].item() for name in SCORES if name in results}
 
 
 def write_report(
@@ -49,17 +54,36 @@ def write_report(
         dataset: Tells names and colours of the classes.
         rows: What `plot_predictions` takes.
     """
-    classes = {"name": dataset.class_names, **_lists(results, ("IoU", "Acc", "pixels"))}
-    written: dict[str, Any] = {**scores(results), "classes": _json_rows(classes)}
+    write_results(folder, results, dataset)
+    (folder / "per_class.md").write_text(per_class_markdown(results, dataset.class_names) + "\n")
+    plot_curves(records, folder / "curves.png")
+    if rows:
+        plot_predictions(rows, dataset, folder / "predictions.png")
+
+
+def write_results(
+    folder: Path,
+    results: Mapping[str, Tensor],
+    dataset: SegmentationDataset,
+    protocol: Mapping[str, Any] | None = None,
+) -> None:
+    """Write results.json: scores, classes and bins; where calibration was measured, reliability.png, too.
+
+    Args:
+        folder: Where to.
+        results: What `evaluate` gave.
+        dataset: Tells the names of the classes.
+        protocol: How it was measured, JSON values that the file begins with.
+    """
+    classes = {"name": dataset.class_names, **_lists(results, [name for name in CLASS_SCORES if name in results])}
+    written: dict[str, Any] = {} if protocol is None else {"protocol": dict(protocol)}
+    written |= {name: None if x != x else x for name, x in scores(results).items()}  # JSON has no NaN
+    written["classes"] = _json_rows(classes)
     if "ECE" in results:
         bins = dict(zip(("confidence", "accuracy", "pixels"), _lists(results, BINS).values(), strict=True))
         written["bins"] = _json_rows(bins)
         plot_reliability(results, folder / "reliability.png")
     (folder / "results.json").write_text(json.dumps(written, indent=2) + "\n")
-    (folder / "per_class.md").write_text(per_class_markdown(results, dataset.class_names) + "\n")
-    plot_curves(records, folder / "curves.png")
-    if rows:
-        plot_predictions(rows, dataset, folder / "predictions.png")
 
 
 def _lists(results: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, list[Any]]:
@@ -129,6 +153,48 @@ def plot_predictions(rows: Sequence[Row], dataset: SegmentationDataset, path: st
         _show_labels(axis, row, dataset)
     _class_legend(figure, rows, dataset)
     figure.savefig(path, dpi=110)
+
+
+def plot_worst(
+    rows: Sequence[Row], image_scores: Sequence[float], dataset: SegmentationDataset, path: str | Path
+) -> None:
+    """Draw a sheet of image, truth, prediction and where these differ, with each image's score.
+
+    The last picture is the image in grey, its wrong pixels in vermilion; ignored ones are white.
+
+    Args:
+        rows: What `plot_predictions` takes, worst first.
+        image_scores: The mIoU of each, a fraction.
+        dataset: Tells names and colours of the classes.
+        path: The picture to write.
+
+    Raises:
+        ValueError: If there are no rows, or not one score for each.
+    """
+    if not rows or len(rows) != len(image_scores):
+        raise ValueError(
+            f"a sheet needs rows, and a score for each; got {len(rows)} rows and {len(image_scores)} scores"
+        )
+    figure, axes = _sheet(rows, 4)
+    for rank, (axis, row, score) in enumerate(zip(axes, rows, image_scores, strict=True), 1):
+        name, image, truth, prediction = row
+        _show_labels(axis, (f"{rank}. {name}", image, truth, prediction), dataset)
+        labelled = truth != dataset.ignore_index
+        wrong = labelled & (truth != prediction)
+        axis[3].imshow(_differences(image, wrong, ~labelled), interpolation="nearest")
+        share = wrong.sum() / max(labelled.sum(), 1)
+        axis[3].set_title(f"mIoU {percent(score)} %, {100 * share:.0f} % of pixels wrong", fontsize=8)
+    wrong_patch = Patch(facecolor="#{:02x}{:02x}{:02x}".format(*WRONG), label="(wrong)")
+    _class_legend(figure, rows, dataset, wrong_patch)
+    figure.savefig(path, dpi=110)
+
+
+def _differences(image: NDArray[np.uint8], wrong: NDArray[Any], ignored: NDArray[Any]) -> NDArray[np.uint8]:
+    """The image in grey, neither black nor white, wrong pixels coloured in its brightness, and ignored ones white."""
+    grey = image.mean(axis=2, keepdims=True) / 255
+    shown = np.where(wrong[..., None], np.array(WRONG) * (0.6 + 0.4 * grey), 255 * (0.3 + 0.45 * grey))
+    shown[ignored] = IGNORED_COLOUR
+    return shown.astype(np.uint8)
 
 
 def plot_uncertainty(rows: Sequence[UncertaintyRow], dataset: SegmentationDataset, path: str | Path) -> None:
@@ -222,15 +288,23 @@ def _show_labels(axes: Any, row: Row, dataset: SegmentationDataset) -> None:
         axis.set_title(title, fontsize=8)
 
 
-def _class_legend(figure: Figure, rows: Sequence[Any], dataset: SegmentationDataset) -> None:
-    """The colours of the classes that occur in truths and predictions."""
-    names = dataset.class_names
-    seen = sorted({label for row in rows for labels in row[2:4] for label in np.unique(labels).tolist()})
+def _class_legend(figure: Figure, rows: Sequence[Any], dataset: SegmentationDataset, *more: Patch) -> None:
+    """The colours of the classes that occur in truths and predictions, and of what else there is.
+
+    Where there are more than find room, those of most pixels.
+    """
+    pixels = np.bincount(np.concatenate([labels.ravel() for row in rows for labels in row[2:4]]).astype(np.int64))
+    seen = pixels.nonzero()[0]
+    classes = seen[seen < dataset.num_classes]
+    others = [Patch(facecolor="white", edgecolor="grey", label="(ignored)")] if len(classes) < len(seen) else []
+    room = max(1, int(figure.get_figheight() / LEGEND_LINE) - len(others) - len(more) - 2)
+    largest = sorted(classes[pixels[classes].argsort(kind="stable")[::-1][:room]].tolist())
+    if len(largest) < len(classes):
+        others.insert(0, Patch(facecolor="none", label=f"and {len(classes) - len(largest)} more"))
     patches = [
-        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*dataset.palette[k]), edgecolor="grey", label=names[k])
-        for k in seen
-        if k < dataset.num_classes
+        Patch(
+            facecolor="#{:02x}{:02x}{:02x}".format(*dataset.palette[k]), edgecolor="grey", label=dataset.class_names[k]
+        )
+        for k in largest
     ]
-    if any(k >= dataset.num_classes for k in seen):
-        patches.append(Patch(facecolor="white", edgecolor="grey", label="(ignored)"))
-    figure.legend(handles=patches, loc="outside right upper", fontsize=7)
+    figure.legend(handles=[*patches, *others, *more], loc="outside right upper", fontsize=7)

@@ -3,9 +3,20 @@ import re
 import numpy as np
 import pytest
 import torch
+from miniatures import cityscapes, converted_coco_stuff, pascal_context
 from PIL import Image
 
-from segheads.data import ADE20K, DATASETS, CamVid, DataError, FolderDataset, Scenes
+from segheads.data import (
+    ADE20K,
+    DATASETS,
+    CamVid,
+    Cityscapes,
+    COCOStuff10K,
+    DataError,
+    FolderDataset,
+    PascalContext,
+    Scenes,
+)
 from segheads.data.dataset import SegmentationDataset
 from segheads.data.folder import distinct_colours
 
@@ -29,6 +40,12 @@ def make(name, root):
     if name == "camvid":
         write_pair(root / "train", root / "trainannot", values=(0, 10, 11), suffix=".png")
         return CamVid(root, "train")
+    if name == "cityscapes":
+        return Cityscapes(cityscapes(root), "val")
+    if name == "coco_stuff_10k":
+        return COCOStuff10K(converted_coco_stuff(root), "val")
+    if name == "pascal_context":
+        return PascalContext(pascal_context(root), "val")
     write_pair(root / "i", root / "l", values=(0, 2, 255))
     return FolderDataset(root / "i", root / "l", 3)
 

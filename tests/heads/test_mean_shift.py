@@ -94,7 +94,7 @@ def test_bandwidths_are_given_at_inference_and_saved(learned, tmp_path):
     options = {**DEEP, "learn_bandwidth": learned}
     model = create_model("test_vit", "mean_shift", 5, pretrained=False, head_kwargs=options).eval()
     head = model.head
-    assert head.bandwidth == pytest.approx(head.shift.projection.out_features**0.25)
+    assert head.bandwidth == pytest.approx(0.01 * head.in_channels)  # d_ms is the width of the tokens
     images = torch.randn(1, 3, 64, 64)
     before = model(images)
     head.bandwidth, head.spatial_bandwidth = 0.5, 1.2
@@ -147,3 +147,17 @@ def test_the_decoder_may_see_the_unshifted_features_too():
     expected = head.decoder(torch.cat([x, head.shift(x)], dim=1))
     torch.testing.assert_close(head(x), expected)
     torch.testing.assert_close(head.predictions(x)[0], expected)
+
+
+@pytest.mark.parametrize(("kernel", "expected"), [("dot", 2.0), ("gaussian", 0.01 * 128**0.5), ("cosine", 0.1**0.5)])
+def test_default_bandwidths_of_the_block(kernel, expected):
+    assert MeanShift(8, 16, kernel=kernel).bandwidth == pytest.approx(expected)
+
+
+def test_default_gaussian_shifts_a_little_where_training_starts():
+    torch.manual_seed(0)
+    x = torch.randn(1, 192, 20, 20)
+    for channels in (64, 192, 384):
+        shift = MeanShift(192, channels, kernel="gaussian")
+        effective = shift.affinity(x, 7).square().sum().reciprocal().item()  # tokens that weigh in
+        assert 2 < effective < 200, channels

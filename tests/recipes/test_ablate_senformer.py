@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from segheads.training.grid import folder_name, markdown
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "ablate_senformer.py"
 
 
@@ -32,29 +34,39 @@ def test_default_is_the_protocol(recipe):
 
 def test_every_training_has_a_folder_of_its_own(recipe):
     trainings = {
-        json.dumps(dataclasses.asdict(row.training)): row.training
+        json.dumps([row.training, seed]): (row.training, seed)
         for table in recipe.tables(recipe.Config()).values()
         for row in table.rows
+        for seed in range(row.seeds)
     }
-    folders = [training.folder() for training in trainings.values()]
+    folders = [folder_name(*training) for training in trainings.values()]
     assert len(set(folders)) == len(folders) > 15
     assert all("/" not in folder and " " not in folder for folder in folders)
 
 
 def test_every_row_can_be_built(recipe):
     config = recipe.Config(backbone="test_resnet", pretrained=False, width=16, crop_size=32)
+    models = {}
     for table in recipe.tables(config).values():
         for row in table.rows:
-            model = recipe.build_model(row.training, config, 5)
-            for name, value in row.settings.items():
-                setattr(model.head, name, value)
-                assert getattr(model.head, name) == value
+            name = folder_name(row.training)
+            if name not in models:
+                models[name] = recipe.build_model(dataclasses.replace(config, **row.training), 5)
+            for key, value in row.settings.items():
+                setattr(models[name].head, key, value)
+                assert getattr(models[name].head, key) == value
+    assert len(models) > 15
 
 
 def test_tables_are_written_from_one_training_and_kept(recipe, tmp_path, capsys, monkeypatch):
     config = small(recipe, tmp_path / "runs", tables=("1",))
     recipe.main(config)
-    assert sorted(path.name for path in config.output.iterdir()) == ["senformer", "table_1.md"]
+    assert sorted(path.name for path in config.output.iterdir()) == [
+        "senformer",
+        "table_1.csv",
+        "table_1.md",
+        "table_1.png",
+    ]
     table = (config.output / "table_1.md").read_text()
     assert table.strip() in capsys.readouterr().out
     rows = [line for line in table.splitlines() if line.startswith("| P")]
@@ -62,23 +74,22 @@ def test_tables_are_written_from_one_training_and_kept(recipe, tmp_path, capsys,
         *("P2", "P3", "P4", "P5", "P4 + P5", "P3 + P4 + P5", "P2 + P3 + P4 + P5"),
     ]
     results = json.loads((config.output / "senformer" / "results.json").read_text())
-    assert float(rows[-1].split("|")[5]) == pytest.approx(100 * results["mIoU"], abs=0.06)
+    assert float(rows[-1].split("|")[3]) == pytest.approx(100 * results["mIoU"], abs=0.006)
     assert len({row.split("|")[3] for row in rows}) > 1  # learners differ
 
-    monkeypatch.setattr(recipe, "run_training", None)  # nothing is trained or evaluated again
-    monkeypatch.setattr(recipe, "evaluate_again", None)
+    monkeypatch.setattr("segheads.training.grid.cell.run_training", None)  # nothing is trained or evaluated again
+    monkeypatch.setattr("segheads.training.grid.cell.evaluate", None)
     recipe.main(config)
     assert (config.output / "table_1.md").read_text() == table
 
 
 def test_another_budget_is_refused(recipe, tmp_path):
     config = small(recipe, tmp_path, tables=("1",))
-    row = recipe.tables(config)["1"].rows[-1]
-    own = recipe.own_config(config, row.training)
+    own = dataclasses.replace(config, output=tmp_path / "senformer", resume=True)
     own.output.mkdir(parents=True)
     (own.output / "config.json").write_text(json.dumps(own.as_json()))
     with pytest.raises(SystemExit, match="iterations was 2 and is 3; give another --output"):
-        recipe.measure(dataclasses.replace(config, iterations=3), row)
+        recipe.main(dataclasses.replace(config, iterations=3))
 
 
 def test_unknown_tables_are_named(recipe, tmp_path):
@@ -89,8 +100,15 @@ def test_unknown_tables_are_named(recipe, tmp_path):
 def test_deviations_over_seeds(recipe):
     config = recipe.Config(seeds=2)
     table = recipe.tables(config)["11"]
-    assert [row.training.seed for row in table.rows] == [0, 1] * 5
-    measured = [{"mIoU": float(i)} for i in range(10)]
-    text = recipe.deviations(table, measured)
-    assert "| ensemble | 0.50 | 0.71 |" in text
-    assert "| P5 | 8.50 | 0.71 |" in text
+    assert [row.seeds for row in table.rows] == [2] * 5
+    measured = [[{"mIoU": float(2 * i)}, {"mIoU": float(2 * i + 1)}] for i in range(5)]
+    text = markdown(table, measured)
+    assert "| ensemble | – | 0.50 ± 0.71 |" in text
+    assert "| P5 | – | 8.50 ± 0.71 |" in text
+
+
+def test_the_papers_numbers_stand_beside_ours(recipe):
+    text = markdown(recipe.tables(recipe.Config())["2"], [[None]] * 4)
+    assert "| | mIoU, paper | mIoU | aAcc | mAcc | parameters, M, paper | parameters, M |" in text
+    assert "| repeated block | 44.38 | not yet | – | – | 55 | – | 179 | – |" in text
+    assert "| separate blocks | 44.6 | not yet | – | – | 144 | – | 179 | – |" in text

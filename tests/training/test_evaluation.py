@@ -6,11 +6,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 from segheads import SegmentationMetrics, create_model
+from segheads.boundary import BoundaryIoU
 from segheads.calibration import CalibrationError
 from segheads.data import Scenes
-from segheads.inference import predict_probabilities
+from segheads.inference import predict_labels, predict_probabilities
+from segheads.object_size import ObjectSizeIoU
 from segheads.training import DEMO_RUN, MAY_DIFFER, EvaluationSamples, TrainingConfig, evaluate, run_training
-from segheads.training.evaluation import predict_uncertainty
+from segheads.training.evaluation import image_scores, predict, predict_uncertainty
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -108,3 +110,89 @@ def test_uncertainty_of_an_image_comes_at_its_labels_size():
     for maps, whole in zip(predict_uncertainty(accelerator, model, image, (40, 50)), expected, strict=True):
         torch.testing.assert_close(maps, whole[0])
     assert {maps.shape for maps in predict_uncertainty(accelerator, model, image, (80, 99))} == {(80, 99)}
+
+
+class HalfIgnored(Scenes):
+    """The third image of nothing but ignored pixels, the first half of them."""
+
+    def read(self, index):
+        image, labels = super().read(index)
+        labels[: {0: 16, 2: 32}.get(index, 0)] = self.ignore_index
+        return image, labels
+
+
+def test_more_metrics_are_of_the_same_predictions(model):
+    samples = EvaluationSamples(HalfIgnored("val", size=(32, 48), length=4), HALF, HALF)
+    protocol = {"window": 24, "stride": 16, "scales": (0.5, 1.0), "flip": True}
+    accelerator = Accelerator(cpu=True)
+    plain = evaluate(accelerator, model, samples, **protocol)
+    more = evaluate(accelerator, model, samples, **protocol, object_sizes=True, boundary=True, per_image=True)
+    asked, iou, right = [ObjectSizeIoU(12), BoundaryIoU(12)], torch.full((4, 12), torch.nan, dtype=torch.float64), []
+    model.eval()
+    for i, (image, labels) in enumerate(samples):
+        prediction = predict_labels(model, image, size=labels.shape, **protocol)
+        torch.testing.assert_close(predict(accelerator, model, image, labels.shape, **protocol), prediction)
+        for metric in asked:
+            metric.update(prediction, labels)
+        alone = SegmentationMetrics(12)
+        alone.update(prediction, labels)
+        right.append(alone.compute()["aAcc"])
+        occurs = [k for k in range(12) if (labels == k).any()]
+        iou[i, occurs] = alone.compute()["IoU"][occurs]
+        if i == 3:
+            break
+    expected = {**plain, **asked[0].compute(), **asked[1].compute(), "image_IoU": iou, "image_mIoU": iou.nanmean(1)}
+    expected |= {"image_aAcc": torch.stack(right), "image_pixels": torch.tensor([768, 1536, 0, 1536])}
+    assert more.keys() == expected.keys()
+    assert more["image_mIoU"].isnan().tolist() == [False, False, True, False]
+    for name, value in expected.items():
+        torch.testing.assert_close(more[name], value, rtol=1e-12, atol=0, equal_nan=True)
+
+
+def test_scores_of_an_image_are_over_the_classes_of_its_truth():
+    counts = torch.tensor([[[6, 0, 0], [8, 2, 0], [7, 0, 3]], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]])
+    scores = image_scores(counts)
+    assert scores["image_IoU"][0].nan_to_num(-1).tolist() == [6 / 9, 0, -1]
+    assert scores["image_mIoU"][0] == 3 / 9
+    assert scores["image_aAcc"][0] == 0.6
+    assert scores["image_pixels"].tolist() == [10, 0]
+    assert all(scores[name][1].isnan().all() for name in ("image_IoU", "image_mIoU", "image_aAcc"))
+
+
+def test_scores_of_images_come_in_the_order_of_the_data_set(model, monkeypatch):
+    """What `gather` brings together of three processes, of which one has an image less."""
+    samples = EvaluationSamples(Scenes("val", size=(32, 48), length=5), HALF, HALF)
+    expected = evaluate(Accelerator(cpu=True), model, samples, per_image=True)
+    sent, gathered = [], None
+    for rank in (0, 1, 2, 0):
+        accelerator = Accelerator(cpu=True)
+        state = {"num_processes": 3, "process_index": rank, "is_main_process": rank == 0}
+        for name, value in state.items():
+            monkeypatch.setattr(Accelerator, name, value)
+        gathered = torch.cat(sent[:3]) if len(sent) == 3 else None
+
+        def gather(self, counts, gathered=gathered):
+            sent.append(counts)
+            return torch.zeros(3 * len(counts), *counts.shape[1:], dtype=counts.dtype) if gathered is None else gathered
+
+        monkeypatch.setattr(Accelerator, "gather", gather)
+        results = evaluate(accelerator, model, samples, per_image=True)
+    assert [len(counts) for counts in sent] == [2] * 4
+    for name in ("image_IoU", "image_mIoU", "image_aAcc", "image_pixels"):
+        torch.testing.assert_close(results[name], expected[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_small_images_may_be_enlarged(model):
+    samples = EvaluationSamples(Scenes("val", size=(32, 48), length=2), HALF, HALF)
+    shrunk, enlarged = (
+        evaluate(Accelerator(cpu=True), model, samples, window=64, stride=64, small_images=way)
+        for way in ("shrink_window", "enlarge")
+    )
+    model.eval()
+    metrics = SegmentationMetrics(12)
+    for image, labels in (samples[i] for i in range(2)):
+        metrics.update(
+            predict_labels(model, image, size=(32, 48), window=64, stride=64, small_images="enlarge"), labels
+        )
+    torch.testing.assert_close(enlarged["IoU"], metrics.compute()["IoU"], equal_nan=True)
+    assert not torch.equal(enlarged["IoU"].nan_to_num(), shrunk["IoU"].nan_to_num())

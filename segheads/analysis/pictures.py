@@ -1,0 +1,225 @@
+"""What the figures share: colours that the colour-blind can tell apart, panels in pixels, legends for many classes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.patheffects as effects
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+from torch import Tensor
+
+Colour = tuple[float, float, float]
+
+# Okabe and Ito's, https://jfly.uni-koeln.de/color/, black last; then the same, halfway to white
+_OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+OKABE_ITO: tuple[Colour, ...] = tuple(to_rgb(code) for code in _OKABE_ITO)
+COLOURS: tuple[Colour, ...] = OKABE_ITO + tuple(
+    (0.45 * r + 0.55, 0.45 * g + 0.55, 0.45 * b + 0.55) for r, g, b in OKABE_ITO
+)
+OTHER: Colour = (0.62, 0.62, 0.62)
+NO_CLASS: Colour = (1.0, 1.0, 1.0)
+MOST_IN_LEGEND = 24
+SMALL = 7  # points
+
+Palette = Sequence[tuple[int, int, int]]
+
+
+def sheet(panels: int, columns: int, proportion: float, cell: float = 2.5) -> tuple[Figure, list[Any]]:
+    """A figure of panels in rows of at most `columns`, and its axes; of a panel, height over width, and inches."""
+    rows = math.ceil(panels / columns)
+    columns = math.ceil(panels / rows)  # 3 and 2 rather than 4 and 1
+    figure = Figure(figsize=(columns * cell + 1.6, rows * (cell * proportion + 0.45) + 0.5), layout="compressed")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[panels:]:
+        axis.remove()
+    return figure, axes[:panels]
+
+
+def in_pixels(axis: Any, size: tuple[int, int], title: str, *, is_leftmost: bool | None = None) -> None:
+    """Title, limits and labels of a panel that shows an image of `size`; rows are labelled on the left alone."""
+    left = axis.get_subplotspec().is_first_col() if is_leftmost is None else is_leftmost
+    axis.set(xlim=(0, size[1]), ylim=(size[0], 0), aspect="equal")
+    axis.set_title(title, fontsize=SMALL + 1)
+    axis.set_xlabel("x (pixels)", fontsize=SMALL)
+    axis.set_ylabel("y (pixels)" if left else "", fontsize=SMALL)
+    axis.tick_params(labelsize=SMALL - 1, labelleft=left)
+
+
+def show_picture(axis: Any, picture: Tensor, title: str = "image") -> None:
+    """An image `(3, H, W)` of values in [0, 1]."""
+    H, W = picture.shape[1:]
+    axis.imshow(picture.detach().cpu().clamp(0, 1).permute(1, 2, 0).float().numpy(), extent=(0, W, H, 0))
+    in_pixels(axis, (H, W), title)
+
+
+def mark_patch(axis: Any, pixel: tuple[int, int], cell: tuple[float, float], colour: str = "#D55E00") -> None:
+    """A frame around the patch of a pixel."""
+    y, x = (int(p / side) * side for p, side in zip(pixel, cell, strict=True))
+    frame = Rectangle((x, y), cell[1], cell[0], fill=False, edgecolor=colour, linewidth=1.6, clip_on=False)
+    frame.set_path_effects([effects.withStroke(linewidth=3, foreground="white")])
+    axis.add_patch(frame)
+
+
+def show_shares(axis: Any, shares: Tensor, cell: tuple[float, float], size: tuple[int, int], title: str) -> Any:
+    """A map of shares `(h, w)` over an image's pixels, from 0 to the largest one, which is in the title."""
+    h, w = shares.shape
+    largest = float(shares.max())
+    shown = axis.imshow(
+        100 * shares.numpy() / (largest or 1.0),
+        cmap="cividis",
+        vmin=0,
+        vmax=100,
+        extent=(0, w * cell[1], h * cell[0], 0),
+        interpolation="nearest",
+    )
+    in_pixels(axis, size, f"{title}\nlargest {100 * largest:.2g} %, {largest * h * w:.1f} times even")
+    return shown
+
+
+def colour_bar(figure: Figure, shown: Any, axes: Sequence[Any], label: str) -> None:
+    """One bar for all panels."""
+    bar = figure.colorbar(shown, ax=list(axes), shrink=0.8, aspect=30, pad=0.02)
+    bar.set_label(label, fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL - 1)
+
+
+def check_picture(picture: Tensor, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Height and width of a picture, which must be `(3, H, W)` of values in [0, 1] and of `size`, if that is told.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if picture.ndim != 3 or len(picture) != 3:
+        raise ValueError(f"picture must be (3, H, W), as a data set gives it; got {tuple(picture.shape)}")
+    found = (picture.shape[1], picture.shape[2])
+    if float(picture.min()) < -0.01 or float(picture.max()) > 1.01:
+        raise ValueError(
+            f"picture must have values from 0 to 1, before they are normalised for a model; got "
+            f"{float(picture.min()):.3g} to {float(picture.max()):.3g}"
+        )
+    if size is not None and found != size:
+        raise ValueError(f"picture must be of the labels' size {size}; got {found}")
+    return found
+
+
+class ClassColours:
+    """A colour for each class, and a legend of those that occur.
+
+    Without a palette, up to 16 classes have colours of their own, always the same; of more, the 16 that are the most
+    frequent in the maps that are to be shown, and the rest is grey. With a palette, every class has its own.
+
+    Args:
+        maps: All label maps that one figure shows; labels that are no class are left white.
+        names: One for each class.
+        palette: One RGB colour, 0 to 255, for each class; None for colours that the colour-blind can tell apart.
+    """
+
+    def __init__(self, maps: Sequence[Tensor], names: Sequence[str], palette: Palette | None = None) -> None:
+        if palette is not None and len(palette) != len(names):
+            raise ValueError(f"palette must have a colour for each of {len(names)} classes; got {len(palette)}")
+        K = len(names)
+        labels = torch.cat([x.long().flatten().cpu() for x in maps])
+        counts = torch.bincount(labels[(labels >= 0) & (labels < K)], minlength=K)
+        frequent = [k for k in counts.argsort(descending=True, stable=True).tolist() if counts[k]]
+        self.names = list(names)
+        self.seen = sorted(frequent[:MOST_IN_LEGEND])
+        self.others = len(frequent) - len(self.seen)
+        self.has_no_class = bool(((labels < 0) | (labels >= K)).any())
+        if palette is not None:
+            self.colours = {k: (r / 255, g / 255, b / 255) for k, (r, g, b) in enumerate(palette)}
+        elif len(COLOURS) >= K:
+            self.colours = dict(enumerate(COLOURS[:K]))
+        else:
+            chosen = sorted(frequent[: len(COLOURS)])
+            self.colours = dict.fromkeys(range(K), OTHER) | dict(zip(chosen, COLOURS, strict=False))
+            self.seen, self.others = chosen, len(frequent) - len(chosen)
+
+    def of(self, labels: Tensor) -> NDArray[np.float64]:
+        """Labels `(...)` as colours `(..., 3)`."""
+        K = len(self.names)
+        table = np.array([*(self.colours[k] for k in range(K)), NO_CLASS])
+        index = labels.long().cpu().clone()
+        index[(index < 0) | (index >= K)] = K
+        coloured: NDArray[np.float64] = table[index.numpy()]
+        return coloured
+
+    def show(self, axis: Any, labels: Tensor, title: str) -> None:
+        """A label map `(H, W)` with the names of its larger classes written on it."""
+        H, W = labels.shape
+        axis.imshow(self.of(labels), extent=(0, W, H, 0), interpolation="nearest")
+        for k, (y, x) in _places(labels, len(self.names)).items():
+            side = "left" if x < 0.12 * W else "right" if x > 0.88 * W else "center"
+            text = axis.text(x, y, self.names[k], fontsize=SMALL - 1, ha=side, va="center", clip_on=True)
+            text.set_path_effects([effects.withStroke(linewidth=1.8, foreground="white")])
+        in_pixels(axis, (H, W), title)
+
+    def legend(self, figure: FigureBase) -> None:
+        """The classes that occur, the most frequent ones of many, on the right of a figure or of a part of one."""
+        patches = [Patch(facecolor=self.colours[k], edgecolor="grey", label=self.names[k]) for k in self.seen]
+        if self.others:
+            patches.append(Patch(facecolor=OTHER, edgecolor="grey", label=f"{self.others} rarer classes"))
+        if self.has_no_class:
+            patches.append(Patch(facecolor=NO_CLASS, edgecolor="grey", label="(ignored)"))
+        figure.legend(handles=patches, loc="outside right upper", fontsize=SMALL, title="class", title_fontsize=SMALL)
+
+
+def _places(labels: Tensor, num_classes: int, smallest: float = 0.04) -> dict[int, tuple[float, float]]:
+    """For each class that covers enough of a map, a place (y, x) well inside it."""
+    H, W = labels.shape
+    side = max(3, 2 * (min(H, W) // 16) + 1)
+    places = {}
+    for k in labels.unique().tolist():
+        mask = (labels == k).float()[None, None].cpu()
+        if not 0 <= k < num_classes or mask.mean() < smallest:
+            continue
+        inside = F.avg_pool2d(mask, side, stride=1, padding=side // 2)  # what is beyond the rim is outside
+        rows, columns = torch.arange(H)[:, None] / H, torch.arange(W) / W
+        middle = (mask[0, 0] * rows).sum() / mask.sum(), (mask[0, 0] * columns).sum() / mask.sum()
+        away = (rows - middle[0]).square() + (columns - middle[1]).square()
+        place = int((inside[0, 0] - 0.2 * away).argmax())  # of equals, the one nearest to the middle of the class
+        places[k] = (place // W + 0.5, place % W + 0.5)
+    return places
+
+
+def write_names(axis: Any, points: NDArray[Any], names: Sequence[str]) -> int:
+    """Write names beside points where they cover no other name, the outer points first; returns how many."""
+    figure = axis.figure
+    figure.draw_without_rendering()  # places of all there is, after the layout
+    limits = axis.get_window_extent()
+    point = figure.dpi / 72
+    placed: list[Any] = []
+    dots = [
+        Bbox.from_bounds(x - 2 * point, y - 2 * point, 4 * point, 4 * point)
+        for x, y in axis.transData.transform(points)
+    ]
+    order = np.argsort(-np.linalg.norm(points - points.mean(0), axis=1), kind="stable")
+    for index in order.tolist():
+        text = axis.annotate(names[index], points[index], (0, 0), textcoords="offset points", fontsize=SMALL)
+        text.set_in_layout(False)
+        here = text.get_window_extent()
+        # of the text's lower left corner, or on the left the lower right
+        for x, y in ((3, 2), (3, -8), (-3, 2), (-3, -8), (5, -3), (-5, -3)):
+            left = x if x > 0 else x - here.width / point
+            box = here.translated(left * point, y * point)
+            inside = limits.x0 <= box.x0 and box.x1 <= limits.x1 and limits.y0 <= box.y0 and box.y1 <= limits.y1
+            if inside and not box.count_overlaps([*placed, *dots]):
+                text.set_position((left, y))
+                placed.append(box)
+                break
+        else:
+            text.remove()
+    return len(placed)
+
+
+def part_title(name: str) -> str:
+    """Name of a part of a model as people read it: `head.learners.0` is learner 1."""
+    kind, _, number = name.rpartition(".")
+    words = {"head.learners": "learner", "head.shifts": "shift of level"}
+    return f"{words[kind]} {int(number) + 1}" if kind in words and number.isdigit() else name

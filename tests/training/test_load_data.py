@@ -1,0 +1,199 @@
+"""Every data set that the command line knows, opened and trained on for two iterations."""
+
+import dataclasses
+import json
+import sys
+import typing
+
+import miniatures
+import pytest
+import torch
+import tyro
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+
+from segheads import create_model
+from segheads.data import (
+    ADE20K,
+    DATASETS,
+    CamVid,
+    Cityscapes,
+    COCOStuff10K,
+    FolderDataset,
+    PascalContext,
+    Scenes,
+)
+from segheads.training import DEMO_RUN, TrainingConfig, load_data, run_training
+from segheads.training.datasets import check_data_options, open_dataset
+
+SMALL = {
+    **DEMO_RUN,
+    "backbone": "test_vit",
+    "head": "linear",
+    "loss_reduction": "valid",
+    "power": 1.0,
+    "scenes_size": 32,
+    "scale": (48, 40),
+    "crop_size": 32,
+    "window": 32,
+    "stride": 8,
+    "iterations": 2,
+    "batch_size": 2,
+    "tracker": "none",
+    "pictures": 1,
+    "threads": 1,
+}
+# name: class, drawing, options of the configuration, the first values of a validation label (255 is ignored)
+KINDS = {
+    "ade20k": (ADE20K, miniatures.ade20k, {}, [255, 0, 149]),
+    "camvid": (CamVid, miniatures.camvid, {}, [0, 10, 255]),
+    "cityscapes": (Cityscapes, miniatures.cityscapes, {}, [255, 0, 18]),
+    "coco_stuff_10k": (COCOStuff10K, miniatures.converted_coco_stuff, {}, [255, 0, 170]),
+    "pascal_context": (PascalContext, miniatures.pascal_context, {}, [0, 1, 59]),
+    "folder": (FolderDataset, miniatures.own_folder, {"class_names": ("lawn", "a path")}, [0, 1, 255]),
+}
+
+
+def config(dataset, **options):
+    return TrainingConfig(**{**SMALL, "dataset": dataset, **options})
+
+
+@pytest.fixture
+def accelerator():
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+def test_the_command_line_knows_every_data_set():
+    names = typing.get_args(typing.get_type_hints(TrainingConfig)["dataset"])
+    assert set(names) == set(DATASETS) == {*KINDS, "scenes"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_both_splits(name, tmp_path, accelerator):
+    kind, draw, options, values = KINDS[name]
+    run = config(name, data_root=draw(tmp_path), output=tmp_path / "run", **options)
+    training_set, validation_set = load_data(accelerator, run)
+    assert type(training_set) is type(validation_set) is kind is DATASETS[name]
+    assert (training_set.name(0)[0], validation_set.name(0)[0]) == ("a", "c")
+    assert validation_set.read(0)[1][0, :3].tolist() == values
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "coco_stuff_10k", "pascal_context", "folder"])
+def test_training(name, tmp_path, accelerator):
+    _, draw, options, _ = KINDS[name]
+    run = config(name, data_root=draw(tmp_path / "data"), output=tmp_path / "run", **options)
+    validation_set = open_dataset(run, "val")
+    counted = torch.bincount(torch.cat([validation_set[index][1].flatten() for index in range(2)]), minlength=256)[
+        : validation_set.num_classes
+    ]
+    results = run_training(run, lambda c, n: create_model(c.backbone, c.head, n, **c.model_options()))
+    torch.testing.assert_close(results["pixels"].long(), counted, rtol=0, atol=0)
+    rows = (tmp_path / "run" / "per_class.md").read_text()
+    assert all(f"| {class_name} |" in rows for class_name in validation_set.class_names)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (kept["dataset"], kept["class_names"]) == (name, ["lawn", "a path"] if name == "folder" else None)
+
+
+def test_coco_stuff_as_released(tmp_path, accelerator):
+    io = pytest.importorskip("scipy.io", reason="the .mat files of COCO-Stuff need SciPy")
+    miniatures.coco_stuff(tmp_path, io.savemat)
+    sets = load_data(accelerator, config("coco_stuff_10k", data_root=tmp_path, output=tmp_path))
+    assert [one.read(0)[1][0, :3].tolist() for one in sets] == [[255, 0, 170]] * 2
+
+
+def test_pascal_context_without_background(tmp_path, accelerator):
+    miniatures.pascal_context(tmp_path)
+    sets = load_data(accelerator, config("pascal_context", num_classes=59, data_root=tmp_path, output=tmp_path))
+    assert [(one.num_classes, one.read(0)[1][0, :3].tolist()) for one in sets] == [(59, [255, 0, 58])] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "expected"),
+    [
+        ({"num_classes": 3}, (0, 2, 255), [0, 2, 255]),
+        ({"num_classes": 3, "ignore_index": 7}, (0, 2, 7), [0, 2, 255]),
+        ({"class_names": ("x", "y"), "ignore_index": 0}, (0, 1, 2, 255), [255, 0, 1, 255]),
+        ({"class_names": ("x", "y"), "num_classes": 2}, (0, 1), [0, 1]),
+    ],
+)
+def test_own_labels(tmp_path, options, values, expected):
+    miniatures.own_folder(tmp_path, values)
+    dataset = open_dataset(config("folder", data_root=tmp_path, output=tmp_path, **options), "val")
+    assert dataset.read(0)[1][0, : len(values)].tolist() == expected
+    assert dataset.class_names == options.get("class_names", ("class 0", "class 1", "class 2"))
+
+
+def test_names_on_the_command_line(tmp_path):
+    arguments = ["--dataset", "folder", "--class-names", "lawn", "a path", "--ignore-index", "0", "--data-root", "d"]
+    given = tyro.cli(TrainingConfig, args=arguments, default=config("scenes", output=tmp_path))
+    assert (given.dataset, given.class_names, given.ignore_index) == ("folder", ("lawn", "a path"), 0)
+    assert dataclasses.replace(given, demo=False).as_json()["class_names"] == ("lawn", "a path")
+
+
+def test_scenes(tmp_path):
+    sets = [open_dataset(config("scenes", output=tmp_path, seed=3), split) for split in ("train", "val")]
+    assert [type(one) for one in sets] == [Scenes, Scenes]
+    assert (len(sets[1]), sets[1].read(0)[0].size) == (100, (32, 32))
+    torch.testing.assert_close(sets[1][0][0], Scenes("val", size=(32, 32), seed=3)[0][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "remedy"),
+    [
+        ("ade20k", "data/ADEChallengeData2016/images/training", "--data-root PATH .*--download fetches it"),
+        ("camvid", "data/camvid/train", "--data-root PATH says where it is, and --demo"),
+        ("cityscapes", "data/cityscapes/leftImg8bit/train", "--data-root PATH says where it is, and --demo"),
+        ("coco_stuff_10k", "data/coco_stuff10k/images", "--data-root PATH says where it is, and --demo"),
+        ("pascal_context", "data/VOCdevkit/JPEGImages", "--data-root PATH says where it is, and --demo"),
+    ],
+)
+def test_usual_places(name, place, remedy, tmp_path, accelerator, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=rf"(?s)^error: there is no (folder )?{place}; .*\n{remedy}"):
+        load_data(accelerator, config(name, output=tmp_path / "run"))
+
+
+def test_labels_that_need_a_package(tmp_path, accelerator, monkeypatch):
+    miniatures.coco_stuff(tmp_path, lambda path, *args, **kwargs: path.write_bytes(b""))
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(SystemExit, match=r"error: the \.mat labels .*pip install scipy"):
+        load_data(accelerator, config("coco_stuff_10k", data_root=tmp_path, output=tmp_path))
+
+
+def test_own_folder_without_validation_images(tmp_path, accelerator):
+    miniatures.own_folder(tmp_path)
+    (tmp_path / "images/val").rename(tmp_path / "images/validation")
+    with pytest.raises(SystemExit, match=r"error: there is no folder .*images/val; it should hold image files"):
+        load_data(accelerator, config("folder", num_classes=2, data_root=tmp_path, output=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("camvid", {"num_classes": 3}, "--num-classes can be given for a folder .* but --dataset is camvid"),
+        ("ade20k", {"class_names": ("x",), "ignore_index": 0}, "--class-names and --ignore-index .* is ade20k"),
+        ("pascal_context", {"ignore_index": 0}, "--ignore-index can be given .* is pascal_context"),
+        (
+            "folder",
+            {"num_classes": 3, "data_root": None},
+            "--dataset folder needs --data-root PATH, .* images/train, labels/train",
+        ),
+        ("folder", {}, "--dataset folder needs --class-names NAME NAME ..., or --num-classes"),
+        ("folder", {"num_classes": 3, "class_names": ("x", "y")}, "--num-classes 3 came with 2 names in --class-nam"),
+    ],
+)
+def test_options_that_do_not_fit(name, options, message, tmp_path, accelerator):
+    chosen = config(name, **{"data_root": tmp_path, "output": tmp_path / "run", **options})
+    with pytest.raises(ValueError, match=message):
+        check_data_options(chosen)
+    with pytest.raises(SystemExit, match=f"^error: {message}") as stop:
+        load_data(accelerator, chosen)
+    assert "\n" not in str(stop.value)
+
+
+def test_a_number_of_classes_that_pascal_context_has_not(tmp_path, accelerator):
+    miniatures.pascal_context(tmp_path)
+    with pytest.raises(SystemExit, match="error: num_classes must be 59, or 60 with background, not 20"):
+        load_data(accelerator, config("pascal_context", num_classes=20, data_root=tmp_path, output=tmp_path))

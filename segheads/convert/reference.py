@@ -87,7 +87,7 @@ def from_reference(
         >>> state |= {"conv_seg.weight": torch.randn(3, 8, 1, 1), "conv_seg.bias": torch.zeros(3)}
         >>> from_reference(state, source="meanshifter", num_layers=2).shift
         MeanShift(
-          num_layers=2
+          kernel=dot, bandwidth=1.682, blurring=True, step=1, num_layers=2
           (projection): Linear(in_features=8, out_features=8, bias=True)
         )
     """

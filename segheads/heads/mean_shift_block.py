@@ -94,10 +94,13 @@ class MeanShift(nn.Module):
         if bandwidth is None and kernel == "gaussian":
             bandwidth = INITIAL_STD / 2 * (channels * shift_channels) ** 0.5
         bandwidth = default_bandwidth(kernel, shift_channels) if bandwidth is None else bandwidth
-        self._of_features = _Positive("bandwidth", bandwidth, learn_bandwidth)
-        self._of_places: _Positive | None = None
+        is_spatial = spatial_bandwidth is not None
+        self.log_bandwidth = nn.Parameter(torch.zeros(())) if learn_bandwidth else None
+        self.log_spatial_bandwidth = nn.Parameter(torch.zeros(())) if learn_bandwidth and is_spatial else None
+        self.bandwidth = bandwidth
+        self._spatial_bandwidth: float | None = None
         if spatial_bandwidth is not None:
-            self._of_places = _Positive("spatial_bandwidth", spatial_bandwidth, learn_bandwidth)
+            self._spatial_bandwidth = _set("spatial_bandwidth", spatial_bandwidth, self.log_spatial_bandwidth)
         self.step: float | Tensor = nn.Parameter(torch.tensor(float(step))) if learn_step else step
         self.num_layers = num_layers
         if num_layers == 0:
@@ -117,27 +120,29 @@ class MeanShift(nn.Module):
     @property
     def bandwidth(self) -> float:
         """The bandwidth h, in units of the projected tokens."""
-        return self._of_features.value
+        return self._bandwidth if self.log_bandwidth is None else self.log_bandwidth.exp().item()
 
     @bandwidth.setter
     def bandwidth(self, bandwidth: float) -> None:
-        self._of_features.value = bandwidth
+        self._bandwidth = _set("bandwidth", bandwidth, self.log_bandwidth)
 
     @property
     def spatial_bandwidth(self) -> float | None:
         """The bandwidth s of places, in cells of the map; None in a block that was built without one."""
-        return None if self._of_places is None else self._of_places.value
+        return (
+            self._spatial_bandwidth if self.log_spatial_bandwidth is None else self.log_spatial_bandwidth.exp().item()
+        )
 
     @spatial_bandwidth.setter
     def spatial_bandwidth(self, spatial_bandwidth: float) -> None:
-        if self._of_places is None:
+        if self._spatial_bandwidth is None:
             raise ValueError(f"this block was built without a spatial bandwidth and can not take {spatial_bandwidth!r}")
-        self._of_places.value = spatial_bandwidth
+        self._spatial_bandwidth = _set("spatial_bandwidth", spatial_bandwidth, self.log_spatial_bandwidth)
 
     @property
     def learns_bandwidth(self) -> bool:
         """Whether the bandwidths are weights."""
-        return self._of_features.log is not None
+        return self.log_bandwidth is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """Shifted features, in the shape of x."""
@@ -183,35 +188,20 @@ class MeanShift(nn.Module):
         return {
             "num_layers": self._num_layers,
             "kernel": self.kernel,
-            "bandwidth": self._of_features(),
-            "spatial_bandwidth": None if self._of_places is None else self._of_places(),
+            "bandwidth": self._bandwidth if self.log_bandwidth is None else self.log_bandwidth.exp(),
+            "spatial_bandwidth": (
+                self._spatial_bandwidth if self.log_spatial_bandwidth is None else self.log_spatial_bandwidth.exp()
+            ),
             "blurring": self.blurring,
             "step": self.step,
         }
 
 
-class _Positive(nn.Module):
-    """A positive number, fixed or learned through its logarithm."""
-
-    def __init__(self, name: str, value: float, is_learned: bool) -> None:
-        super().__init__()
-        self.name = name
-        self.log = nn.Parameter(torch.zeros(())) if is_learned else None
-        self.value = value
-
-    @property
-    def value(self) -> float:
-        return self._value if self.log is None else self.log.exp().item()
-
-    @value.setter
-    def value(self, value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ValueError(f"{self.name} must be a finite number above 0; got {value!r}")
-        if self.log is None:
-            self._value = float(value)
-        else:
-            with torch.no_grad():
-                self.log.fill_(math.log(value))
-
-    def forward(self) -> float | Tensor:
-        return self._value if self.log is None else self.log.exp()
+def _set(name: str, value: float, logarithm: nn.Parameter | None) -> float:
+    """Check a bandwidth; where it is learned, its logarithm takes it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0; got {value!r}")
+    if logarithm is not None:
+        with torch.no_grad():
+            logarithm.fill_(math.log(value))
+    return float(value)

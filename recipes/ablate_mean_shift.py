@@ -29,8 +29,9 @@ from typing import Any
 
 import tyro
 
+from segheads.ablation import GridConfig, Row, Table, axis, run_grid
 from segheads.functional.upsample import Reduction
-from segheads.training import DEMO_RUN, GridConfig, Row, Table, axis, run_grid
+from segheads.training import DEMO_RUN
 
 
 @dataclass(frozen=True, kw_only=True)

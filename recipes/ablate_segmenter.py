@@ -28,9 +28,9 @@ from typing import Any
 import tyro
 
 from segheads import SegmentationModel, create_model
+from segheads.ablation import COLUMNS, MEAN_IOU, Column, GridConfig, Row, Table, axis, run_grid
 from segheads.functional.upsample import Reduction
-from segheads.training import DEMO_RUN, Column, GridConfig, Row, Table, axis, run_grid
-from segheads.training.grid import COLUMNS, MEAN_IOU
+from segheads.training import DEMO_RUN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,38 +33,39 @@ from torch.utils.data import DataLoader
 
 from segheads import SegmentationModel, create_model, list_heads
 from segheads.data import PhotometricNormalize, RandomScaleCrop, SegmentationDataset, TrainingSamples, collate_samples
+from segheads.data.samples import EvaluationSamples
 from segheads.functional.upsample import Reduction
-from segheads.training import (
-    DEMO_RUN,
-    MAY_DIFFER,
+from segheads.plan import HeadChoice, parse_head
+from segheads.probing import (
     CachedSamples,
-    EvaluationSamples,
     FeatureCache,
-    HeadChoice,
     Probe,
     RoundSampler,
-    RunFolder,
     SharedBackbone,
-    TrainingConfig,
     as_it_is,
     build_probes,
-    create_optimizer,
     evaluate_probes,
     feature_batches,
     fingerprint_data,
     fingerprint_module,
     join_head,
-    load_data,
-    parse_head,
-    poly_learning_rate,
     probe_markdown,
     probe_rows,
     save_probes,
-    scores,
     train_probes,
     write_probe_report,
 )
-from segheads.training.recipe import begin_run, errors_in_a_line
+from segheads.training import (
+    DEMO_RUN,
+    MAY_DIFFER,
+    RunFolder,
+    TrainingConfig,
+    create_optimizer,
+    load_data,
+    poly_learning_rate,
+    scores,
+)
+from segheads.training.run import begin_run, errors_in_a_line
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Interchangeable semantic-segmentation heads that attach to any timm backbone."""
 
 from segheads.backbones import TimmBackbone
-from segheads.boundary import BoundaryIoU
+from segheads.build import create_model
 from segheads.convert import from_reference
+from segheads.errors import PretrainedWeightsError
 from segheads.heads import (
     HEADS,
     ClassAttentionHead,
@@ -11,7 +12,6 @@ from segheads.heads import (
     Head,
     LinearHead,
     MaskTransformerHead,
-    MeanShift,
     MeanShiftHead,
     SenFormerHead,
     SenUPer,
@@ -19,10 +19,11 @@ from segheads.heads import (
     UPerHead,
     list_heads,
 )
-from segheads.metrics import SegmentationMetrics
-from segheads.model import SegmentationModel, create_model
-from segheads.object_size import ObjectSizeIoU
-from segheads.pretrained import PretrainedWeightsError
+from segheads.mean_shift import MeanShift
+from segheads.metrics.boundary import BoundaryIoU
+from segheads.metrics.confusion import SegmentationMetrics
+from segheads.metrics.object_size import ObjectSizeIoU
+from segheads.model import SegmentationModel
 from segheads.pyramids import FPN, FPNT, SimplePyramid
 
 __version__ = "0.1.0"

@@ -16,7 +16,9 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from segheads.pretrained import PretrainedWeightsError, create_timm_model, find_weights, log_of_missing_keys
+from segheads.errors import PretrainedWeightsError
+from segheads.modules import evaluating, freeze_unused
+from segheads.pretrained import create_timm_model, find_weights, log_of_missing_keys
 
 # A family is the name of timm's model file. What a sweep over all 1,371 architectures of timm 1.0.31 found:
 NO_FINAL_NORM = {"hiera", "hieradet_sam2"}  # forward_intermediates asserts norm=False: their norm follows the pooling
@@ -197,24 +199,14 @@ class TimmBackbone(nn.Module):
 
         Such are left by timm's pruning, for example the norms of the other scales in coat.
         """
-        with torch.enable_grad():
-            _, maps = self._probe(reduction)
-        needed = parameters_behind(maps)
-        for parameter in self.parameters():
-            if id(parameter) not in needed:
-                parameter.requires_grad_(False)
-        return maps
+        return freeze_unused(self, lambda: self._probe(reduction)[1])
 
     def _probe(self, reduction: int) -> tuple[tuple[int, int], list[Tensor]]:
         """One run in eval mode on the smallest image that tells: shapes, and what depends on what."""
         size = self.small_size(reduction)
-        training = self.training
-        self.eval()
         device = next(self.parameters()).device
-        with torch.random.fork_rng(devices=[]):
-            maps = self._maps(torch.zeros(1, self.in_chans, *size, device=device))
-        self.train(training)
-        return size, maps
+        with evaluating(self, grad=torch.is_grad_enabled()), torch.random.fork_rng(devices=[]):
+            return size, self._maps(torch.zeros(1, self.in_chans, *size, device=device))
 
     def small_size(self, stride: int | None = None) -> tuple[int, int]:
         """Height and width of a small image that tells all about the maps, given the coarsest stride."""
@@ -284,22 +276,6 @@ def _true_stride(pixels: int, cells: int, reduction: int) -> int:
     ratio = pixels / cells
     fits = cells == math.ceil(pixels / reduction) or reduction <= ratio < 2 * reduction
     return reduction if fits else round(ratio)
-
-
-def parameters_behind(maps: list[Tensor]) -> set[int]:
-    """Ids of the parameters that the maps depend on; reading the graph, as DDP does, spares a backward pass."""
-    needed: set[int] = set()
-    seen: set[Any] = set()
-    stack: list[Any] = [x.grad_fn for x in maps]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            needed.add(id(node.variable))
-        stack.extend(parent for parent, _ in node.next_functions)
-    return needed
 
 
 def _data_config(model: nn.Module, in_chans: int) -> dict[str, Any]:

@@ -1,25 +1,24 @@
 """A backbone and a head, from images to logits, loss and label maps."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelHubMixin
 from huggingface_hub.errors import HFValidationError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from segheads.backbones import TimmBackbone, parameters_behind
+from segheads.backbones import TimmBackbone
 from segheads.functional import upsample, upsample_argmax, upsample_cross_entropy
+from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction
 from segheads.heads import FCNHead, Head, find_head
-from segheads.pretrained import why_hub_is_out_of_reach
+from segheads.mean_shift import MeanShift
+from segheads.modules import evaluating, freeze_unused
+from segheads.plan import ModelPlan, wire
 from segheads.pyramids import Pyramid, find_pyramid
-from segheads.uncertainty import Uncertainty, ensemble_uncertainty
-
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+from segheads.saving import check_place, load_weights, read_folder, write_folder
 
 
 class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipeline_tag="image-segmentation"):
@@ -48,6 +47,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         ValueError: If a part takes other channels than the one before it gives.
 
     Examples:
+        >>> from segheads import create_model
         >>> model = create_model("test_vit", "mean_shift", num_classes=5, pretrained=False)
         >>> images = torch.randn(2, 3, 50, 75)
         >>> model(images).shape, model.predict(images).shape
@@ -88,7 +88,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         self.ignore_index = ignore_index
         self.loss_reduction = loss_reduction
         self.stretch_logits = stretch_logits
-        self.config: dict[str, Any] | None = None  # what create_model was called with
+        self.plan: ModelPlan | None = None  # what it was built from, if by names
         self._pyramid_was_chosen = False
         self._level = level
         self._stride = strides[level] / head.upsampling
@@ -172,9 +172,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             raise ValueError(
                 f"return_uncertainty needs a head with learners, such as senformer; got {type(self.head).__name__}"
             )
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             x, (H, W) = self._for_head(self._maps(images)), images.shape[2:]
             logits, *learners = self.head.predictions(x) if return_uncertainty else [self.head(x)]
             covered = self._covered_size(logits, (H, W), self._stride)
@@ -183,8 +181,6 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
                 return labels
             maps = torch.stack(ensemble_uncertainty(logits, learners), dim=1)  # (B, 3, h, w)
             return labels, Uncertainty(*upsample(maps, covered)[:, :, :H, :W].unbind(1))
-        finally:
-            self.train(was_training)
 
     def extra_repr(self) -> str:
         """Adds the way from backbone to logits, with the pyramid that was chosen."""
@@ -208,18 +204,13 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
 
     def _freeze_unneeded(self) -> None:
         """Freeze what no prediction depends on, such as a pyramid's outputs without a learner: DDP stops there."""
-        mode = self.training
-        self.eval()
-        with torch.enable_grad():
+
+        def predictions() -> list[Tensor]:
             maps = self._maps(torch.zeros(1, self.backbone.in_chans, *self.backbone.small_size()))
-            predictions = self.head.predictions(self._for_head(maps))
-            if self.auxiliary_head is not None:
-                predictions.append(self.auxiliary_head(maps[self._auxiliary_level]))
-        self.train(mode)
-        needed = parameters_behind(predictions)
-        for parameter in self.parameters():
-            if id(parameter) not in needed:
-                parameter.requires_grad_(False)
+            auxiliary = [] if self.auxiliary_head is None else [self.auxiliary_head(maps[self._auxiliary_level])]
+            return [*self.head.predictions(self._for_head(maps)), *auxiliary]
+
+        freeze_unused(self, predictions)
 
     def _covered_size(self, logits: Tensor, size: tuple[int, int], stride: float) -> tuple[int, int]:
         """Pixels that a grid of logits lies over: the padded image, or the image where logits are stretched."""
@@ -240,20 +231,12 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         return loss
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        if self.config is None:
+        if self.plan is None:
             raise ValueError(
                 "save_pretrained needs a model from create_model, which can be rebuilt from its arguments; this one "
                 "was assembled from parts, so save its state_dict() and assemble it again"
             )
-        try:
-            text = json.dumps({"model": self.config, "settings": self._settings()}, indent=2)
-        except TypeError as error:
-            raise ValueError(f"the arguments of create_model must be JSON values to be saved: {error}") from error
-        state = {
-            key: value.cpu().contiguous().clone() for key, value in self.state_dict().items()
-        }  # shared memory, too
-        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
-        (save_directory / CONFIG_FILE).write_text(text + "\n")
+        write_folder(save_directory, self, self.plan, self._settings())
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub_options: Any) -> "SegmentationModel":
@@ -268,14 +251,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
                 can be told, such a model on the hub.
             ValueError: If the weights do not fit the model that the configuration describes.
         """
-        where, cause = str(pretrained_model_name_or_path), None
-        if Path(where).is_dir():
-            for name in (CONFIG_FILE, WEIGHTS_FILE):
-                if not (Path(where) / name).is_file():
-                    raise FileNotFoundError(f"{where} holds no {name}; expected a folder that save_pretrained wrote")
-        elif not hub_options.get("local_files_only"):
-            cause = why_hub_is_out_of_reach()
-            hub_options["local_files_only"] = cause is not None  # the cache may have it
+        where = str(pretrained_model_name_or_path)
+        cause = check_place(where, hub_options)
         try:
             return super().from_pretrained(where, **hub_options)
         except (OSError, HFValidationError) as error:  # huggingface_hub's errors of network and look-up are OSErrors
@@ -286,143 +263,57 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **hub_options: Any) -> "SegmentationModel":
-        files = [Path(model_id) / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
-        if not Path(model_id).is_dir():
-            files = [Path(hf_hub_download(model_id, file.name, **hub_options)) for file in files]
-        config = json.loads(files[0].read_text())
-        model = create_model(**{"pyramid": None, **config["model"]}, pretrained=False)
-        load_weights(model, files[1])
-        settings = config["settings"]
-        if not all(isinstance(values, dict) for values in settings.values()):
-            settings = {"head": settings}  # as they were saved before heads nested
-        for name, values in settings.items():
+        saved = read_folder(model_id, **hub_options)
+        model = cls.from_plan(saved.plan)
+        load_weights(model, saved.weights)
+        for name, values in saved.settings.items():
             for key, value in values.items():
                 setattr(model.get_submodule(name), key, value)
         return model.eval()
 
+    @classmethod
+    def from_plan(cls, plan: ModelPlan, backbone: TimmBackbone | None = None) -> "SegmentationModel":
+        """Build what a plan says, on a backbone that is there or on one of random weights.
+
+        Args:
+            plan: What was decided.
+            backbone: `plan.backbone`, built with `plan.backbone_options()`; fewer of its levels may be left afterwards.
+
+        Raises:
+            ValueError: If parts do not fit.
+        """
+        if backbone is None:
+            backbone = TimmBackbone(plan.backbone, pretrained=False, **plan.backbone_options())
+        wiring = wire(plan, backbone.strides)
+        if wiring.keep is not None:
+            backbone.keep_coarsest(wiring.keep)
+        pyramid = None
+        if plan.pyramid is not None:
+            pyramid = find_pyramid(plan.pyramid)(backbone.channels, **wiring.pyramid_kwargs)
+        channels: Any = list(backbone.channels if pyramid is None else pyramid.channels)
+        auxiliary = None
+        if plan.auxiliary_weight:
+            auxiliary = FCNHead(backbone.channels[-2:][0], plan.num_classes, **plan.auxiliary_kwargs)
+        model = cls(
+            backbone,
+            find_head(plan.head)(
+                channels if wiring.level is None else channels[wiring.level], plan.num_classes, **plan.head_kwargs
+            ),
+            pyramid,
+            auxiliary_head=auxiliary,
+            auxiliary_weight=plan.auxiliary_weight,
+            ignore_index=plan.ignore_index,
+            loss_reduction=plan.loss_reduction,
+            stretch_logits=plan.stretch_logits,
+        )
+        model._freeze_unneeded()
+        model.plan = plan
+        return model
+
     def _settings(self) -> dict[str, dict[str, Any]]:
         """What may have been changed since `create_model`, of the head and of every head inside it."""
-        heads = {name: module for name, module in self.named_modules() if isinstance(module, Head)}
-        return {name: head.settings() for name, head in heads.items() if head.settings()}
-
-
-def create_model(
-    backbone: str,
-    head: str,
-    num_classes: int,
-    *,
-    pretrained: bool | str | Path = True,
-    pyramid: str | None = "auto",
-    backbone_kwargs: dict[str, Any] | None = None,
-    pyramid_kwargs: dict[str, Any] | None = None,
-    head_kwargs: dict[str, Any] | None = None,
-    auxiliary_weight: float = 0.0,
-    auxiliary_kwargs: dict[str, Any] | None = None,
-    ignore_index: int = 255,
-    loss_reduction: Reduction = "valid",
-    stretch_logits: bool = False,
-) -> SegmentationModel:
-    """Build a model from names, in timm's manner.
-
-    The pyramid is chosen to fit, and shown by `print(model)`:
-
-    | backbone | single-level head | `senformer`, `feature_fusion` | `uper`, `sen_uper`, `smp:*` |
-    |---|---|---|---|
-    | one map (plain ViT) | none: that map | `"simple"` | `"simple"` |
-    | several strides | `"fpn"`: its finest map | `"fpnt"` | none: the backbone's maps |
-
-    `smp:dpt` takes four blocks of a plain ViT.
-    Of a backbone's levels the coarsest four are used (`smp:*`: five), or as many as there are.
-
-    Args:
-        backbone: Any name of `timm.list_models()`, with or without a pretrained tag.
-        head: A name of `list_heads()`.
-        num_classes: Number of classes K.
-        pretrained: timm's pretrained backbone weights (True), none (False), or the path of a checkpoint.
-        pyramid: `"auto"`, a name in `segheads.pyramids.PYRAMIDS`, or None for the backbone's maps as they are.
-        backbone_kwargs: Further arguments of `TimmBackbone`.
-        pyramid_kwargs: Further arguments of the pyramid, such as `{"out_channels": 128}`.
-        head_kwargs: Further arguments of the head.
-        auxiliary_weight: Weight of an auxiliary `FCNHead` on the backbone's third stage in training (SenFormer and
-            UPerNet: 0.4); 0 builds none.
-        auxiliary_kwargs: Further arguments of the auxiliary head; SenFormer's has `{"channels": 512}`.
-        ignore_index: The label that the loss leaves out.
-        loss_reduction: `"valid"` or `"all"`, see `segheads.functional.upsample_cross_entropy`.
-        stretch_logits: See `SegmentationModel`.
-
-    Raises:
-        ValueError: If a name is unknown, `num_classes` is below 1, or parts do not fit.
-        PretrainedWeightsError: If pretrained weights cannot be had.
-
-    Examples:
-        >>> model = create_model("test_vit", "linear", num_classes=19, pretrained=False)
-        >>> model(torch.randn(1, 3, 64, 96)).shape
-        torch.Size([1, 19, 64, 96])
-    """
-    build_head = find_head(head)  # before any weights are loaded
-    if pyramid not in (None, "auto"):
-        find_pyramid(pyramid)
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be 1 or more; got {num_classes}")
-    if auxiliary_weight < 0:
-        raise ValueError(f"auxiliary_weight must be 0 or more; got {auxiliary_weight}")
-
-    wanted = {"levels": build_head.num_blocks} if pyramid in (None, "auto") else {}
-    built = TimmBackbone(backbone, pretrained=pretrained, **{**wanted, **(backbone_kwargs or {})})
-    chosen = _choose_pyramid(build_head, built) if pyramid == "auto" else pyramid
-    if chosen is None and pyramid_kwargs:
-        raise ValueError(f"pyramid_kwargs {pyramid_kwargs} need a pyramid; {backbone} with {head} has none")
-    if (backbone_kwargs or {}).get("levels") is None:
-        takes_last = chosen is None and not build_head.multi_level and not auxiliary_weight
-        built.keep_coarsest(1 if takes_last else build_head.max_levels)
-    neck = None
-    if chosen is not None:
-        options: dict[str, Any] = {"stride": built.strides[-1]} if chosen == "simple" else {}
-        if not build_head.multi_level:
-            options["num_outputs"] = 1  # the finest is all that the head takes
-        neck = find_pyramid(chosen)(built.channels, **{**options, **(pyramid_kwargs or {})})
-    channels: Any = list(built.channels if neck is None else neck.channels)
-    if not build_head.multi_level:
-        channels = channels[-1 if neck is None else 0]
-    auxiliary = None
-    if auxiliary_weight:
-        auxiliary = FCNHead(built.channels[-2:][0], num_classes, **(auxiliary_kwargs or {}))
-    model = SegmentationModel(
-        built,
-        build_head(channels, num_classes, **(head_kwargs or {})),
-        neck,
-        auxiliary_head=auxiliary,
-        auxiliary_weight=auxiliary_weight,
-        ignore_index=ignore_index,
-        loss_reduction=loss_reduction,
-        stretch_logits=stretch_logits,
-    )
-    model._pyramid_was_chosen = pyramid == "auto" and chosen is not None
-    model._freeze_unneeded()
-    model.config = {
-        "backbone": backbone,
-        "head": head,
-        "num_classes": num_classes,
-        "pyramid": chosen,
-        "backbone_kwargs": backbone_kwargs or {},
-        "pyramid_kwargs": (pyramid_kwargs or {}) if chosen else {},
-        "head_kwargs": head_kwargs or {},
-        "auxiliary_weight": auxiliary_weight,
-        "auxiliary_kwargs": auxiliary_kwargs or {},
-        "ignore_index": ignore_index,
-        "loss_reduction": loss_reduction,
-        "stretch_logits": stretch_logits,
-    }
-    return model
-
-
-def _choose_pyramid(head: Any, backbone: TimmBackbone) -> str | None:
-    """The table in `create_model`'s docstring."""
-    if len(backbone.strides) == 1:
-        return "simple" if head.multi_level else None
-    if len(set(backbone.strides)) == 1 and not head.multi_level:
-        return None  # several blocks of a plain ViT: the last one
-    return head.preferred_pyramid
+        parts = {name: module for name, module in self.named_modules() if isinstance(module, (Head, MeanShift))}
+        return {name: part.settings() for name, part in parts.items() if part.settings()}
 
 
 def _check_fit(part: Any, channels: Any, source: nn.Module) -> None:
@@ -435,30 +326,3 @@ def _check_fit(part: Any, channels: Any, source: nn.Module) -> None:
 
 def _listed(strides: Any) -> str:
     return ", ".join(f"{stride:g}" for stride in strides)
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a safetensors file into a model that it fits exactly.
-
-    Args:
-        model: The model to load into.
-        path: A `model.safetensors` that `save_pretrained` wrote.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If names or shapes differ; the message names the file and shows the first differences.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}; expected a safetensors file that save_pretrained wrote")
-    state, expected = load_file(path), model.state_dict()
-    differences = [f"{key} is missing" for key in expected if key not in state]
-    differences += [f"{key} is not expected" for key in state if key not in expected]
-    differences += [
-        f"{key} is {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if differences:
-        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-        raise ValueError(f"{path} does not fit the model: {'; '.join(differences[:3])}{more}")
-    model.load_state_dict(state)

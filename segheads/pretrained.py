@@ -11,11 +11,9 @@ from typing import Any
 import huggingface_hub
 import timm
 
+from segheads.errors import PretrainedWeightsError
+
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first sign of life
-
-
-class PretrainedWeightsError(RuntimeError):
-    """Pretrained weights do not exist, cannot be fetched, or do not fit the architecture."""
 
 
 def why_hub_is_out_of_reach() -> str | None:

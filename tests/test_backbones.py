@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models._hub import save_for_hf
 
-from segheads.backbones import PretrainedWeightsError, TimmBackbone
+from segheads.backbones import TimmBackbone
+from segheads.errors import PretrainedWeightsError
 
 # Beyond the smallest architecture of each family: the exceptions of segheads.backbones.
 EXCEPTIONS = [

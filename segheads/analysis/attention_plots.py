@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from segheads.analysis.attention import AttendedDistance, AttentionMap
-from segheads.analysis.pictures import (
+from segheads.drawing import (
     OKABE_ITO,
     check_picture,
     colour_bar,

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from segheads.modules import evaluating
+
 
 class AttentionCall(NamedTuple):
     """One call of `scaled_dot_product_attention`, from which its weights can be computed, all or some rows.
@@ -98,23 +100,6 @@ def attention_calls(model: nn.Module, visit: Callable[[AttentionCall], None]) ->
             restore.callback(module.register_forward_hook(leave, always_call=True).remove)
         restore.enter_context(_Watch(running, visit))
         yield
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module has the mode that it had, not all the same one.
-
-    Args:
-        model: Any module.
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 class _Enter:

@@ -9,15 +9,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from segheads.analysis.disagreement import OUTCOMES, Disagreement
-from segheads.analysis.pictures import (
-    OKABE_ITO,
-    SMALL,
-    ClassColours,
-    Palette,
-    check_picture,
-    in_pixels,
-    show_picture,
-)
+from segheads.drawing import OKABE_ITO, SMALL, ClassColours, Palette, check_picture, in_pixels, show_picture
 
 # grey, blue, orange, black, purple; white where the truth is to be ignored
 OUTCOME_COLOURS = ((0.85, 0.85, 0.85), OKABE_ITO[0], OKABE_ITO[1], (0.0, 0.0, 0.0), OKABE_ITO[3])

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from segheads.analysis.embeddings import Projection
-from segheads.analysis.pictures import OKABE_ITO, SMALL, part_title, write_names
+from segheads.drawing import OKABE_ITO, SMALL, part_title, write_names
 
 MOST_TICKS = 40  # names along an axis that can still be read
 

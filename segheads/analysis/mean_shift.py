@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from segheads.analysis.attention import cell_size, one_image
-from segheads.analysis.calls import evaluating
 from segheads.analysis.embeddings import project
-from segheads.heads import MeanShift, SenFormerHead
+from segheads.mean_shift import MeanShift
 from segheads.model import SegmentationModel
+from segheads.modules import evaluating
 
 
 class Trajectory(NamedTuple):
@@ -204,15 +204,11 @@ def _shifts(model: SegmentationModel) -> dict[str, MeanShift]:
 @contextmanager
 def _shifting(model: SegmentationModel, num_layers: int) -> Iterator[None]:
     """All mean shifts of the head with another number of layers."""
-    # an ensemble leaves its shifts out when told so; telling it tells them
-    targets: list[tuple[Any, str]] = [(shift, "num_layers") for shift in _shifts(model).values()]
-    ensembles = (part for part in model.head.modules() if isinstance(part, SenFormerHead) and len(part.shifts))
-    targets.extend((ensemble, "mean_shift_layers") for ensemble in ensembles)
-    before = [(target, name, getattr(target, name)) for target, name in targets]
+    before = [(shift, shift.num_layers) for shift in _shifts(model).values()]
     try:
-        for target, name in targets:
-            setattr(target, name, num_layers)
+        for shift, _ in before:
+            shift.num_layers = num_layers
         yield
     finally:
-        for target, name, value in reversed(before):
-            setattr(target, name, value)
+        for shift, own in before:
+            shift.num_layers = own

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from segheads.analysis.mean_shift import Affinity, LabelsByShift, Trajectory
-from segheads.analysis.pictures import (
+from segheads.drawing import (
     OKABE_ITO,
     SMALL,
     ClassColours,

@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from segheads.build import create_model
 from segheads.convert.senformer import from_senformer
 from segheads.convert.states import State, load, rename, without_prefix
 from segheads.heads import Head, LinearHead, MaskTransformerHead, MeanShiftHead
 from segheads.heads.mask_transformer import default_num_heads
-from segheads.model import SegmentationModel, create_model
+from segheads.model import SegmentationModel
 from segheads.pyramids import Pyramid
 
 # Regular expressions from the names of the published code to ours, applied in turn.

@@ -6,13 +6,13 @@ from segheads.data.cityscapes import Cityscapes
 from segheads.data.coco_stuff import COCOStuff10K
 from segheads.data.crop import RandomScaleCrop
 from segheads.data.dataset import SegmentationDataset
-from segheads.data.download import DownloadError, download_ade20k
+from segheads.data.download import download_ade20k
 from segheads.data.folder import FolderDataset
-from segheads.data.images import DataError, read_image
+from segheads.data.images import read_image
 from segheads.data.pascal_context import PascalContext
 from segheads.data.photometric import PhotometricDistortion, PhotometricNormalize
 from segheads.data.resize import resize_keep_ratio, to_input
-from segheads.data.samples import IterationSampler, TrainingSamples, collate_samples
+from segheads.data.samples import EvaluationSamples, IterationSampler, TrainingSamples, collate_samples
 from segheads.data.scenes import Scenes
 from segheads.data.subset import SubsetDataset
 
@@ -33,8 +33,7 @@ __all__ = [
     "COCOStuff10K",
     "CamVid",
     "Cityscapes",
-    "DataError",
-    "DownloadError",
+    "EvaluationSamples",
     "FolderDataset",
     "IterationSampler",
     "PascalContext",

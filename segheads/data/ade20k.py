@@ -6,7 +6,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from segheads.data.dataset import Palette, SegmentationDataset, check_split
+from segheads.classes import Palette
+from segheads.data.dataset import SegmentationDataset, check_split
 from segheads.data.pairs import find_pairs, read_pair
 
 # The first name of each row of the benchmark's objectInfo150.csv, or two where one word misleads (pool table).

@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from segheads.data.dataset import Palette, SegmentationDataset, check_split
+from segheads.classes import Palette
+from segheads.data.dataset import SegmentationDataset, check_split
 from segheads.data.images import class_table, look_up_classes
 from segheads.data.pairs import Pair, find_pairs, read_pair, read_pair_as
 

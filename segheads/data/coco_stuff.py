@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segheads.data.dataset import Palette, SegmentationDataset, check_split
-from segheads.data.images import DataError, class_table, look_up_classes
+from segheads.classes import Palette
+from segheads.data.dataset import SegmentationDataset, check_split
+from segheads.data.images import class_table, look_up_classes
 from segheads.data.pairs import find_pairs, listed_pairs, read_pair, read_pair_as
+from segheads.errors import DataError
 
 # The authors' list of labels, without the eleven that COCO itself took out.
 _NAMES = """

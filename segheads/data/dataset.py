@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Palette = tuple[tuple[int, int, int], ...]
+from segheads.classes import Classes, Palette
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
@@ -31,19 +31,24 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
     ignore_index: int = 255
 
     def __init__(self, class_names: tuple[str, ...], palette: Palette):
-        if len(class_names) != len(palette):
-            raise ValueError(
-                f"{len(class_names)} class names came with {len(palette)} colours; give one colour per class"
-            )
         if not 1 <= len(class_names) <= 255:
             raise ValueError(f"labels are 8-bit with 255 for ignored, so 1 to 255 classes fit, not {len(class_names)}")
-        self.class_names = class_names
-        self.palette = palette
+        self.classes = Classes(class_names, palette)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per class."""
+        return self.classes.names
+
+    @property
+    def palette(self) -> Palette:
+        """One RGB colour per class."""
+        return self.classes.palette
 
     @property
     def num_classes(self) -> int:
         """The number of classes, without the ignored label."""
-        return len(self.class_names)
+        return len(self.classes)
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -12,16 +12,13 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from segheads.data.ade20k import FOLDER
+from segheads.errors import DownloadError
 
 URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 # As gluon-cv and Segmenter list it for this file; the publisher gives none.
 SHA1 = "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
-
-
-class DownloadError(OSError):
-    """The archive could not be fetched or is not the expected one; the message says what to do by hand."""
 
 
 def download_ade20k(root: str | os.PathLike[str], *, url: str = URL, sha1: str | None = SHA1) -> Path:

@@ -1,13 +1,13 @@
 """A user's own images and labels."""
 
-import colorsys
 import os
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
-from segheads.data.dataset import Palette, SegmentationDataset
+from segheads.classes import Palette, distinct_colours
+from segheads.data.dataset import SegmentationDataset
 from segheads.data.pairs import find_pairs, read_pair
 
 
@@ -63,22 +63,3 @@ class FolderDataset(SegmentationDataset):
     def read(self, index: int) -> tuple[Image.Image, Tensor]:
         """Return the RGB image and its uint8 labels `(H, W)`, 255 where ignored."""
         return read_pair(self.files[index], self.num_classes, first=self._first, ignored=self._ignored)
-
-
-def distinct_colours(num_classes: int) -> Palette:
-    """Return one RGB colour per class, neighbours far apart in hue.
-
-    Args:
-        num_classes: How many colours.
-
-    Examples:
-        >>> distinct_colours(2)
-        ((229, 57, 57), (57, 107, 229))
-    """
-    colours = []
-    for index in range(num_classes):
-        hue = index * 0.61803398875 % 1.0  # golden ratio: every next hue falls into the widest gap
-        saturation, value = (0.75, 0.5, 0.95)[index // 7 % 3], (0.9, 0.65, 0.45)[index // 21 % 3]
-        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-        colours.append((int(red * 255), int(green * 255), int(blue * 255)))
-    return tuple(colours)

@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segheads.errors import DataError
+
 # What Pillow's decoders raise on damaged files. Decompression bombs are not among them and pass through.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
-
-
-class DataError(ValueError):
-    """A file of a data set is not what it should be; the message names the file and what was expected."""
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:

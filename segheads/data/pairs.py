@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segheads.data.images import DataError, read_image, read_labels, to_class_indices
+from segheads.data.images import read_image, read_labels, to_class_indices
+from segheads.errors import DataError
 
 Pair = tuple[Path, Path]
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from segheads.classes import Palette
 from segheads.data import ade20k
-from segheads.data.dataset import Palette, SegmentationDataset, check_split
+from segheads.data.dataset import SegmentationDataset, check_split
 from segheads.data.pairs import listed_pairs, read_pair
 
 # The 59 most frequent of the 459 names, in the order of these, which is the alphabet's.

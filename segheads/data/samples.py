@@ -9,8 +9,9 @@ from torch.utils.data import Dataset, default_collate
 
 from segheads.data.crop import RandomScaleCrop
 from segheads.data.dataset import SegmentationDataset
-from segheads.data.images import DataError
 from segheads.data.photometric import PhotometricDistortion
+from segheads.data.resize import resize_keep_ratio, to_input
+from segheads.errors import DataError
 
 _PUBLISHED = PhotometricDistortion()
 
@@ -68,6 +69,39 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         pixels, classes, valid = self.crop(image, labels, rng)
         drawn = self.distortion(rng) if self.distortion else torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
         return {"image": pixels, "labels": classes, "distortion": drawn, "valid": torch.tensor(valid)}
+
+
+class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
+    """Images of a data set at the size at which a model sees them; labels at their own.
+
+    Args:
+        dataset: Any data set of the package.
+        mean: The backbone's, per channel.
+        std: The backbone's, per channel.
+        scale: Limits of the longer and the shorter side, pixels, to which images are resized with their aspect ratio
+            kept; None leaves them.
+
+    Shape:
+        Image `(3, h, w)`, float32, and labels `(H, W)`, uint8.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        mean: Sequence[float],
+        std: Sequence[float],
+        scale: tuple[int, int] | None = None,
+    ) -> None:
+        self.dataset, self.mean, self.std, self.scale = dataset, mean, std, scale
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = self.dataset.read(index)
+        if self.scale is not None:
+            image = resize_keep_ratio(image, self.scale)
+        return to_input(image, self.mean, self.std), labels
 
 
 def collate_samples(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

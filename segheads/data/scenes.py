@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from segheads.data.dataset import Palette, SegmentationDataset, check_split
+from segheads.classes import Palette
+from segheads.data.dataset import SegmentationDataset, check_split
 
 CLASS_NAMES = ("sky", "cloud", "hill", "grass", "road", "water", "wall", "roof", "window", "tree", "car", "person")
 SKY, CLOUD, HILL, GRASS, ROAD, WATER, WALL, ROOF, WINDOW, TREE, CAR, PERSON = range(12)

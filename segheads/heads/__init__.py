@@ -10,10 +10,10 @@ from segheads.heads.feature_fusion import FeatureFusionHead
 from segheads.heads.linear import LinearHead
 from segheads.heads.mask_transformer import MaskTransformerHead
 from segheads.heads.mean_shift import MeanShiftHead
-from segheads.heads.mean_shift_block import MeanShift
 from segheads.heads.senformer import SenFormerHead
 from segheads.heads.smp import SmpHead, find_smp_head, smp_decoders
 from segheads.heads.uper import SenUPer, UPerHead
+from segheads.mean_shift import MeanShift
 
 __all__ = [
     "HEADS",

@@ -5,10 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from segheads.functional.affinity import Kernel
 from segheads.heads.base import Head
-from segheads.heads.mean_shift_block import MeanShift
+from segheads.mean_shift import MeanShift, ShiftOptions
+
+
+def _of_the_shift(name: str, doc: str) -> Any:
+    """An attribute of the block, to be read and set on the head, too."""
+    return property(lambda head: getattr(head.shift, name), lambda head, x: setattr(head.shift, name, x), doc=doc)
 
 
 class MeanShiftHead(Head):
@@ -21,21 +26,11 @@ class MeanShiftHead(Head):
     Args:
         in_channels: Channels of the feature map.
         num_classes: Number of classes K.
-        shift_channels: Width in which distances are measured (d_ms); None means `in_channels`.
-        num_layers: How often to shift (L_ms); an attribute that may be changed on a trained head.
         decoder: The head after the shift: a name in `segheads.heads.HEADS`, or a callable that takes `in_channels` and
             `num_classes` and returns a head.
         concat_input: Give the decoder the unshifted features beside the shifted ones, `2 in_channels` in all (as the
             option of this name of MMSegmentation's FCN head does).
-        kernel: `"dot"` (the thesis'), `"gaussian"` or `"cosine"`; this and what follows is `MeanShift`'s.
-        bandwidth: The bandwidth h; an attribute that may be changed on a trained head. None means the kernel's own, see
-            `MeanShift`.
-        spatial_bandwidth: Also weigh tokens by their distance in the map, with this bandwidth in cells of the map; an
-            attribute that may be changed on a trained head that has one.
-        learn_bandwidth: Learn the bandwidths.
-        blurring: Shift the tokens among themselves, rather than against the original ones.
-        step: How far to go towards the average, as a fraction.
-        learn_step: Learn the step.
+        **shift: Options of `segheads.MeanShift`, such as `num_layers` (L_ms) and `shift_channels` (d_ms).
 
     Shape:
         `(B, C, h, w)` to `(B, K, h, w)`.
@@ -56,63 +51,21 @@ class MeanShiftHead(Head):
         in_channels: int,
         num_classes: int,
         *,
-        shift_channels: int | None = None,
-        num_layers: int = 1,
         decoder: str | Callable[[int, int], Head] = "linear",
         concat_input: bool = False,
-        kernel: Kernel = "dot",
-        bandwidth: float | None = None,
-        spatial_bandwidth: float | None = None,
-        learn_bandwidth: bool = False,
-        blurring: bool = True,
-        step: float = 1.0,
-        learn_step: bool = False,
+        **shift: Unpack[ShiftOptions],
     ) -> None:
         super().__init__(in_channels, num_classes)
         from segheads.heads import find_head  # the registry holds this class too
 
         build: Callable[[int, int], Head] = find_head(decoder) if isinstance(decoder, str) else decoder
-        self.shift = MeanShift(
-            in_channels,
-            shift_channels,
-            num_layers,
-            kernel=kernel,
-            bandwidth=bandwidth,
-            spatial_bandwidth=spatial_bandwidth,
-            learn_bandwidth=learn_bandwidth,
-            blurring=blurring,
-            step=step,
-            learn_step=learn_step,
-        )
+        self.shift = MeanShift(in_channels, **shift)
         self.concat_input = concat_input
         self.decoder = build(in_channels * (2 if concat_input else 1), num_classes)
 
-    @property
-    def num_layers(self) -> int:
-        """How often to shift; 0 means no shift."""
-        return self.shift.num_layers
-
-    @num_layers.setter
-    def num_layers(self, num_layers: int) -> None:
-        self.shift.num_layers = num_layers
-
-    @property
-    def bandwidth(self) -> float:
-        """The bandwidth h of the kernel."""
-        return self.shift.bandwidth
-
-    @bandwidth.setter
-    def bandwidth(self, bandwidth: float) -> None:
-        self.shift.bandwidth = bandwidth
-
-    @property
-    def spatial_bandwidth(self) -> float | None:
-        """The bandwidth s of places, in cells of the map."""
-        return self.shift.spatial_bandwidth
-
-    @spatial_bandwidth.setter
-    def spatial_bandwidth(self, spatial_bandwidth: float) -> None:
-        self.shift.spatial_bandwidth = spatial_bandwidth
+    num_layers = _of_the_shift("num_layers", "How often to shift; 0 means no shift.")
+    bandwidth = _of_the_shift("bandwidth", "The bandwidth h of the kernel.")
+    spatial_bandwidth = _of_the_shift("spatial_bandwidth", "The bandwidth s of places, in cells of the map.")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, K, h, w)` of a feature map `(B, C, h, w)`."""
@@ -123,15 +76,6 @@ class MeanShiftHead(Head):
         """What training supervises: the decoder's own predictions on the shifted features."""
         self._check(x)
         return self.decoder.predictions(self._shifted(x))
-
-    def settings(self) -> dict[str, Any]:
-        """What may be changed on a trained head: `num_layers`, and the bandwidths where they are no weights."""
-        settings: dict[str, Any] = {"num_layers": self.num_layers}
-        if not self.shift.learns_bandwidth:
-            settings["bandwidth"] = self.bandwidth
-            if self.spatial_bandwidth is not None:
-                settings["spatial_bandwidth"] = self.spatial_bandwidth
-        return settings
 
     def _shifted(self, x: Tensor) -> Tensor:
         shifted = self.shift(x)

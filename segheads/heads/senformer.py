@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segheads.functional import upsample
 from segheads.heads.base import Head
-from segheads.heads.mean_shift_block import MeanShift
+from segheads.mean_shift import MeanShift, ShiftOptions
 from segheads.merges import MERGES, check_count
 
 Share = Literal["none", "decoder", "class_embeddings"]
@@ -23,7 +23,7 @@ class SenFormerHead(Head):
 
     Learners' logits are resized to the finest level's grid and then merged, as published. The result is the logarithm
     of the merged probabilities; the published code returns their plain sum over learners. Training supervises the
-    merged prediction and each learner. `merge`, `levels` and `mean_shift_layers` may be changed on a trained head.
+    merged prediction and each learner. `merge` and `levels` may be changed on a trained head.
 
     Args:
         in_channels: Channels of each map, fine to coarse.
@@ -35,9 +35,7 @@ class SenFormerHead(Head):
             `"hierarchical_attention"` and `"explicit_attention"`.
         share: What learners have in common (the paper's Table 2): `"none"`; `"decoder"`, all but the class embeddings;
             or `"class_embeddings"` alone.
-        mean_shift_layers: How often each level's tokens are shifted before its learner; 0 means no shift.
-        shift_channels: Width in which the shift measures distances (d_ms); None means that of the level.
-        mean_shift_kwargs: Further arguments of `MeanShift`, such as `{"spatial_bandwidth": 1.5}`.
+        shift: Mean shift of each level's tokens before its learners, in the options of `MeanShift`; None means none.
         levels: Which levels have a learner, 0 the finest; None means all. Afterwards: which of them vote.
         learners_per_level: Learners on each level, from weights of their own.
 
@@ -70,9 +68,7 @@ class SenFormerHead(Head):
         learner_kwargs: dict[str, Any] | None = None,
         merge: str = "average",
         share: Share = "none",
-        mean_shift_layers: int = 0,
-        shift_channels: int | None = None,
-        mean_shift_kwargs: dict[str, Any] | None = None,
+        shift: ShiftOptions | None = None,
         levels: Sequence[int] | None = None,
         learners_per_level: int = 1,
     ) -> None:
@@ -89,11 +85,7 @@ class SenFormerHead(Head):
             _check_learner(build(C, num_classes), C, num_classes) for C in widths for _ in range(learners_per_level)
         )
         _tie(list(self.learners), share)
-        self.shifts = nn.ModuleList(
-            MeanShift(C, shift_channels, mean_shift_layers, **(mean_shift_kwargs or {}))
-            for C in (widths if mean_shift_layers else [])
-        )
-        self.mean_shift_layers = mean_shift_layers
+        self.shifts = nn.ModuleList(MeanShift(C, **shift) for C in (widths if shift else []))
         is_learned = isinstance(MERGES.get(merge), type)
         self.learned_merge = MERGES[merge](len(self.learners), num_classes) if is_learned else None
         self._merge = self._learned = merge if self.learned_merge is not None else "average"
@@ -125,7 +117,7 @@ class SenFormerHead(Head):
     @property
     def mean_shift_layers(self) -> int:
         """How often each level's tokens are shifted; 0 means no shift."""
-        return self._mean_shift_layers
+        return max((shift.num_layers for shift in self.shifts), default=0)
 
     @mean_shift_layers.setter
     def mean_shift_layers(self, num_layers: int) -> None:
@@ -134,10 +126,8 @@ class SenFormerHead(Head):
                 f"mean_shift_layers cannot become {num_layers}: the head was built without a shift, whose weights must "
                 "be trained"
             )
-        shifts: Any = self.shifts
-        for shift in shifts:
+        for shift in self.shifts:
             shift.num_layers = num_layers
-        self._mean_shift_layers = num_layers
 
     def forward(self, x: Sequence[Tensor]) -> Tensor:
         """Log-probabilities `(B, K, h_0, w_0)` of the merged prediction."""
@@ -160,16 +150,15 @@ class SenFormerHead(Head):
         for place, level in enumerate(self._built):
             if level not in self._levels:
                 continue
-            features = self.shifts[place](x[level]) if self._mean_shift_layers else x[level]
+            features = self.shifts[place](x[level]) if len(self.shifts) else x[level]
             first = place * self.learners_per_level
             learners = self.learners[first : first + self.learners_per_level]
             logits.extend(upsample(learner(features), size) for learner in learners)
         return logits
 
     def settings(self) -> dict[str, Any]:
-        """`merge`, `levels` and `mean_shift_layers`, which may be changed on a trained head."""
-        # restored in this order, every step is a valid state
-        return {"merge": self._merge, "levels": self.levels, "mean_shift_layers": self._mean_shift_layers}
+        """`merge` and `levels`, which may be changed on a trained head."""
+        return {"merge": self._merge, "levels": self.levels}  # restored in this order, every step is a valid state
 
     def _merged(self, logits: list[Tensor]) -> Tensor:
         if self._merge == self._learned and self.learned_merge is not None:

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from segheads.data import PhotometricNormalize
+from segheads.training.optimization import set_learning_rate
 from segheads.training.run_folder import RunFolder, check_finite
-from segheads.training.schedule import set_learning_rate
 
 Batch = tuple[Tensor, Tensor]
 

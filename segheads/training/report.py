@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segheads.data import SegmentationDataset
-from segheads.metrics import per_class_markdown, percent
-from segheads.object_size import SIZES
-from segheads.uncertainty import Uncertainty
+from segheads.functional.uncertainty import Uncertainty
+from segheads.metrics.confusion import per_class_markdown, percent
+from segheads.metrics.object_size import SIZES
 
 Row = tuple[str, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]  # name, image, truth, prediction
 UncertaintyRow = tuple[str, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], Uncertainty]

@@ -27,7 +27,7 @@ from segheads.analysis import (
     project,
 )
 from segheads.analysis.mean_shift_plots import _chosen_steps
-from segheads.analysis.pictures import COLOURS, OKABE_ITO, ClassColours
+from segheads.drawing import COLOURS, OKABE_ITO, ClassColours
 
 H, W = 40, 70
 NAMES = ["sky", "road", "car", "tree", "a class of a very long name"]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from miniatures import cityscapes, draw_image, draw_labels
 
-from segheads.data import Cityscapes, DataError
+from segheads.data import Cityscapes
+from segheads.errors import DataError
 
 # In the order of the train ids, as in the authors' helpers/labels.py
 OFFICIAL = {

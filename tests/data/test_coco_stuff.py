@@ -7,7 +7,8 @@ import pytest
 from miniatures import SIZE, coco_stuff, converted_coco_stuff, draw_labels, label_map
 from PIL import Image
 
-from segheads.data import COCOStuff10K, DataError
+from segheads.data import COCOStuff10K
+from segheads.errors import DataError
 
 REMOVED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # "Removed from COCO" in the authors' list of labels
 

@@ -7,8 +7,9 @@ import zipfile
 
 import pytest
 
-from segheads.data import DownloadError, download_ade20k
+from segheads.data import download_ade20k
 from segheads.data.download import FOLDER
+from segheads.errors import DownloadError
 
 
 def make_zip(members=None, link=False):

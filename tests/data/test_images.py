@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segheads.data import DataError, read_image
+from segheads.data import read_image
 from segheads.data.images import read_labels, to_class_indices
+from segheads.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 GREY = RGB[..., 0]

@@ -4,7 +4,8 @@ import re
 import pytest
 from miniatures import draw_image, draw_labels, pascal_context
 
-from segheads.data import DataError, PascalContext
+from segheads.data import PascalContext
+from segheads.errors import DataError
 
 
 def test_official_names_and_colours(tmp_path):

@@ -6,7 +6,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
 from segheads.data import (
-    DataError,
     FolderDataset,
     IterationSampler,
     PhotometricNormalize,
@@ -15,6 +14,7 @@ from segheads.data import (
     TrainingSamples,
     collate_samples,
 )
+from segheads.errors import DataError
 
 
 def samples(seed=0):

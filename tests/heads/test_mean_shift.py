@@ -61,7 +61,7 @@ def test_bad_number_of_layers_is_named(value):
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="got 8 and 0"):
-        MeanShift(8, 0)
+        MeanShift(8, shift_channels=0)
     with pytest.raises(ValueError, match="no head is called 'linaer'"):
         MeanShiftHead(8, 3, decoder="linaer")
 
@@ -108,7 +108,10 @@ def test_bandwidths_are_given_at_inference_and_saved(learned, tmp_path):
 
 
 def test_trajectory_and_affinity():
-    shift, x = MeanShift(24, 16, 3, kernel="gaussian", spatial_bandwidth=1.5), torch.randn(2, 24, 3, 4)
+    shift, x = (
+        MeanShift(24, shift_channels=16, num_layers=3, kernel="gaussian", spatial_bandwidth=1.5),
+        torch.randn(2, 24, 3, 4),
+    )
     steps = shift.trajectory(x)
     assert len(steps) == 4
     torch.testing.assert_close(steps[0], x)
@@ -151,13 +154,13 @@ def test_the_decoder_may_see_the_unshifted_features_too():
 
 @pytest.mark.parametrize(("kernel", "expected"), [("dot", 2.0), ("gaussian", 0.01 * 128**0.5), ("cosine", 0.1**0.5)])
 def test_default_bandwidths_of_the_block(kernel, expected):
-    assert MeanShift(8, 16, kernel=kernel).bandwidth == pytest.approx(expected)
+    assert MeanShift(8, shift_channels=16, kernel=kernel).bandwidth == pytest.approx(expected)
 
 
 def test_default_gaussian_shifts_a_little_where_training_starts():
     torch.manual_seed(0)
     x = torch.randn(1, 192, 20, 20)
     for channels in (64, 192, 384):
-        shift = MeanShift(192, channels, kernel="gaussian")
+        shift = MeanShift(192, shift_channels=channels, kernel="gaussian")
         effective = shift.affinity(x, 7).square().sum().reciprocal().item()  # tokens that weigh in
         assert 2 < effective < 200, channels

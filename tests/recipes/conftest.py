@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, PartialState
 def recipe(request):
     """The module of the recipe at the test file's RECIPE."""
     path = request.module.RECIPE
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.parent.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

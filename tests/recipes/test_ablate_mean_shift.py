@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from segheads.training.grid import folder_name
+from segheads.ablation import folder_name
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ablate_mean_shift.py"
 TINY = {
@@ -81,7 +81,7 @@ def test_variants_that_are_no_options_are_named(recipe, variant):
 def test_every_row_can_be_built(recipe):
     small = {"backbone": "test_vit", "pretrained": False, "crop_size": 32, "decoder": "mask_transformer"}
     config = recipe.Config(**small, shift_layers=(0, 1, 3), thesis_channels=(32,), shift_channels=(16,))
-    from segheads.training.grid.run import build_from_fields
+    from segheads.ablation.run import build_from_fields
 
     for table in recipe.tables(config).values():
         for row in table.rows:

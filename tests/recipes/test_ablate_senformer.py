@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segheads.training.grid import folder_name, markdown
+from segheads.ablation import folder_name, markdown
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ablate_senformer.py"
 
@@ -77,8 +77,8 @@ def test_tables_are_written_from_one_training_and_kept(recipe, tmp_path, capsys,
     assert float(rows[-1].split("|")[3]) == pytest.approx(100 * results["mIoU"], abs=0.006)
     assert len({row.split("|")[3] for row in rows}) > 1  # learners differ
 
-    monkeypatch.setattr("segheads.training.grid.cell.run_training", None)  # nothing is trained or evaluated again
-    monkeypatch.setattr("segheads.training.grid.cell.evaluate", None)
+    monkeypatch.setattr("segheads.ablation.cell.run_training", None)  # nothing is trained or evaluated again
+    monkeypatch.setattr("segheads.ablation.cell.evaluate", None)
     recipe.main(config)
     assert (config.output / "table_1.md").read_text() == table
 

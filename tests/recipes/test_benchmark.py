@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from segheads import create_model
 from segheads.heads import HEADS, ClassAttentionHead, SenFormerHead
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark.py"
+RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark" / "__main__.py"
 sys.path.insert(0, str(RECIPE.parent))  # as for a script: its other files lie beside it
 
-import benchmark_jobs as jobs  # noqa: E402
-import benchmark_measure as measure  # noqa: E402
-import benchmark_plain as plain  # noqa: E402
-import benchmark_plots as plots  # noqa: E402
-import benchmark_report as report  # noqa: E402
-from benchmark_rows import choose, rows  # noqa: E402
-from benchmark_work import Setup  # noqa: E402
+import jobs  # noqa: E402
+import measure  # noqa: E402
+import plain  # noqa: E402
+import plots  # noqa: E402
+import report  # noqa: E402
+from rows import choose, rows  # noqa: E402
+from work import Setup  # noqa: E402
 
 ROWS = rows(quick=True)
 EXACT = Setup(dtype="float64", quick=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from segheads.training import SharedBackbone
+from segheads.probing import SharedBackbone
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark_probe.py"
+RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark" / "probe.py"
 
 
 @pytest.fixture(autouse=True)

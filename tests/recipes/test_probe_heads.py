@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from segheads import SegmentationModel
 from segheads.data import Scenes
-from segheads.training import SharedBackbone
+from segheads.probing import SharedBackbone
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "probe_heads.py"
 TINY = ["--backbone", "test_vit", "--scenes-size", "32", "--scale", "32", "32", "--crop-size", "32"]

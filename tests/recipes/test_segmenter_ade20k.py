@@ -29,7 +29,7 @@ def test_the_options_reach_the_model(recipe):
     options = ["--decoder-layers", "3", "--decoder-drop-rate", "0.3", "--drop-path-rate", "0"]
     config = tyro.cli(recipe.Config, default=recipe.DEMO, args=[*TINY, *options])
     model = recipe.build_model(config, 7)
-    assert model.config["head_kwargs"] == {"num_layers": 3, "drop_rate": 0.3, "drop_path_rate": 0.0}
+    assert model.plan.head_kwargs == {"num_layers": 3, "drop_rate": 0.3, "drop_path_rate": 0.0}
     assert len(model.head.blocks) == 3
     assert len(model.backbone.model.blocks) == 1
     assert model.num_classes == 7

@@ -23,8 +23,8 @@ from segheads.data import (
     PascalContext,
     Scenes,
 )
+from segheads.data.registry import check_data_options, open_dataset
 from segheads.training import DEMO_RUN, TrainingConfig, load_data, run_training
-from segheads.training.datasets import check_data_options, open_dataset
 
 SMALL = {
     **DEMO_RUN,

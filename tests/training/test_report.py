@@ -8,11 +8,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from segheads import SegmentationMetrics
-from segheads.calibration import CalibrationError
 from segheads.data import Scenes
+from segheads.functional.uncertainty import Uncertainty
+from segheads.metrics.calibration import CalibrationError
 from segheads.training import plot_curves, plot_predictions
 from segheads.training.report import colour_labels, plot_reliability, plot_uncertainty, scores, write_report
-from segheads.uncertainty import Uncertainty
 
 
 def read(path):

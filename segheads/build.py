@@ -1,0 +1,86 @@
+"""`create_model`: from names to a plan, and from the plan to a model."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from segheads.backbones import TimmBackbone
+from segheads.functional.upsample import Reduction
+from segheads.model import SegmentationModel
+from segheads.plan import ModelPlan, choose_pyramid
+
+
+def create_model(
+    backbone: str,
+    head: str,
+    num_classes: int,
+    *,
+    pretrained: bool | str | Path = True,
+    pyramid: str | None = "auto",
+    backbone_kwargs: dict[str, Any] | None = None,
+    pyramid_kwargs: dict[str, Any] | None = None,
+    head_kwargs: dict[str, Any] | None = None,
+    auxiliary_weight: float = 0.0,
+    auxiliary_kwargs: dict[str, Any] | None = None,
+    ignore_index: int = 255,
+    loss_reduction: Reduction = "valid",
+    stretch_logits: bool = False,
+) -> SegmentationModel:
+    """Build a model from names, in timm's manner.
+
+    The pyramid is chosen to fit, and shown by `print(model)`:
+
+    | backbone | single-level head | `senformer`, `feature_fusion` | `uper`, `sen_uper`, `smp:*` |
+    |---|---|---|---|
+    | one map (plain ViT) | none: that map | `"simple"` | `"simple"` |
+    | several strides | `"fpn"`: its finest map | `"fpnt"` | none: the backbone's maps |
+
+    `smp:dpt` takes four blocks of a plain ViT.
+    Of a backbone's levels the coarsest four are used (`smp:*`: five), or as many as there are.
+
+    Args:
+        backbone: Any name of `timm.list_models()`, with or without a pretrained tag.
+        head: A name of `list_heads()`.
+        num_classes: Number of classes K.
+        pretrained: timm's pretrained backbone weights (True), none (False), or the path of a checkpoint.
+        pyramid: `"auto"`, a name in `segheads.pyramids.PYRAMIDS`, or None for the backbone's maps as they are.
+        backbone_kwargs: Further arguments of `TimmBackbone`.
+        pyramid_kwargs: Further arguments of the pyramid, such as `{"out_channels": 128}`.
+        head_kwargs: Further arguments of the head.
+        auxiliary_weight: Weight of an auxiliary `FCNHead` on the backbone's third stage in training (SenFormer and
+            UPerNet: 0.4); 0 builds none.
+        auxiliary_kwargs: Further arguments of the auxiliary head; SenFormer's has `{"channels": 512}`.
+        ignore_index: The label that the loss leaves out.
+        loss_reduction: `"valid"` or `"all"`, see `segheads.functional.upsample_cross_entropy`.
+        stretch_logits: See `SegmentationModel`.
+
+    Raises:
+        ValueError: If a name is unknown, `num_classes` is below 1, or parts do not fit.
+        PretrainedWeightsError: If pretrained weights cannot be had.
+
+    Examples:
+        >>> import torch
+        >>> model = create_model("test_vit", "linear", num_classes=19, pretrained=False)
+        >>> model(torch.randn(1, 3, 64, 96)).shape
+        torch.Size([1, 19, 64, 96])
+    """
+    plan = ModelPlan(
+        backbone=backbone,
+        head=head,
+        num_classes=num_classes,
+        pyramid=pyramid,
+        backbone_kwargs=backbone_kwargs or {},
+        pyramid_kwargs=pyramid_kwargs or {},
+        head_kwargs=head_kwargs or {},
+        auxiliary_weight=auxiliary_weight,
+        auxiliary_kwargs=auxiliary_kwargs or {},
+        ignore_index=ignore_index,
+        loss_reduction=loss_reduction,
+        stretch_logits=stretch_logits,
+    )
+    built = TimmBackbone(backbone, pretrained=pretrained, **plan.backbone_options())
+    if pyramid == "auto":
+        plan = dataclasses.replace(plan, pyramid=choose_pyramid(head, built.strides))
+    model = SegmentationModel.from_plan(plan, built)
+    model._pyramid_was_chosen = pyramid == "auto" and plan.pyramid is not None
+    return model

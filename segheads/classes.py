@@ -1,0 +1,69 @@
+"""The classes of a data set or of a model: names and colours."""
+
+import colorsys
+from dataclasses import dataclass
+
+Palette = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Names of the classes, in the order of their labels, and a colour for each.
+
+    Args:
+        names: One name per class.
+        palette: One RGB colour (0 to 255) per class; empty for distinct colours.
+
+    Raises:
+        ValueError: If there are no names, or not one colour for each.
+
+    Examples:
+        >>> classes = Classes(("road", "sky"))
+        >>> len(classes), classes.palette
+        (2, ((229, 57, 57), (57, 107, 229)))
+    """
+
+    names: tuple[str, ...]
+    palette: Palette = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in self.palette) or distinct_colours(len(self.names))
+        object.__setattr__(self, "palette", palette)
+        if not self.names:
+            raise ValueError("classes need one name or more; got none")
+        if len(self.names) != len(self.palette):
+            raise ValueError(
+                f"{len(self.names)} class names came with {len(self.palette)} colours; give one colour per class"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def numbered(cls, num_classes: int) -> "Classes":
+        """Classes without names of their own: `class 0`, `class 1`, ...
+
+        Args:
+            num_classes: Number of classes K.
+        """
+        return cls(tuple(f"class {index}" for index in range(num_classes)))
+
+
+def distinct_colours(num_classes: int) -> Palette:
+    """Return one RGB colour per class, neighbours far apart in hue.
+
+    Args:
+        num_classes: How many colours.
+
+    Examples:
+        >>> distinct_colours(2)
+        ((229, 57, 57), (57, 107, 229))
+    """
+    colours = []
+    for index in range(num_classes):
+        hue = index * 0.61803398875 % 1.0  # golden ratio: every next hue falls into the widest gap
+        saturation, value = (0.75, 0.5, 0.95)[index // 7 % 3], (0.9, 0.65, 0.45)[index // 21 % 3]
+        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+        colours.append((int(red * 255), int(green * 255), int(blue * 255)))
+    return tuple(colours)

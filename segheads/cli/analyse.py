@@ -1,0 +1,309 @@
+"""Draw what a trained model looks at: attention, class embeddings, mean shift, and where two models disagree.
+
+    python recipes/analyse.py --model runs/demo --image 3 --pixel 60 40
+    python recipes/analyse.py --model runs/segmenter_ade20k --other runs/meanshifter_ade20k --image 120 --class-name sky
+
+`--model` is the folder of a run, or of a model alone (`SegmentationModel.save_pretrained`), or a name on the hub. A run
+knows its data set; for a model alone `--dataset` says it. Images are of the validation set.
+
+`--output` ends up with those of these pictures that fit the model; a line says why the others are left out.
+  attention_encoder.png      where the patch at the pixel looks, in each layer of the backbone, mean over heads
+  attention_heads.png        the same for each head, in three layers
+  attended_distance.png      how far each head of each layer looks, over several images
+  attention_head.png         where the patch looks in a mask transformer
+  attention_class.png        where a class looks in a mask transformer or a class attention
+  class_embeddings.png       principal components of the class embeddings or of a linear head's weight
+  class_similarity.png       their cosine similarity
+  shift_affinity.png         what the token at the pixel is shifted towards
+  shift_trajectory*.png      the tokens after each shift, in one plane
+  shift_labels.png           label maps with 0 to 4 shifts
+  disagreement.png           with --other: where the two models differ, and who is right
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from segheads import SegmentationModel
+from segheads.analysis import (
+    attended_distance,
+    class_attention,
+    class_embeddings,
+    compare_labels,
+    cosine_similarity,
+    encoder_attention,
+    head_attention,
+    labels_by_shift,
+    plot_affinity,
+    plot_attended_distance,
+    plot_attention,
+    plot_disagreement,
+    plot_labels_by_shift,
+    plot_projection,
+    plot_similarity,
+    plot_trajectory,
+    project,
+    shift_affinity,
+    shift_trajectories,
+)
+from segheads.data import SegmentationDataset, resize_keep_ratio, to_input
+from segheads.data.registry import open_dataset
+from segheads.training import TrainingConfig
+
+# what a run's config.json knows about its data
+DATA_FIELDS = ("dataset", "data_root", "class_names", "num_classes", "ignore_index", "scenes_size", "scale", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to look at, and where to draw it."""
+
+    model: str
+    """Folder of a run, or of a model alone, or a name on the Hugging Face hub."""
+    other: str | None = None
+    """A second one, for the picture of where the two disagree."""
+    output: Path = Path("runs/analysis")
+    """Folder of the pictures."""
+
+    # The data; None means what the run was trained with
+    dataset: (
+        Literal["ade20k", "camvid", "cityscapes", "coco_stuff_10k", "pascal_context", "scenes", "folder"] | None
+    ) = None
+    """A published data set, scenes drawn by the code, or a folder of your own."""
+    data_root: Path | None = None
+    """Where the data set lies."""
+    class_names: tuple[str, ...] | None = None
+    """The classes of your own folder."""
+    num_classes: int | None = None
+    """How many classes your own folder has, in place of their names."""
+    ignore_index: int | None = None
+    """The value in your own label files that means no class."""
+    scenes_size: int | None = None
+    """Side of the drawn scenes, pixels."""
+    seed: int | None = None
+    """Of the drawn scenes."""
+    scale: tuple[int, int] | None = None
+    """Longest and shortest side, pixels, into which images are resized."""
+
+    # What to look at
+    image: int = 0
+    """Index of the image in the validation set."""
+    pixel: tuple[int, int] | None = None
+    """Row and column (y, x) of the pixel whose patch is asked, in the resized image; None means its middle."""
+    class_name: str | None = None
+    """The class that is asked where it looks; None means the one that the model sees at the pixel."""
+    shifts: int = 4
+    """The most shifts in the pictures of mean shift."""
+    distance_images: int = 8
+    """Over how many images the attended distance is taken."""
+    dataset_colours: bool = False
+    """Colour classes as the data set does, rather than so that the colour-blind can tell them apart."""
+    device: str = "cpu"
+    """Where the model runs, such as cuda."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image: as a picture in [0, 1], and its labels at the same size."""
+
+    picture: Tensor
+    truth: Tensor
+    name: str
+
+
+def main(config: Config) -> None:
+    """Run the recipe."""
+    model = load_model(config.model, config.device)
+    data_config = data_of(config)
+    dataset = load_dataset(data_config, model, config.model)
+    sample = read(dataset, config.image, data_config.scale)
+    image = normalised(model, sample.picture, config.device)
+    H, W = sample.picture.shape[1:]
+    pixel = config.pixel or (H // 2, W // 2)
+    if not (0 <= pixel[0] < H and 0 <= pixel[1] < W):
+        raise SystemExit(f"error: --pixel must be inside the image of {H} x {W} pixels; got {pixel[0]} {pixel[1]}")
+    seen = model.predict(image[None])[0]
+    label = named_class(config.class_name, dataset) if config.class_name else int(seen[pixel])
+    names = dataset.class_names
+    palette = dataset.palette if config.dataset_colours else None
+    config.output.mkdir(parents=True, exist_ok=True)
+    print(f"{sample.name}, where the model sees {names[int(seen[pixel])]} at pixel {pixel[0]} {pixel[1]}")
+
+    draw = Drawer(config.output)
+    draw("attention_encoder", lambda: plot_attention(encoder_attention(model, image, pixel), sample.picture, pixel))
+    draw("attention_heads", lambda: plot_heads(model, image, sample.picture, pixel))
+    draw("attended_distance", lambda: plot_distance(model, dataset, data_config.scale, config))
+    draw("attention_head", lambda: plot_attention(head_attention(model, image, pixel), sample.picture, pixel))
+    draw(
+        "attention_class",
+        lambda: plot_attention(class_attention(model, image, label), sample.picture, title=f"class {names[label]}"),
+    )
+    draw(
+        "class_embeddings",
+        lambda: plot_projection({head: project(x) for head, x in class_embeddings(model).items()}, names),
+    )
+    draw(
+        "class_similarity",
+        lambda: plot_similarity({head: cosine_similarity(x) for head, x in class_embeddings(model).items()}, names),
+    )
+    draw("shift_affinity", lambda: plot_affinity(shift_affinity(model, image, pixel), sample.picture, pixel))
+    draw.several(
+        "shift_trajectory",
+        lambda: [
+            plot_trajectory(way, seen.cpu(), names, palette=palette)
+            for way in shift_trajectories(model, image, config.shifts)
+        ],
+    )
+    draw(
+        "shift_labels",
+        lambda: plot_labels_by_shift(
+            labels_by_shift(model, image, range(config.shifts + 1)),
+            sample.picture,
+            names,
+            sample.truth,
+            palette=palette,
+        ),
+    )
+    if config.other is not None:
+        other = load_model(config.other, config.device)
+        check_classes(other, dataset, config.other)
+        labels = other.predict(normalised(other, sample.picture, config.device)[None])[0]
+        found = compare_labels(
+            seen.cpu(), labels.cpu(), model.num_classes, sample.truth, ignore_index=dataset.ignore_index
+        )
+        titles = (Path(config.model).name, Path(config.other).name)
+        draw("disagreement", lambda: plot_disagreement(found, sample.picture, names, titles, palette=palette))
+    for reason, left_out in draw.left_out.items():
+        print(f"  without {', '.join(left_out)}: {reason}")
+    print(f"pictures are in {config.output}")
+
+
+class Drawer:
+    """Draws figures into a folder, and keeps why others do not fit the model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.left_out: dict[str, list[str]] = {}  # reason to names
+
+    def __call__(self, name: str, figure: Callable[[], Figure]) -> None:
+        """Draw one figure."""
+        self.several(name, lambda: [figure()])
+
+    def several(self, name: str, figures: Callable[[], list[Figure]]) -> None:
+        """Draw figures; of more than one, numbers are added to the name."""
+        try:
+            drawn = figures()
+        except ValueError as error:
+            self.left_out.setdefault(str(error), []).append(name)
+            return
+        for number, figure in enumerate(drawn, 1):
+            path = self.folder / (f"{name}.png" if len(drawn) == 1 else f"{name}_{number}.png")
+            figure.savefig(path, dpi=110)
+            print(f"  {path.name}")
+
+
+def plot_heads(model: SegmentationModel, image: Tensor, picture: Tensor, pixel: tuple[int, int]) -> Figure:
+    """Every head of the first, the middle and the last layer."""
+    maps = encoder_attention(model, image, pixel)
+    chosen = sorted({0, (len(maps) - 1) // 2, len(maps) - 1})
+    return plot_attention([maps[index] for index in chosen], picture, pixel, per_head=True)
+
+
+def plot_distance(
+    model: SegmentationModel, dataset: SegmentationDataset, scale: tuple[int, int], config: Config
+) -> Figure:
+    """Attended distance over the first images of the size of the very first."""
+    batch: list[Tensor] = []
+    for index in range(min(config.distance_images, len(dataset))):
+        picture = read(dataset, index, scale).picture
+        if not batch or picture.shape == batch[0].shape:
+            batch.append(normalised(model, picture, config.device))
+    distances = attended_distance(model, torch.stack(batch))
+    size = "x".join(str(side) for side in batch[0].shape[1:])
+    return plot_attended_distance(distances, title=f"how far heads look ({len(batch)} images of {size} pixels)")
+
+
+def load_model(name: str, device: str) -> SegmentationModel:
+    """The model of a run, of a folder or of the hub."""
+    folder = Path(name) / "model"
+    try:
+        return SegmentationModel.from_pretrained(folder if folder.is_dir() else name).to(device)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def data_of(config: Config) -> TrainingConfig:
+    """The data of the run, but for what the command line says."""
+    path = Path(config.model) / "config.json"
+    values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    values = {name: values[name] for name in DATA_FIELDS if values.get(name) is not None}
+    if config.dataset not in (None, values.get("dataset")):
+        values = {"scale": values["scale"]} if "scale" in values else {}  # the rest is of another data set
+    values |= {name: getattr(config, name) for name in DATA_FIELDS if getattr(config, name) is not None}
+    if "dataset" not in values:
+        raise SystemExit(f"error: {config.model} is no run that knows its data; say which with --dataset")
+    for name, kind in {"data_root": Path, "class_names": tuple, "scale": tuple}.items():
+        if name in values:
+            values[name] = kind(values[name])
+    unused: dict[str, Any] = {  # what trains
+        **{"output": config.output, "backbone": "", "head": "", "optimizer": "", "loss_reduction": "valid"},
+        **{"drop_path_rate": 0.0, "batch_size": 1, "learning_rate": 0.0, "min_learning_rate": 0.0, "power": 1.0},
+        **{"weight_decay": 0.0, "window": None, "stride": None},
+    }
+    return TrainingConfig(**unused, **values)
+
+
+def load_dataset(data: TrainingConfig, model: SegmentationModel, name: str) -> SegmentationDataset:
+    """The validation set, whose classes must be the model's."""
+    try:
+        dataset = open_dataset(data, "val")
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}\n--data-root PATH says where the data is") from error
+    check_classes(model, dataset, name)
+    return dataset
+
+
+def check_classes(model: SegmentationModel, dataset: SegmentationDataset, name: str) -> None:
+    """End the run where a model was trained for other classes."""
+    if model.num_classes != dataset.num_classes:
+        raise SystemExit(
+            f"error: {name} has {model.num_classes} classes, and the data set {dataset.num_classes}; "
+            "give the one it was trained on with --dataset"
+        )
+
+
+def read(dataset: SegmentationDataset, index: int, scale: tuple[int, int]) -> Sample:
+    """One image, resized as for evaluation, and its labels at that size."""
+    if not 0 <= index < len(dataset):
+        raise SystemExit(f"error: --image must be 0 to {len(dataset) - 1}; got {index}")
+    image, labels = dataset.read(index)
+    picture = to_input(resize_keep_ratio(image, scale), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    rows, columns = (
+        ((torch.arange(new) + 0.5) * old / new).long()  # the nearest
+        for new, old in zip(picture.shape[1:], labels.shape, strict=True)
+    )
+    return Sample(picture, labels.long()[rows][:, columns], dataset.name(index))
+
+
+def normalised(model: SegmentationModel, picture: Tensor, device: str) -> Tensor:
+    """A picture as the model wants it."""
+    mean, std = (torch.tensor(model.data_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    return ((picture - mean) / std).to(device)
+
+
+def named_class(name: str, dataset: SegmentationDataset) -> int:
+    """Index of a class."""
+    if name not in dataset.class_names:
+        raise SystemExit(f"error: --class-name must be one of {', '.join(dataset.class_names)}; got {name!r}")
+    return dataset.class_names.index(name)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

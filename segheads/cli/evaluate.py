@@ -1,0 +1,248 @@
+"""Evaluate a trained model as the papers do, and see where it is worst.
+
+    accelerate launch recipes/evaluate.py --model runs/segmenter_ade20k
+    accelerate launch recipes/evaluate.py --model RUN --slide --scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip
+    accelerate launch recipes/evaluate.py --model OWNER/NAME --dataset ade20k --data-root data/ADEChallengeData2016
+
+RUN is the folder of a recipe's run, and its config.json tells the data set, where that lies, how images are resized,
+and the window. Any other model (a folder of `save_pretrained`, a name on the hub) needs `--dataset`. The first command
+repeats the evaluation at the end of the run; options override.
+
+Writes into `--output` (RUN/evaluation): results.json; results.md with aAcc, mAcc, mIoU, mIoU by size of segments,
+boundary IoU, calibration error, classes and the protocol; images.csv with the scores of every image; worst.png, the
+images of lowest mIoU with their errors; and reliability.png. docs/evaluate.md says what each number means.
+
+The result does not depend on the number of processes. What size, boundary and calibration cost beside the model:
+docs/evaluate.md.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import tyro
+from accelerate import Accelerator
+from torch import Tensor
+
+from segheads import SegmentationModel
+from segheads.data import DATASETS, SegmentationDataset
+from segheads.data.registry import open_dataset
+from segheads.data.samples import EvaluationSamples
+from segheads.errors import DataError
+from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
+from segheads.inference.windows import SmallImages
+from segheads.training import TrainingConfig, scores
+from segheads.training.report import Row
+
+# What is of a run's data, and no other data set's
+OF_THE_DATA = ("data_root", "class_names", "num_classes", "ignore_index", "scenes_size", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Where the model and the data are, and the protocol. None means what the run has, where the model is a run's."""
+
+    model: str
+    """The folder of a run, a folder that save_pretrained wrote, or a model's name on the Hugging Face hub."""
+    output: Path | None = None
+    """Where the results go; None means the folder evaluation in the model's."""
+
+    # The data
+    dataset: str | None = None
+    """One of ade20k, camvid, cityscapes, coco_stuff_10k, pascal_context, scenes, folder."""
+    data_root: Path | None = None
+    """Where the data set lies."""
+    split: str = "val"
+    """The part of the data set, in the words of its class."""
+    limit: int | None = None
+    """Evaluate on the first so many images."""
+    class_names: tuple[str, ...] | None = None
+    """The classes of your own folder."""
+    num_classes: int | None = None
+    """How many classes your own folder has; or 59 for pascal_context without background."""
+    ignore_index: int | None = None
+    """The value in your own label files that means no class; None means 255, and 0 that the first class is 1."""
+    scenes_size: int | None = None
+    """Side of the drawn scenes, pixels; None means 128."""
+    seed: int | None = None
+    """Of the drawn scenes; None means 0."""
+
+    # The protocol
+    scale: tuple[int, int] | None = None
+    """Longest and shortest side, pixels, into which images are resized; None leaves them. ADE20K's is 2048 512."""
+    slide: bool = False
+    """Show the model windows of the image, also if the run showed it whole images."""
+    whole: bool = False
+    """Show the model whole images, also if the run showed it windows."""
+    window: int | None = None
+    """Side of the windows, pixels; None means the run's, or that of its training crops."""
+    stride: int | None = None
+    """Pixels between windows; None means the run's, or that of the window."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of the image's size whose probabilities are averaged; the papers' are 0.5 0.75 1.0 1.25 1.5 1.75."""
+    flip: bool = False
+    """Average with the mirrored image, too."""
+    small_images: SmallImages = "shrink_window"
+    """Make the window smaller for an image below its size (MMSegmentation), or enlarge the image (Segmenter)."""
+
+    # The machine and the pictures
+    batch_size: int = 4
+    """Windows in one call of the model."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the forward pass."""
+    threads: int | None = None
+    """CPU threads of each process; None shares all cores out."""
+    workers: int = 4
+    """Processes that load images, for each process that evaluates."""
+    pictures: int = 10
+    """Rows of the sheet of the worst images; 0 draws none."""
+
+
+def main(config: Config) -> dict[str, Tensor]:
+    """Run the recipe."""
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+    where, run = find_model(config.model)
+    config = complete(config, run)
+    model = load_model(config, where).to(accelerator.device)
+    dataset = load_dataset(config, model)
+    samples = EvaluationSamples(dataset, model.data_config["mean"], model.data_config["std"], config.scale)
+
+    count = len(dataset) if config.limit is None else min(config.limit, len(dataset))
+    views: dict[str, Any] = {name: getattr(config, name) for name in ("window", "stride", "scales", "flip")}
+    views |= {"small_images": config.small_images, "batch_size": config.batch_size}
+    accelerator.print(
+        f"{config.model} on {count} images of {config.dataset} {config.split}: "
+        + (f"windows of {config.window} every {config.stride}" if config.window else "whole images")
+        + f", scales {', '.join(map(str, config.scales))}{', mirrored too' if config.flip else ''}; "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}"
+    )
+    try:
+        results = evaluate(
+            accelerator,
+            model,
+            samples,
+            **views,
+            limit=config.limit,
+            workers=config.workers,
+            calibration=True,
+            object_sizes=True,
+            boundary=True,
+            per_image=True,
+        )
+    except DataError as error:
+        raise SystemExit(f"error: --dataset {config.dataset}: {error}") from error
+
+    if accelerator.is_main_process:
+        rows: list[Row] = []
+        for index in worst_images(results, config.pictures):
+            image, labels = dataset.read(index)
+            prediction = predict(accelerator, model, samples[index][0], labels.shape, **views)
+            rows.append((dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy()))
+        output = output_folder(config)
+        write_evaluation(output, results, protocol(config, accelerator, count), dataset, rows)
+        print(", ".join(f"{name} {value:.4f}" for name, value in scores(results).items()))
+        print(f"tables and pictures are in {output}")
+    accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
+    accelerator.end_training()
+    return results
+
+
+def find_model(name: str) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes, and the configuration of the run, which is empty where there is none."""
+    folder = Path(name)
+    if (folder / "model").is_dir():
+        path = folder / "config.json"
+        return str(folder / "model"), json.loads(path.read_text()) if path.is_file() else {}
+    if (folder / "metrics.jsonl").is_file():
+        raise SystemExit(f"error: --model {name} is a run that has no folder model yet; its recipe's --resume ends it")
+    return name, {}
+
+
+def complete(config: Config, run: dict[str, Any]) -> Config:
+    """Take what was not given from the run, and refuse options that contradict each other."""
+    dataset = config.dataset or run.get("dataset")
+    known = ", ".join(DATASETS)
+    if dataset is None:
+        raise SystemExit(f"error: --model {config.model} is no run that tells its data set; give --dataset, of {known}")
+    if dataset not in DATASETS:
+        raise SystemExit(f"error: --dataset {dataset} is not known; choose one of {known}")
+    if config.limit is not None and config.limit < 1:
+        raise SystemExit(f"error: --limit must be 1 or more; got {config.limit}")
+    if not config.scales or min(config.scales) <= 0:
+        raise SystemExit(f"error: --scales must be one or more numbers above 0; got {config.scales}")
+    if config.whole and (config.slide or config.window or config.stride):
+        raise SystemExit("error: --whole shows no windows, and --slide, --window and --stride do; leave one out")
+    window = None if config.whole else config.window or run.get("window")
+    if config.slide:
+        window = window or run.get("crop_size")
+    if window is None and (config.slide or config.stride):
+        raise SystemExit(f"error: --model {config.model} tells no size of windows; give --window PIXELS")
+    stride = config.stride or (run.get("stride") if window == run.get("window") else None) or window
+    for option, value in {"--window": window, "--stride": stride}.items():
+        if value is not None and value < 1:
+            raise SystemExit(f"error: {option} must be 1 pixel or more; got {value}")
+    taken = {name: run.get(name) for name in OF_THE_DATA if dataset == run.get("dataset")}
+    given = {name: getattr(config, name) for name in (*OF_THE_DATA, "scale")}
+    values = {**taken, "scale": run.get("scale"), **{name: x for name, x in given.items() if x is not None}}
+    values = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+    values["data_root"] = None if values.get("data_root") is None else Path(values["data_root"])
+    values["scenes_size"], values["seed"] = values.get("scenes_size") or 128, values.get("seed") or 0
+    return dataclasses.replace(config, dataset=dataset, window=window, stride=stride, **values)
+
+
+def load_model(config: Config, where: str) -> SegmentationModel:
+    """The model, or one line on what is wrong."""
+    try:
+        return SegmentationModel.from_pretrained(where)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: --model {config.model}: {error}") from error
+
+
+def load_dataset(config: Config, model: SegmentationModel) -> SegmentationDataset:
+    """The data set, which has as many classes as the model, or one line on what is wrong."""
+    try:  # it reads the fields of the data alone, which this Config has, too
+        dataset = open_dataset(cast(TrainingConfig, config), config.split)
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(f"error: --dataset {config.dataset} --split {config.split}: {error}") from error
+    if dataset.num_classes != model.num_classes:
+        raise SystemExit(
+            f"error: --model {config.model} tells {model.num_classes} classes apart, and --dataset {config.dataset} "
+            f"has {dataset.num_classes}; give the data set that it was trained on"
+        )
+    return dataset
+
+
+def output_folder(config: Config) -> Path:
+    """Where the results go."""
+    if config.output is not None:
+        return config.output
+    folder = Path(config.model)
+    return folder / "evaluation" if folder.is_dir() else Path("evaluation") / config.model.replace("/", "--")
+
+
+def protocol(config: Config, accelerator: Accelerator, count: int) -> dict[str, Any]:
+    """How it was measured, as the files say it."""
+    return {
+        "model": config.model,
+        "dataset": config.dataset,
+        "split": config.split,
+        "images": count,
+        "resized into": list(config.scale) if config.scale else "no",
+        "window": config.window or "whole image",
+        "stride": config.stride or "none",
+        "scales": list(config.scales),
+        "flip": config.flip,
+        "images below the window": config.small_images,
+        "precision": accelerator.mixed_precision,
+    }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

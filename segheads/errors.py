@@ -1,0 +1,77 @@
+"""What segheads raises on purpose. Every kind is also the built-in exception that callers already catch.
+
+A plain wrong argument of a class or a function is a ValueError. It becomes an `OptionError` where the options of a run
+are turned into parts, so that a program that runs recipes can tell a user's mistake from a bug.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class SegheadsError(Exception):
+    """The base of all errors below: what a user can mend, said in one line."""
+
+
+class OptionError(SegheadsError, ValueError):
+    """An option is out of range, unknown, or does not fit the others."""
+
+
+class DataError(SegheadsError, ValueError):
+    """A file of a data set is not what it should be; the message names it."""
+
+
+class DataMissingError(SegheadsError, FileNotFoundError):
+    """A data set, a folder or a file of it is not there."""
+
+
+class DownloadError(SegheadsError, OSError):
+    """A download failed; what was there before is untouched."""
+
+
+class PretrainedWeightsError(SegheadsError, RuntimeError):
+    """Pretrained weights are missing, out of reach or do not fit."""
+
+
+class SavedModelError(SegheadsError, ValueError):
+    """A saved model is damaged, or does not fit what it says of itself."""
+
+
+class SavedModelMissingError(SavedModelError, FileNotFoundError):
+    """There is no saved model, or a file of it is missing."""
+
+
+class RunError(SegheadsError, RuntimeError):
+    """A run cannot start or go on."""
+
+
+class DivergedError(RunError, FloatingPointError):
+    """The loss or a weight is no longer finite.
+
+    Attributes:
+        iteration: The iteration at which it first was not; 1 is the first.
+    """
+
+    def __init__(self, message: str, iteration: int) -> None:
+        super().__init__(message)
+        self.iteration = iteration
+
+
+@contextmanager
+def options_become_parts() -> Iterator[None]:
+    """Raise an `OptionError` for every plain ValueError: the place where options are turned into parts.
+
+    Raises:
+        OptionError: In the words of the ValueError.
+
+    Examples:
+        >>> with options_become_parts():
+        ...     raise ValueError("num_classes must be 1 or more; got 0")
+        Traceback (most recent call last):
+        segheads.errors.OptionError: num_classes must be 1 or more; got 0
+    """
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, SegheadsError):
+            raise
+        raise OptionError(str(error)) from error

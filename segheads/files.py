@@ -1,0 +1,74 @@
+"""Files that are whole or not there: written beside their place, synced to the disk, then renamed."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+INCOMPLETE = ".incomplete-"
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A path to write to; what was written takes the place of `path` when the context ends without an error.
+
+    The path ends as `path` does, so that writers that look at the ending choose the same format. After an error, or a
+    kill, `path` is as it was before.
+
+    Args:
+        path: The file; its folder is made if need be.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "table.csv"
+        >>> with whole_file(path) as temporary:
+        ...     _ = temporary.write_text("a,b")
+        >>> path.read_text(), [file.name for file in path.parent.iterdir()]
+        ('a,b', ['table.csv'])
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{INCOMPLETE}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        if os.name == "posix":
+            _sync(path.parent)  # the rename itself
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole UTF-8 file.
+
+    Args:
+        path: The file.
+        text: Its content.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a whole JSON file, indented.
+
+    Args:
+        path: The file.
+        value: JSON values.
+
+    Raises:
+        TypeError: If the value is none that JSON has.
+    """
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,17 @@
+"""Predict one image: whole or in sliding windows, at one or several scales, with or without its mirror image."""
+
+from segheads.inference.predict import (
+    average_views,
+    predict_labels,
+    predict_probabilities,
+    predict_with_confidence,
+)
+from segheads.inference.windows import sliding_window_logits
+
+__all__ = [
+    "average_views",
+    "predict_labels",
+    "predict_probabilities",
+    "predict_with_confidence",
+    "sliding_window_logits",
+]

@@ -1,0 +1,76 @@
+"""What any module may need done to it: evaluation for a while, freezing of what nothing depends on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(*models: nn.Module, grad: bool = False) -> Iterator[None]:
+    """Evaluation mode; afterwards every module has the mode that it had, not all the same one.
+
+    Parts that a user keeps in evaluation mode, such as frozen batch norms, so stay in it.
+
+    Args:
+        *models: Any modules.
+        grad: Leave gradients on; by default there are none.
+
+    Examples:
+        >>> model = nn.Sequential(nn.BatchNorm2d(3).eval(), nn.Dropout())
+        >>> with evaluating(model):
+        ...     print(model.training, model[1].training)
+        False False
+        >>> model.training, model[0].training, model[1].training
+        (True, False, True)
+    """
+    modes = {module: module.training for model in models for module in model.modules()}
+    try:
+        for model in models:
+            model.eval()
+        with torch.set_grad_enabled(grad):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def parameters_behind(maps: Sequence[Tensor]) -> set[int]:
+    """Ids of the parameters that the maps depend on; reading the graph, as DDP does, spares a backward pass.
+
+    Args:
+        maps: Tensors that were computed with gradients on.
+    """
+    needed: set[int] = set()
+    seen: set[Any] = set()
+    stack: list[Any] = [x.grad_fn for x in maps]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            needed.add(id(node.variable))
+        stack.extend(parent for parent, _ in node.next_functions)
+    return needed
+
+
+def freeze_unused(model: nn.Module, run: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+    """Freeze the parameters that no output depends on, such as a pyramid's outputs without a learner: DDP stops there.
+
+    Args:
+        model: Any module; every part keeps its mode.
+        run: Gives the outputs of one run of the model, which is in evaluation mode meanwhile.
+
+    Returns:
+        The outputs of that run.
+    """
+    with evaluating(model, grad=True):
+        outputs = list(run())
+    needed = parameters_behind(outputs)
+    for parameter in model.parameters():
+        if id(parameter) not in needed:
+            parameter.requires_grad_(False)
+    return outputs

@@ -1,0 +1,138 @@
+"""The table of many heads: Markdown, CSV, JSON, and a picture of their curves."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from segheads.evaluation.complexity import count_parameters
+from segheads.probing.probes import Probe
+
+SCORES = ("mIoU", "aAcc", "mAcc")
+# Okabe and Ito's colours but yellow and black; then again with other lines and marks
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+LINES, MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
+
+
+def probe_rows(probes: Sequence[Probe], results: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """One row for each head and learning rate: what it is, what it costs, its scores, and whether its rate is the best.
+
+    Args:
+        probes: The heads.
+        results: mIoU, aAcc and mAcc of each, as fractions.
+
+    Returns:
+        Rows of `head`, `learning_rate`, `parameters` (of pyramid and head), `mIoU`, `aAcc` and `mAcc` in percent,
+        `best` and `diverged_at`; scores are None where training diverged.
+    """
+    rows: list[dict[str, Any]] = []
+    for probe, result in zip(probes, results, strict=True):
+        diverged = probe.diverged_at is not None
+        scores = {name: None if diverged or math.isnan(result[name]) else 100 * result[name] for name in SCORES}
+        rows.append(
+            {
+                "head": str(probe.choice),
+                "learning_rate": probe.learning_rate,
+                "parameters": count_parameters(probe.model),
+                **scores,
+                "best": False,
+                "diverged_at": probe.diverged_at,
+                "folder": probe.slug,
+            }
+        )
+    for head in dict.fromkeys(row["head"] for row in rows):
+        trained = [row for row in rows if row["head"] == head and row["mIoU"] is not None]
+        if trained:
+            max(trained, key=lambda row: row["mIoU"])["best"] = True
+    return rows
+
+
+def probe_markdown(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Heads at their best rate, the best head first; and where there is more, every rate, the best of each in bold.
+
+    Args:
+        rows: What `probe_rows` gave.
+        title: A line above them.
+    """
+    best = sorted((row for row in rows if row["best"]), key=lambda row: -row["mIoU"])
+    chosen = "Each head at the learning rate whose mIoU is highest on these images:"
+    lines = [title, "", chosen, "", *_table(best, bold=False), ""]
+    if len(best) < len(rows):
+        lines += ["All learning rates, the best of each head in bold:", "", *_table(rows, bold=True), ""]
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], bold: bool) -> list[str]:
+    lines = ["| head | learning rate | mIoU | aAcc | mAcc | parameters, M |", "|---|--:|--:|--:|--:|--:|"]
+    for row in rows:
+        numbers = ["–" if row[name] is None else f"{row[name]:.2f}" for name in SCORES]
+        if row["diverged_at"] is not None:
+            numbers[0] = f"diverged at iteration {row['diverged_at']}"
+        if bold and row["best"]:
+            numbers = [f"**{number}**" for number in numbers]
+        cells = [f"`{row['head']}`", f"{row['learning_rate']:g}", *numbers, f"{row['parameters'] / 1e6:.3f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def write_probe_report(
+    folder: str | Path, rows: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], title: str
+) -> None:
+    """Write heads.md, heads.csv, heads.json and curves.png.
+
+    Args:
+        folder: Where to.
+        rows: What `probe_rows` gave.
+        records: The lines of `metrics.jsonl`.
+        title: A line above the tables and the picture.
+    """
+    folder = Path(folder)
+    (folder / "heads.md").write_text(probe_markdown(rows, title))
+    (folder / "heads.json").write_text(json.dumps(list(rows), indent=2) + "\n")
+    with (folder / "heads.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    plot_probes(rows, records, title).savefig(folder / "curves.png", dpi=110)
+
+
+def plot_probes(rows: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Draw the loss of each head at its best rate over the iterations, and its mIoU against the learning rate.
+
+    Args:
+        rows: What `probe_rows` gave.
+        records: The lines of `metrics.jsonl`.
+        title: A line above the picture.
+    """
+    heads = list(dict.fromkeys(row["head"] for row in rows))
+    columns = max(1, min(4, 120 // (max(map(len, heads)) + 8)))  # of the legend
+    figure = Figure(figsize=(10, 4 + 0.2 * math.ceil(len(heads) / columns)), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    left, right = figure.subplots(1, 2)
+    handles = []
+    for number, head in enumerate(heads):
+        repeat = number // len(COLOURS)
+        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[repeat % len(LINES)]}
+        own = [row for row in rows if row["head"] == head]
+        for row in own:
+            if row["best"]:
+                name = f"{head} at {row['learning_rate']:g}"
+                points = [(r["iteration"], r["loss"][name]) for r in records if name in r.get("loss", {})]
+                left.plot(*zip(*points, strict=True), **style) if points else None
+        scored = sorted((row["learning_rate"], row["mIoU"]) for row in own if row["mIoU"] is not None)
+        mark = {"marker": MARKS[repeat % len(MARKS)], "markersize": 5}
+        handles += right.plot([x for x, _ in scored], [y for _, y in scored], **style, **mark, label=head)
+    left.set(xlabel="iteration", ylabel="training loss (nats per pixel)", title="at each head's best rate")
+    right.set(xlabel="learning rate", ylabel="mIoU (percent)", xscale="log", title="every rate, after training")
+    rates = sorted({row["learning_rate"] for row in rows})
+    right.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    right.minorticks_off()
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.title.set_fontsize(9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)
+    return figure

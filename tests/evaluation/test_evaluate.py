@@ -1,0 +1,200 @@
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+
+from segheads import SegmentationMetrics, create_model
+from segheads.data import Scenes
+from segheads.data.samples import EvaluationSamples
+from segheads.evaluation import evaluate
+from segheads.evaluation.evaluate import image_scores, predict, predict_uncertainty
+from segheads.inference.predict import predict_labels, predict_probabilities
+from segheads.metrics.boundary import BoundaryIoU
+from segheads.metrics.calibration import CalibrationError
+from segheads.metrics.object_size import ObjectSizeIoU
+from segheads.training import DEMO_RUN, MAY_DIFFER, TrainingConfig, run_training
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return create_model("test_vit", "linear", 12, pretrained=False)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_equals_the_plain_way(model, workers):
+    dataset = Scenes("val", size=(32, 48), length=5)
+    results = evaluate(Accelerator(cpu=True), model, EvaluationSamples(dataset, HALF, HALF), workers=workers)
+    metrics = SegmentationMetrics(12)
+    for image, labels in (dataset[i] for i in range(5)):
+        metrics.update(model.predict((image[None] - 0.5) / 0.5), labels[None])
+    assert model.training  # as it was
+    for name, expected in metrics.compute().items():
+        torch.testing.assert_close(results[name], expected, equal_nan=True)
+
+
+def test_labels_keep_their_size_when_images_are_scaled(model):
+    samples = EvaluationSamples(Scenes("val", size=(32, 48), length=3), HALF, HALF, scale=(96, 64))
+    assert samples[0][0].shape == (3, 64, 96)
+    results = evaluate(Accelerator(cpu=True), model, samples, window=32, stride=16, scales=(0.5, 1.0), flip=True)
+    assert results["pixels"].sum() == 3 * 32 * 48
+
+
+def test_limit(model):
+    samples = EvaluationSamples(Scenes("val", size=(32, 48), length=9), HALF, HALF)
+    assert evaluate(Accelerator(cpu=True), model, samples, limit=2)["pixels"].sum() == 2 * 32 * 48
+
+
+@pytest.mark.parametrize("protocol", [{}, {"window": 24, "stride": 16, "scales": (0.5, 1.0), "flip": True}])
+def test_calibration_is_of_the_same_protocol_and_changes_no_score(model, protocol):
+    samples = EvaluationSamples(Scenes("val", size=(32, 48), length=3), HALF, HALF, scale=(72, 48))
+    plain = evaluate(Accelerator(cpu=True), model, samples, **protocol)
+    results = evaluate(Accelerator(cpu=True), model, samples, **protocol, calibration=True)
+    assert "ECE" not in plain
+    for name, expected in plain.items():
+        torch.testing.assert_close(results[name], expected, rtol=0, atol=0, equal_nan=True)
+    error = CalibrationError()
+    model.eval()
+    for image, labels in (samples[i] for i in range(3)):
+        confidence, prediction = predict_probabilities(model.forward, image, size=labels.shape, **protocol).max(0)
+        error.update(confidence, prediction, labels)
+    for name, expected in error.compute().items():
+        torch.testing.assert_close(results[name], expected, rtol=0, atol=1e-7, equal_nan=True)
+    assert results["bin_pixels"].sum() == results["pixels"].sum() == 3 * 32 * 48
+    assert results["ECE"] > 0
+
+
+def test_calibration_drops_ignored_pixels(model):
+    class HalfIgnored(Scenes):
+        def read(self, index):
+            image, labels = super().read(index)
+            labels[:16] = self.ignore_index
+            return image, labels
+
+    samples = EvaluationSamples(HalfIgnored("val", size=(32, 48), length=1), HALF, HALF)
+    results = evaluate(Accelerator(cpu=True), model, samples, calibration=True)
+    assert results["bin_pixels"].sum() == results["pixels"].sum() == 16 * 48
+
+
+@pytest.mark.parametrize("calibration", [False, True])
+def test_a_run_measures_calibration_at_its_end_alone(tmp_path, capsys, calibration):
+    small = {"scenes_size": 32, "scale": (32, 32), "crop_size": 32, "iterations": 2, "batch_size": 2}
+    seldom = {"tracker": "none", "pictures": 0, "evaluate_every": 1, "evaluate_images": 2, "threads": 1}
+    model = {"backbone": "test_vit", "head": "linear", "loss_reduction": "valid", "power": 1.0}
+    options = {**DEMO_RUN, **model, **small, **seldom, "calibration": calibration}
+
+    def build(config, num_classes):
+        return create_model(config.backbone, config.head, num_classes, **config.model_options())
+
+    results = run_training(TrainingConfig(**options, output=tmp_path), build)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [record for record in records if "mIoU" in record]
+    assert len(evaluations) > 1
+    assert ["ECE" in record for record in evaluations] == [False] * (len(evaluations) - 1) + [calibration]
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert ("ECE" in results) == ("ECE" in written) == ("bins" in written) == calibration
+    assert (tmp_path / "reliability.png").is_file() == calibration
+    assert ("ECE 0." in capsys.readouterr().out) == calibration
+    assert "calibration" in MAY_DIFFER  # a resumed run may turn it on
+
+
+def test_uncertainty_of_an_image_comes_at_its_labels_size():
+    torch.manual_seed(0)
+    model = create_model("test_vit", "senformer", 5, pretrained=False, pyramid_kwargs={"out_channels": 16}).eval()
+    image, accelerator = torch.randn(3, 40, 50), Accelerator(cpu=True)
+    _, expected = model.predict(image[None], return_uncertainty=True)
+    for maps, whole in zip(predict_uncertainty(accelerator, model, image, (40, 50)), expected, strict=True):
+        torch.testing.assert_close(maps, whole[0])
+    assert {maps.shape for maps in predict_uncertainty(accelerator, model, image, (80, 99))} == {(80, 99)}
+
+
+class HalfIgnored(Scenes):
+    """The third image of nothing but ignored pixels, the first half of them."""
+
+    def read(self, index):
+        image, labels = super().read(index)
+        labels[: {0: 16, 2: 32}.get(index, 0)] = self.ignore_index
+        return image, labels
+
+
+def test_more_metrics_are_of_the_same_predictions(model):
+    samples = EvaluationSamples(HalfIgnored("val", size=(32, 48), length=4), HALF, HALF)
+    protocol = {"window": 24, "stride": 16, "scales": (0.5, 1.0), "flip": True}
+    accelerator = Accelerator(cpu=True)
+    plain = evaluate(accelerator, model, samples, **protocol)
+    more = evaluate(accelerator, model, samples, **protocol, object_sizes=True, boundary=True, per_image=True)
+    asked, iou, right = [ObjectSizeIoU(12), BoundaryIoU(12)], torch.full((4, 12), torch.nan, dtype=torch.float64), []
+    model.eval()
+    for i, (image, labels) in enumerate(samples):
+        prediction = predict_labels(model, image, size=labels.shape, **protocol)
+        torch.testing.assert_close(predict(accelerator, model, image, labels.shape, **protocol), prediction)
+        for metric in asked:
+            metric.update(prediction, labels)
+        alone = SegmentationMetrics(12)
+        alone.update(prediction, labels)
+        right.append(alone.compute()["aAcc"])
+        occurs = [k for k in range(12) if (labels == k).any()]
+        iou[i, occurs] = alone.compute()["IoU"][occurs]
+        if i == 3:
+            break
+    expected = {**plain, **asked[0].compute(), **asked[1].compute(), "image_IoU": iou, "image_mIoU": iou.nanmean(1)}
+    expected |= {"image_aAcc": torch.stack(right), "image_pixels": torch.tensor([768, 1536, 0, 1536])}
+    assert more.keys() == expected.keys()
+    assert more["image_mIoU"].isnan().tolist() == [False, False, True, False]
+    for name, value in expected.items():
+        torch.testing.assert_close(more[name], value, rtol=1e-12, atol=0, equal_nan=True)
+
+
+def test_scores_of_an_image_are_over_the_classes_of_its_truth():
+    counts = torch.tensor([[[6, 0, 0], [8, 2, 0], [7, 0, 3]], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]])
+    scores = image_scores(counts)
+    assert scores["image_IoU"][0].nan_to_num(-1).tolist() == [6 / 9, 0, -1]
+    assert scores["image_mIoU"][0] == 3 / 9
+    assert scores["image_aAcc"][0] == 0.6
+    assert scores["image_pixels"].tolist() == [10, 0]
+    assert all(scores[name][1].isnan().all() for name in ("image_IoU", "image_mIoU", "image_aAcc"))
+
+
+def test_scores_of_images_come_in_the_order_of_the_data_set(model, monkeypatch):
+    """What `gather` brings together of three processes, of which one has an image less."""
+    samples = EvaluationSamples(Scenes("val", size=(32, 48), length=5), HALF, HALF)
+    expected = evaluate(Accelerator(cpu=True), model, samples, per_image=True)
+    sent, gathered = [], None
+    for rank in (0, 1, 2, 0):
+        accelerator = Accelerator(cpu=True)
+        state = {"num_processes": 3, "process_index": rank, "is_main_process": rank == 0}
+        for name, value in state.items():
+            monkeypatch.setattr(Accelerator, name, value)
+        gathered = torch.cat(sent[:3]) if len(sent) == 3 else None
+
+        def gather(self, counts, gathered=gathered):
+            sent.append(counts)
+            return torch.zeros(3 * len(counts), *counts.shape[1:], dtype=counts.dtype) if gathered is None else gathered
+
+        monkeypatch.setattr(Accelerator, "gather", gather)
+        results = evaluate(accelerator, model, samples, per_image=True)
+    assert [len(counts) for counts in sent] == [2] * 4
+    for name in ("image_IoU", "image_mIoU", "image_aAcc", "image_pixels"):
+        torch.testing.assert_close(results[name], expected[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_small_images_may_be_enlarged(model):
+    samples = EvaluationSamples(Scenes("val", size=(32, 48), length=2), HALF, HALF)
+    shrunk, enlarged = (
+        evaluate(Accelerator(cpu=True), model, samples, window=64, stride=64, small_images=way)
+        for way in ("shrink_window", "enlarge")
+    )
+    model.eval()
+    metrics = SegmentationMetrics(12)
+    for image, labels in (samples[i] for i in range(2)):
+        metrics.update(
+            predict_labels(model, image, size=(32, 48), window=64, stride=64, small_images="enlarge"), labels
+        )
+    torch.testing.assert_close(enlarged["IoU"], metrics.compute()["IoU"], equal_nan=True)
+    assert not torch.equal(enlarged["IoU"].nan_to_num(), shrunk["IoU"].nan_to_num())

@@ -1,0 +1,198 @@
+"""The run that recipes share; what it does with real options is tested in tests/recipes."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+from segheads import SegmentationModel, TimmBackbone, create_model
+from segheads.training import DEMO_RUN, TrainingConfig, run_training, scores
+from segheads.training.config import MAY_DIFFER
+from segheads.training.run import is_convolutional
+
+SMALL = {
+    **DEMO_RUN,
+    "backbone": "test_vit",
+    "head": "linear",
+    "loss_reduction": "valid",
+    "power": 1.0,
+    "scenes_size": 32,
+    "scale": (32, 32),
+    "crop_size": 32,
+    "iterations": 2,
+    "batch_size": 2,
+    "tracker": "none",
+    "pictures": 1,
+    "evaluate_images": 2,
+    "threads": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    width: int = 3
+
+
+@pytest.fixture(autouse=True)
+def _a_process_of_its_own():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+def build(config, num_classes):
+    return create_model(config.backbone, config.head, num_classes, **config.model_options())
+
+
+def test_results_are_returned_and_runs_follow_each_other(tmp_path):
+    """As an ablation uses it: several runs in one process, each told apart by its folder."""
+    seen = []
+
+    def build_and_look(config, num_classes):
+        seen.append((config.width, num_classes))
+        return build(config, num_classes)
+
+    returned = []
+    for width in (1, 2):
+        config = Config(**SMALL, output=tmp_path / str(width), width=width)
+        returned.append(run_training(config, build_and_look))
+    assert seen == [(1, 12), (2, 12)]
+    for name, results in zip("12", returned, strict=True):
+        written = json.loads((tmp_path / name / "results.json").read_text())
+        assert {key: written[key] for key in ("aAcc", "mAcc", "mIoU")} == scores(results)
+        assert results["IoU"].shape == (12,)
+        assert results["pixels"].sum() == 100 * 32 * 32  # the last evaluation is on all images
+    torch.testing.assert_close(returned[0]["IoU"], returned[1]["IoU"], equal_nan=True, rtol=0, atol=0)  # same seed
+    assert isinstance(SegmentationModel.from_pretrained(tmp_path / "1" / "model"), SegmentationModel)
+
+
+def test_the_backbones_rate_reaches_the_optimizer(tmp_path):
+    """With a rate of zero the backbone stays as it was built."""
+    models = []
+
+    def keep(config, num_classes):
+        models.append(build(config, num_classes))
+        return models[-1]
+
+    run_training(Config(**SMALL, output=tmp_path), keep, backbone_lr_scale=0.0)
+    torch.manual_seed(0)
+    fresh = build(Config(**SMALL, output=tmp_path), 12)
+    for name, parameter in models[0].named_parameters():
+        moved = not torch.equal(parameter, fresh.get_parameter(name))
+        assert moved == name.startswith("head."), name
+
+
+def test_numbers_of_the_run_are_printed_and_kept(tmp_path, capsys):
+    run_training(Config(**SMALL, output=tmp_path / "run"), build, backbone_lr_scale=0.25)
+    printed = capsys.readouterr().out
+    assert "linear on test_vit: " in printed
+    assert "adamw: learning rate 0.001 (backbone times 0.25), weight decay 0.05, gradients clipped at 1.0" in printed
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["output"] == str(tmp_path / "run")
+    assert kept["scale"] == [32, 32]
+    assert kept.keys() == {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "nonsense"}, "error: .*nonsense"),
+        ({"head": "nonsense"}, "error: no head is called 'nonsense'"),
+        ({"pretrained": True, "backbone_weights": Path("none.pth")}, r"(?s)error: .*none\.pth.*--no-pretrained"),
+        ({"batch_size": 0}, "error: --batch-size 0 is over all 1 processes"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_no_folder(tmp_path, change, message):
+    with pytest.raises(SystemExit, match=message):
+        run_training(Config(**{**SMALL, **change}, output=tmp_path / "run"), build)
+    assert not (tmp_path / "run").exists()
+
+
+def test_camvid_that_is_not_there(tmp_path):
+    config = Config(**{**SMALL, "dataset": "camvid"}, data_root=tmp_path / "nothing", output=tmp_path / "run")
+    with pytest.raises(SystemExit, match=r"(?s)error: .*nothing.*--data-root PATH says where it is, and --demo"):
+        run_training(config, build)
+
+
+def test_options_of_the_model():
+    config = Config(**{**SMALL, "drop_path_rate": 0.2}, output=Path("run"), depth=3, patch_size=8)
+    assert config.model_options() == {
+        "pretrained": False,
+        "backbone_kwargs": {"img_size": 32, "drop_path_rate": 0.2, "model_kwargs": {"patch_size": 8, "depth": 3}},
+        "loss_reduction": "valid",
+    }
+    weights = dataclasses.replace(config, backbone_weights=Path("weights.pth"), depth=None)
+    assert weights.model_options()["pretrained"] == Path("weights.pth")
+    assert weights.model_options()["backbone_kwargs"]["model_kwargs"] == {"patch_size": 8}
+
+
+def test_what_may_differ_is_there():
+    assert {field.name for field in dataclasses.fields(TrainingConfig)} >= MAY_DIFFER
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("test_resnet", True),
+        ("test_convnext", True),
+        ("test_efficientnet", True),
+        ("test_vit", False),
+        ("swin_tiny_patch4_window7_224", False),
+    ],
+)
+def test_convolutional_backbones(name, expected):
+    assert is_convolutional(TimmBackbone(name, pretrained=False)) == expected
+
+
+def losses(folder):
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return torch.tensor([record["loss"] for record in records if "loss" in record])
+
+
+def test_memory_format_changes_nothing_but_rounding(tmp_path, capsys):
+    """In the middle of a run, too: half of the iterations with, half without."""
+    models = []
+
+    def keep(config, num_classes):
+        models.append(build(config, num_classes))
+        return models[-1]
+
+    common = {**SMALL, "backbone": "test_resnet", "iterations": 4, "log_every": 1, "checkpoint_every": 2}
+    for name, channels_last in (("chosen", None), ("without", False)):
+        run_training(Config(**common, output=tmp_path / name, channels_last=channels_last), keep)
+        assert (", channels last" in capsys.readouterr().out) == (name == "chosen")
+    for name, model in zip(("chosen", "without"), models, strict=True):
+        weight = model.backbone.get_parameter("model.conv1.0.weight")
+        assert weight.is_contiguous(memory_format=torch.channels_last) == (name == "chosen")
+    torch.testing.assert_close(losses(tmp_path / "chosen"), losses(tmp_path / "without"), rtol=1e-4, atol=1e-5)
+
+    shutil.rmtree(tmp_path / "without" / "checkpoints" / "00000004")
+    run_training(Config(**common, output=tmp_path / "without", resume=True, channels_last=True), keep)
+    assert "resuming" in capsys.readouterr().out
+    torch.testing.assert_close(losses(tmp_path / "chosen"), losses(tmp_path / "without"), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_goes_on_compiled_but_not_in_another_precision(tmp_path, monkeypatch):
+    calls = []
+
+    def quickly(model):
+        calls.append(model)
+        torch.nn.Module.compile(model, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(SegmentationModel, "compile", quickly)
+    common = {**SMALL, "iterations": 4, "log_every": 1, "checkpoint_every": 2, "output": tmp_path}
+    run_training(Config(**common), build)
+    expected = losses(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "00000004")
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision
+    with pytest.raises(SystemExit, match="mixed_precision was 'no' and is 'bf16'"):
+        run_training(Config(**common, resume=True, mixed_precision="bf16"), build)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run_training(Config(**common, resume=True, compile=True), build)
+    assert len(calls) == 1
+    torch.testing.assert_close(losses(tmp_path), expected, rtol=1e-4, atol=1e-5)

@@ -1,10 +1,13 @@
 """What every head has in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""From logits `(B, K, h, w)` on a head's grid and labels `(B, H, W)` to a scalar loss."""
 
 
 class Head(nn.Module, ABC):
@@ -61,6 +64,21 @@ class Head(nn.Module, ABC):
     def predictions(self, x: Any) -> list[Tensor]:
         """The logits that training supervises, the final ones first; a plain head has one entry."""
         return [self(x)]
+
+    def loss(self, x: Any, labels: Tensor, criterion: Criterion) -> Tensor:
+        """The criterion on the first of `predictions`, plus its mean over the others; a head may own its loss.
+
+        Args:
+            x: What `forward` takes.
+            labels: Class of each pixel, `(B, H, W)`.
+            criterion: Compares logits on the head's grid with the labels.
+
+        Returns:
+            A scalar.
+        """
+        first, *rest = self.predictions(x)
+        loss = criterion(first, labels)
+        return loss + sum(criterion(logits, labels) for logits in rest) / len(rest) if rest else loss
 
     def settings(self) -> dict[str, Any]:
         """Attributes of this head, not of heads inside it, that may be changed later; a saved model keeps them."""

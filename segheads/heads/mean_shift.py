@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from segheads.heads.base import Head
+from segheads.heads.registry import find_head
 from segheads.mean_shift import MeanShift, ShiftOptions
 
 
@@ -56,8 +57,6 @@ class MeanShiftHead(Head):
         **shift: Unpack[ShiftOptions],
     ) -> None:
         super().__init__(in_channels, num_classes)
-        from segheads.heads import find_head  # the registry holds this class too
-
         build: Callable[[int, int], Head] = find_head(decoder) if isinstance(decoder, str) else decoder
         self.shift = MeanShift(in_channels, **shift)
         self.concat_input = concat_input

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from segheads.functional import upsample
 from segheads.heads.base import Head
+from segheads.heads.registry import find_head
 from segheads.mean_shift import MeanShift, ShiftOptions
 from segheads.merges import MERGES, check_count
 
@@ -85,7 +86,7 @@ class SenFormerHead(Head):
             _check_learner(build(C, num_classes), C, num_classes) for C in widths for _ in range(learners_per_level)
         )
         _tie(list(self.learners), share)
-        self.shifts = nn.ModuleList(MeanShift(C, **shift) for C in (widths if shift else []))
+        self.shifts = nn.ModuleList(MeanShift(C, **(shift or {})) for C in (widths if shift is not None else []))
         is_learned = isinstance(MERGES.get(merge), type)
         self.learned_merge = MERGES[merge](len(self.learners), num_classes) if is_learned else None
         self._merge = self._learned = merge if self.learned_merge is not None else "average"
@@ -117,7 +118,7 @@ class SenFormerHead(Head):
     @property
     def mean_shift_layers(self) -> int:
         """How often each level's tokens are shifted; 0 means no shift."""
-        return max((shift.num_layers for shift in self.shifts), default=0)
+        return max((shift.num_layers for shift in self._shifts()), default=0)
 
     @mean_shift_layers.setter
     def mean_shift_layers(self, num_layers: int) -> None:
@@ -126,8 +127,11 @@ class SenFormerHead(Head):
                 f"mean_shift_layers cannot become {num_layers}: the head was built without a shift, whose weights must "
                 "be trained"
             )
-        for shift in self.shifts:
+        for shift in self._shifts():
             shift.num_layers = num_layers
+
+    def _shifts(self) -> list[MeanShift]:
+        return [shift for shift in self.shifts if isinstance(shift, MeanShift)]
 
     def forward(self, x: Sequence[Tensor]) -> Tensor:
         """Log-probabilities `(B, K, h_0, w_0)` of the merged prediction."""
@@ -175,8 +179,6 @@ class SenFormerHead(Head):
 
 
 def _learner(learner: str | Callable[[int, int], Head], kwargs: dict[str, Any]) -> Callable[[int, int], Head]:
-    from segheads.heads import find_head  # the registry holds SenFormerHead too
-
     if not isinstance(learner, str):
         if kwargs:
             raise ValueError("learner_kwargs belong to a learner given by name; a callable brings its own")

@@ -1,7 +1,6 @@
 """Decoders of segmentation-models-pytorch as heads."""
 
 import difflib
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ from segmentation_models_pytorch.decoders.dpt.decoder import DPTSegmentationHead
 from torch import Tensor, nn
 
 from segheads.heads.base import Head
+from segheads.heads.registry import DecoderEntry
 from segheads.heads.smp_decoders import DECODERS, Decoder
 
 
@@ -170,17 +170,12 @@ def smp_decoders() -> list[str]:
     return list(DECODERS)
 
 
-def find_smp_head(decoder: str) -> Callable[..., SmpHead]:
-    """`SmpHead` with its decoder chosen, and its class attributes; `max_levels` is as many maps as the decoder uses.
-
-    Raises:
-        ValueError: If smp has no decoder of that name; the message lists the known ones.
-    """
-    build: Any = functools.partial(SmpHead, decoder=decoder)
-    build.multi_level, build.preferred_pyramid = SmpHead.multi_level, SmpHead.preferred_pyramid
-    build.max_levels = _find(decoder).most
-    build.num_blocks = 4 if decoder == "dpt" else None
-    return build
+def smp_entries() -> dict[str, DecoderEntry]:
+    """An entry for each decoder: `smp:unet` and so on; `max_levels` is as many maps as the decoder uses."""
+    return {
+        f"smp:{name}": DecoderEntry(SmpHead, name, max_levels=decoder.most, num_blocks=4 if name == "dpt" else None)
+        for name, decoder in DECODERS.items()
+    }
 
 
 class SingleValueBatchNorm(nn.BatchNorm2d):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segheads.heads.smp import SingleValueBatchNorm, SmpHead, find_smp_head, smp_decoders
+from segheads.heads.smp import SingleValueBatchNorm, SmpHead, smp_decoders
 
 SMALL = {  # smp's defaults are wide
     "unet": {"decoder_channels": [16, 8, 8, 4, 4]},
@@ -260,13 +260,13 @@ def test_norm_of_single_values_uses_running_statistics():
 
 
 def test_found_by_name_with_the_number_of_maps_it_uses():
-    found = {decoder: find_smp_head(decoder).max_levels for decoder in smp_decoders()}
+    found = {decoder: find_head(f"smp:{decoder}").max_levels for decoder in smp_decoders()}
     assert found == {
         **dict.fromkeys((*BEYOND, "segformer"), 5),
         **dict.fromkeys(("fpn", "deeplabv3plus", "pan", "upernet", "dpt"), 4),
         **dict.fromkeys(("pspnet", "deeplabv3"), 1),
     }
-    build_head = find_smp_head("segformer")
+    build_head = find_head("smp:segformer")
     assert build_head.multi_level is True
     assert build_head.preferred_pyramid is None
     assert build_head([8, 8], 3, decoder_segmentation_channels=4).decoder_name == "segformer"
@@ -276,7 +276,7 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match=r"smp has no decoder 'unett'; known: unet, .*, dpt; did you mean 'unet'\?"):
         SmpHead([8, 8], 3, decoder="unett")
     with pytest.raises(ValueError, match="smp has no decoder 'nothing'; known: unet"):
-        find_smp_head("nothing")
+        find_head("smp:nothing")
     with pytest.raises(
         ValueError, match=r"'segformer' has no option 'channels'; it has: decoder_segmentation_channels"
     ):

@@ -1,0 +1,3 @@
+"""The version, where both the package and its build read it."""
+
+VERSION = "0.2.0"

@@ -28,6 +28,10 @@ class DownloadError(SegheadsError, OSError):
     """A download failed; what was there before is untouched."""
 
 
+class PackageMissingError(SegheadsError, ImportError):
+    """A package that segheads does not install by itself is needed."""
+
+
 class PretrainedWeightsError(SegheadsError, RuntimeError):
     """Pretrained weights are missing, out of reach or do not fit."""
 

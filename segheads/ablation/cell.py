@@ -21,12 +21,12 @@ from torch import Tensor
 
 from segheads.ablation.config import GridConfig
 from segheads.ablation.table import BROKE_DOWN, Measured, Row
-from segheads.data.samples import EvaluationSamples
+from segheads.data import EvaluationSamples, open_dataset
 from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate
 from segheads.model import SegmentationModel
 from segheads.training.config import MAY_DIFFER
-from segheads.training.run import load_data, run_training
+from segheads.training.run import data_errors_in_a_line, run_training
 from segheads.training.run_folder import CHECKPOINTS, RunFolder
 
 MEASURED, LOCK = "measured.json", ".lock"
@@ -129,7 +129,9 @@ class Cell:
     def _evaluate(self, model: SegmentationModel, options: Mapping[str, Any]) -> dict[str, Tensor]:
         config = self.config
         accelerator = Accelerator(mixed_precision=config.mixed_precision)
-        _, validation_set = load_data(accelerator, config)
+        data = config.data_config()
+        with data_errors_in_a_line(data):
+            validation_set = open_dataset(data, "val", seed=config.seed)
         samples = EvaluationSamples(validation_set, model.data_config["mean"], model.data_config["std"], config.scale)
         protocol = {"window": config.window, "stride": config.stride, "workers": config.workers, **options}
         return evaluate(accelerator, model.to(accelerator.device), samples, **protocol)

@@ -24,7 +24,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import tyro
@@ -53,9 +53,8 @@ from segheads.analysis import (
     shift_affinity,
     shift_trajectories,
 )
-from segheads.data import SegmentationDataset, resize_keep_ratio, to_input
-from segheads.data.registry import open_dataset
-from segheads.training import TrainingConfig
+from segheads.data import DataConfig, SegmentationDataset, open_dataset, resize_keep_ratio, to_input
+from segheads.errors import OptionError, SegheadsError
 
 # what a run's config.json knows about its data
 DATA_FIELDS = ("dataset", "data_root", "class_names", "num_classes", "ignore_index", "scenes_size", "scale", "seed")
@@ -73,10 +72,8 @@ class Config:
     """Folder of the pictures."""
 
     # The data; None means what the run was trained with
-    dataset: (
-        Literal["ade20k", "camvid", "cityscapes", "coco_stuff_10k", "pascal_context", "scenes", "folder"] | None
-    ) = None
-    """A published data set, scenes drawn by the code, or a folder of your own."""
+    dataset: str | None = None
+    """Any of segheads.data.DATASETS: a published data set, scenes drawn by the code, or a folder of your own."""
     data_root: Path | None = None
     """Where the data set lies."""
     class_names: tuple[str, ...] | None = None
@@ -110,6 +107,15 @@ class Config:
 
 
 @dataclass(frozen=True)
+class Data:
+    """The data set, the size into which its images are resized, and the seed of drawn scenes."""
+
+    config: DataConfig
+    scale: tuple[int, int]
+    seed: int
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image: as a picture in [0, 1], and its labels at the same size."""
 
@@ -121,9 +127,9 @@ class Sample:
 def main(config: Config) -> None:
     """Run the recipe."""
     model = load_model(config.model, config.device)
-    data_config = data_of(config)
-    dataset = load_dataset(data_config, model, config.model)
-    sample = read(dataset, config.image, data_config.scale)
+    data = data_of(config)
+    dataset = load_dataset(data, model, config.model)
+    sample = read(dataset, config.image, data.scale)
     image = normalised(model, sample.picture, config.device)
     H, W = sample.picture.shape[1:]
     pixel = config.pixel or (H // 2, W // 2)
@@ -139,7 +145,7 @@ def main(config: Config) -> None:
     draw = Drawer(config.output)
     draw("attention_encoder", lambda: plot_attention(encoder_attention(model, image, pixel), sample.picture, pixel))
     draw("attention_heads", lambda: plot_heads(model, image, sample.picture, pixel))
-    draw("attended_distance", lambda: plot_distance(model, dataset, data_config.scale, config))
+    draw("attended_distance", lambda: plot_distance(model, dataset, data.scale, config))
     draw("attention_head", lambda: plot_attention(head_attention(model, image, pixel), sample.picture, pixel))
     draw(
         "attention_class",
@@ -239,7 +245,7 @@ def load_model(name: str, device: str) -> SegmentationModel:
         raise SystemExit(f"error: {error}") from error
 
 
-def data_of(config: Config) -> TrainingConfig:
+def data_of(config: Config) -> Data:
     """The data of the run, but for what the command line says."""
     path = Path(config.model) / "config.json"
     values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
@@ -249,22 +255,17 @@ def data_of(config: Config) -> TrainingConfig:
     values |= {name: getattr(config, name) for name in DATA_FIELDS if getattr(config, name) is not None}
     if "dataset" not in values:
         raise SystemExit(f"error: {config.model} is no run that knows its data; say which with --dataset")
-    for name, kind in {"data_root": Path, "class_names": tuple, "scale": tuple}.items():
-        if name in values:
-            values[name] = kind(values[name])
-    unused: dict[str, Any] = {  # what trains
-        **{"output": config.output, "backbone": "", "head": "", "optimizer": "", "loss_reduction": "valid"},
-        **{"drop_path_rate": 0.0, "batch_size": 1, "learning_rate": 0.0, "min_learning_rate": 0.0, "power": 1.0},
-        **{"weight_decay": 0.0, "window": None, "stride": None},
-    }
-    return TrainingConfig(**unused, **values)
+    longest, shortest = values.get("scale", (2048, 512))
+    return Data(DataConfig.from_json(values), (longest, shortest), values.get("seed", 0))
 
 
-def load_dataset(data: TrainingConfig, model: SegmentationModel, name: str) -> SegmentationDataset:
+def load_dataset(data: Data, model: SegmentationModel, name: str) -> SegmentationDataset:
     """The validation set, whose classes must be the model's."""
     try:
-        dataset = open_dataset(data, "val")
-    except (ImportError, OSError, ValueError) as error:
+        dataset = open_dataset(data.config, "val", seed=data.seed)
+    except OptionError as error:
+        raise SystemExit(f"error: {error}") from error
+    except (SegheadsError, OSError) as error:
         raise SystemExit(f"error: {error}\n--data-root PATH says where the data is") from error
     check_classes(model, dataset, name)
     return dataset

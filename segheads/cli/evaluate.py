@@ -21,7 +21,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,13 +30,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from segheads import SegmentationModel
-from segheads.data import DATASETS, SegmentationDataset
-from segheads.data.registry import open_dataset
-from segheads.data.samples import EvaluationSamples
-from segheads.errors import DataError
+from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
+from segheads.errors import DataError, SegheadsError
 from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
 from segheads.inference.windows import SmallImages
-from segheads.training import TrainingConfig, scores
+from segheads.training import scores
 from segheads.training.report import Row
 
 # What is of a run's data, and no other data set's
@@ -54,7 +52,7 @@ class Config:
 
     # The data
     dataset: str | None = None
-    """One of ade20k, camvid, cityscapes, coco_stuff_10k, pascal_context, scenes, folder."""
+    """Any of segheads.data.DATASETS: a published data set, scenes drawn by the code, or a folder of your own."""
     data_root: Path | None = None
     """Where the data set lies."""
     split: str = "val"
@@ -207,9 +205,9 @@ def load_model(config: Config, where: str) -> SegmentationModel:
 
 def load_dataset(config: Config, model: SegmentationModel) -> SegmentationDataset:
     """The data set, which has as many classes as the model, or one line on what is wrong."""
-    try:  # it reads the fields of the data alone, which this Config has, too
-        dataset = open_dataset(cast(TrainingConfig, config), config.split)
-    except (ImportError, OSError, ValueError) as error:
+    try:
+        dataset = open_dataset(DataConfig.from_json(vars(config)), config.split, seed=config.seed or 0)
+    except (SegheadsError, OSError) as error:
         raise SystemExit(f"error: --dataset {config.dataset} --split {config.split}: {error}") from error
     if dataset.num_classes != model.num_classes:
         raise SystemExit(

@@ -4,6 +4,7 @@ from segheads.data.ade20k import ADE20K
 from segheads.data.camvid import CamVid
 from segheads.data.cityscapes import Cityscapes
 from segheads.data.coco_stuff import COCOStuff10K
+from segheads.data.config import DataConfig
 from segheads.data.crop import RandomScaleCrop
 from segheads.data.dataset import SegmentationDataset
 from segheads.data.download import download_ade20k
@@ -11,21 +12,11 @@ from segheads.data.folder import FolderDataset
 from segheads.data.images import read_image
 from segheads.data.pascal_context import PascalContext
 from segheads.data.photometric import PhotometricDistortion, PhotometricNormalize
+from segheads.data.registry import DATASETS, open_dataset
 from segheads.data.resize import resize_keep_ratio, to_input
 from segheads.data.samples import EvaluationSamples, IterationSampler, TrainingSamples, collate_samples
 from segheads.data.scenes import Scenes
 from segheads.data.subset import SubsetDataset
-
-DATASETS = {
-    "ade20k": ADE20K,
-    "camvid": CamVid,
-    "cityscapes": Cityscapes,
-    "coco_stuff_10k": COCOStuff10K,
-    "pascal_context": PascalContext,
-    "scenes": Scenes,
-    "folder": FolderDataset,
-}
-"""The data sets by the names that `--dataset` takes."""
 
 __all__ = [
     "ADE20K",
@@ -33,6 +24,7 @@ __all__ = [
     "COCOStuff10K",
     "CamVid",
     "Cityscapes",
+    "DataConfig",
     "EvaluationSamples",
     "FolderDataset",
     "IterationSampler",
@@ -46,6 +38,7 @@ __all__ = [
     "TrainingSamples",
     "collate_samples",
     "download_ade20k",
+    "open_dataset",
     "read_image",
     "resize_keep_ratio",
     "to_input",

@@ -5,10 +5,13 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
 from segheads.classes import Palette
 from segheads.data.dataset import SegmentationDataset, check_split
+from segheads.data.download import FOLDER, download_ade20k
 from segheads.data.pairs import find_pairs, read_pair
+from segheads.errors import DataMissingError
 
 # The first name of each row of the benchmark's objectInfo150.csv, or two where one word misleads (pool table).
 _NAMES = """
@@ -41,7 +44,6 @@ b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff
 CLASS_NAMES = tuple(name.strip() for name in _NAMES.replace("\n", " ").split(","))
 PALETTE: Palette = tuple((red, green, blue) for red, green, blue in map(bytes.fromhex, _COLOURS.split()))
 
-FOLDER = "ADEChallengeData2016"
 _SPLITS = {"train": "training", "val": "validation"}
 
 
@@ -59,9 +61,13 @@ class ADE20K(SegmentationDataset):
         As every `SegmentationDataset`; 150 classes.
 
     Raises:
-        FileNotFoundError: A folder or a label is missing.
-        ValueError: The split is unknown or a folder is empty.
+        DataMissingError: A folder or a label is missing.
+        DataError: A folder is empty.
+        ValueError: The split is unknown.
     """
+
+    usual_root = f"data/{FOLDER}"
+    download_size = "about 1 GB"
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train"):
         super().__init__(CLASS_NAMES, PALETTE)
@@ -71,12 +77,19 @@ class ADE20K(SegmentationDataset):
         images, labels = (base / kind / _SPLITS[split] for kind in ("images", "annotations"))
         for folder in (images, labels):
             if not folder.is_dir():
-                raise FileNotFoundError(
+                raise DataMissingError(
                     f"there is no folder {folder}; ADE20K needs images/{_SPLITS[split]} and "
                     f"annotations/{_SPLITS[split]} in {root} or {root / FOLDER}, which "
                     f"segheads.data.download_ade20k({str(root)!r}) provides"
                 )
         self.files = find_pairs(images, labels)
+
+    @classmethod
+    @override
+    def fetch(cls, root: Path) -> None:
+        """Download ADEChallengeData2016 unless it is there, into the folder of this name at or below the root."""
+        if not (root / "images").is_dir():
+            download_ade20k(root.parent if root.name == FOLDER else root)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -9,6 +9,7 @@ from torch import Tensor
 from segheads.classes import Palette
 from segheads.data.dataset import SegmentationDataset, check_split
 from segheads.data.pairs import find_pairs, read_pair
+from segheads.errors import DataMissingError
 
 CLASS_NAMES = (
     "sky",
@@ -53,9 +54,12 @@ class CamVid(SegmentationDataset):
         As every `SegmentationDataset`; 11 classes.
 
     Raises:
-        FileNotFoundError: A folder or a label is missing.
-        ValueError: The split is unknown or a folder is empty.
+        DataMissingError: A folder or a label is missing.
+        DataError: A folder is empty.
+        ValueError: The split is unknown.
     """
+
+    usual_root = "data/camvid"
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train"):
         super().__init__(CLASS_NAMES, PALETTE)
@@ -63,7 +67,7 @@ class CamVid(SegmentationDataset):
         images, labels = Path(root) / split, Path(root) / f"{split}annot"
         for folder in (images, labels):
             if not folder.is_dir():
-                raise FileNotFoundError(
+                raise DataMissingError(
                     f"there is no folder {folder}; CamVid keeps images in {split}/ and labels in {split}annot/ "
                     "below its root, so give that root"
                 )

@@ -11,6 +11,7 @@ from segheads.classes import Palette
 from segheads.data.dataset import SegmentationDataset, check_split
 from segheads.data.images import class_table, look_up_classes
 from segheads.data.pairs import Pair, find_pairs, read_pair, read_pair_as
+from segheads.errors import DataError, DataMissingError
 
 CLASS_NAMES = (
     "road",
@@ -86,9 +87,12 @@ class Cityscapes(SegmentationDataset):
         As every `SegmentationDataset`; 19 classes.
 
     Raises:
-        FileNotFoundError: A folder or a label is missing.
-        ValueError: The split is unknown or a folder is empty.
+        DataMissingError: A folder or a label is missing.
+        DataError: A folder is empty.
+        ValueError: The split is unknown.
     """
+
+    usual_root = "data/cityscapes"
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train"):
         super().__init__(CLASS_NAMES, PALETTE)
@@ -96,13 +100,13 @@ class Cityscapes(SegmentationDataset):
         images, labels = (Path(root) / kind / split for kind in ("leftImg8bit", "gtFine"))
         for folder in (images, labels):
             if not folder.is_dir():
-                raise FileNotFoundError(
+                raise DataMissingError(
                     f"there is no folder {folder}; Cityscapes keeps images in leftImg8bit/{split}/CITY/ and labels in "
                     f"gtFine/{split}/CITY/ below its root, so give that root"
                 )
         cities = sorted(entry.name for entry in os.scandir(images) if entry.is_dir() and entry.name[0] != ".")
         if not cities:
-            raise ValueError(f"{images} holds no folders; it should hold one for each city, such as aachen")
+            raise DataError(f"{images} holds no folders; it should hold one for each city, such as aachen")
         self.files = [pair for city in cities for pair in _pairs_of_city(images / city, labels / city)]
 
     def __len__(self) -> int:

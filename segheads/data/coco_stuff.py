@@ -15,7 +15,7 @@ from segheads.classes import Palette
 from segheads.data.dataset import SegmentationDataset, check_split
 from segheads.data.images import class_table, look_up_classes
 from segheads.data.pairs import find_pairs, listed_pairs, read_pair, read_pair_as
-from segheads.errors import DataError
+from segheads.errors import DataError, DataMissingError, PackageMissingError
 
 # The authors' list of labels, without the eleven that COCO itself took out.
 _NAMES = """
@@ -93,11 +93,14 @@ class COCOStuff10K(SegmentationDataset):
         As every `SegmentationDataset`; 171 classes.
 
     Raises:
-        FileNotFoundError: A folder, a list, an image or a label is missing.
-        ImportError: The labels are `.mat` files and SciPy is not installed.
-        ValueError: The split is unknown, a folder is empty, a list names nothing or something twice, or the labels are
-            of version 1.0, which has other ids.
+        DataMissingError: A folder, a list, an image or a label is missing.
+        PackageMissingError: The labels are `.mat` files and SciPy is not installed.
+        DataError: A folder is empty, a list names nothing or something twice, or the labels are of version 1.0, which
+            has other ids.
+        ValueError: The split is unknown.
     """
+
+    usual_root = "data/coco_stuff10k"
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train"):
         super().__init__(CLASS_NAMES, PALETTE)
@@ -110,7 +113,7 @@ class COCOStuff10K(SegmentationDataset):
             return
         for path in (images, labels, listing):
             if not path.exists():
-                raise FileNotFoundError(
+                raise DataMissingError(
                     f"there is no {path}; COCOStuff10K needs images/, annotations/ and imageLists/{split}.txt, or the "
                     f"converted images/{split}2014/ and annotations/{split}2014/, in {root} or {root / FOLDER}"
                 )
@@ -137,6 +140,8 @@ class COCOStuff10K(SegmentationDataset):
 def _read_mat(path: Path) -> NDArray[np.integer]:
     """The label map `S` of a .mat file; MATLAB may have stored its integers as floats."""
     io = _scipy_io()
+    if not path.exists():
+        raise DataMissingError(f"there is no {path}, which should be a .mat file of labels")
     with open(path, "rb") as file:
         try:
             values = io.loadmat(file, variable_names=["S"]).get("S")
@@ -161,7 +166,7 @@ def _check_version(path: Path) -> None:
     except Exception:  # `read` says what is wrong with this file
         return
     if sizes.get("names") == 172:
-        raise ValueError(
+        raise DataError(
             f"{path} holds 172 names, as in version 1.0 of COCO-Stuff 10K, whose ids differ; "
             "version 1.1, which is read here, has 182: get cocostuff-10k-v1.1.zip"
         )
@@ -171,7 +176,7 @@ def _scipy_io() -> Any:
     try:
         return import_module("scipy.io")
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise PackageMissingError(
             "the .mat labels of COCO-Stuff 10K need SciPy, which is not installed: pip install scipy "
             "(or convert them with MMSegmentation's coco_stuff10k.py)"
         ) from error

@@ -1,14 +1,19 @@
 """What every data set offers."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from typing_extensions import Self
 
 from segheads.classes import Classes, Palette
+from segheads.data.config import DataConfig
+from segheads.errors import OptionError
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
@@ -24,16 +29,68 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
     Shape:
         `dataset[i]` is the image `(3, H, W)`, float32 in [0, 1], and its labels `(H, W)`, int64, 255 where ignored.
 
+    Attributes:
+        usual_root: Where the data set lies unless a `DataConfig` says otherwise; None for one without such a place.
+        options: The fields of `DataConfig` that it heeds, of those that not every data set does.
+        download_size: How much `fetch` downloads, such as "1 GB"; None where it cannot.
+
     Raises:
         ValueError: Names and colours are not equally many, or there are more than 255 classes.
     """
 
+    usual_root: ClassVar[str | None] = None
+    options: ClassVar[frozenset[str]] = frozenset()
+    download_size: ClassVar[str | None] = None
     ignore_index: int = 255
 
     def __init__(self, class_names: tuple[str, ...], palette: Palette):
         if not 1 <= len(class_names) <= 255:
             raise ValueError(f"labels are 8-bit with 255 for ignored, so 1 to 255 classes fit, not {len(class_names)}")
         self.classes = Classes(class_names, palette)
+
+    @classmethod
+    def open(cls, config: DataConfig, split: str, *, seed: int = 0) -> Self:  # noqa: ARG003 for sets that draw
+        """Open one split as a configuration says; by default `cls(root, split)`.
+
+        Args:
+            config: Root and options; its `dataset` is not looked at.
+            split: `"train"`, `"val"`, or what else the data set has.
+            seed: Of what the data set draws by itself, such as scenes.
+
+        Raises:
+            DataMissingError: A folder or a file is missing.
+            DataError: A folder or a file is not what it should be.
+            OptionError: There is no root.
+        """
+        opened: Self = cast(Any, cls)(cls.find_root(config), split)  # a data set's own arguments are not the base's
+        return opened
+
+    @classmethod
+    def fetch(cls, root: Path) -> None:  # noqa: ARG003 for sets that can
+        """Download the data set unless it is there.
+
+        Args:
+            root: Where it shall lie, as `open` takes it.
+
+        Raises:
+            OptionError: It cannot be downloaded.
+            DownloadError: The download failed.
+        """
+        raise OptionError(f"{cls.__name__} cannot be downloaded by segheads; fetch it by hand and leave out download")
+
+    @classmethod
+    def find_root(cls, config: DataConfig) -> Path:
+        """Return where the data set lies: what the configuration says, or the usual place.
+
+        Args:
+            config: Its `data_root` counts.
+
+        Raises:
+            OptionError: It says nothing, and there is no usual place.
+        """
+        if config.data_root is None and cls.usual_root is None:
+            raise OptionError(f"{cls.__name__} has no usual place; give data_root, the folder in which it lies")
+        return config.data_root or Path(cls.usual_root or "")
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from segheads.data.ade20k import FOLDER
 from segheads.errors import DownloadError
 
+FOLDER = "ADEChallengeData2016"
 URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 # As gluon-cv and Segmenter list it for this file; the publisher gives none.
 SHA1 = "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"

@@ -5,10 +5,13 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Self, override
 
 from segheads.classes import Palette, distinct_colours
+from segheads.data.config import DataConfig
 from segheads.data.dataset import SegmentationDataset
 from segheads.data.pairs import find_pairs, read_pair
+from segheads.errors import OptionError
 
 
 class FolderDataset(SegmentationDataset):
@@ -30,9 +33,12 @@ class FolderDataset(SegmentationDataset):
         As every `SegmentationDataset`.
 
     Raises:
-        FileNotFoundError: A folder or a label is missing.
-        ValueError: A folder is empty, or names, colours and `num_classes` do not agree.
+        DataMissingError: A folder or a label is missing.
+        DataError: A folder is empty.
+        ValueError: Names, colours and `num_classes` do not agree.
     """
+
+    options = frozenset({"class_names", "num_classes", "ignore_index"})
 
     def __init__(
         self,
@@ -52,6 +58,29 @@ class FolderDataset(SegmentationDataset):
         self._first = int(reduce_zero_label)
         self._ignored = (0, ignore_index) if reduce_zero_label else (ignore_index,)
         self.files = find_pairs(Path(images), Path(labels))
+
+    @classmethod
+    @override
+    def open(cls, config: DataConfig, split: str, *, seed: int = 0) -> Self:
+        """Open images/SPLIT and labels/SPLIT of the root; `ignore_index` 0 means that the first class is 1."""
+        root, names, count = config.data_root, config.class_names, config.num_classes
+        if root is None:
+            raise OptionError(
+                "a folder of your own needs data_root, a folder that holds images/train, labels/train, images/val and "
+                "labels/val"
+            )
+        if not names and count is None:
+            raise OptionError("a folder of your own needs class_names, or num_classes with their number")
+        if names and count not in (None, len(names)):
+            raise OptionError(f"num_classes {count} came with {len(names)} names in class_names; give the names alone")
+        return cls(
+            root / "images" / split,
+            root / "labels" / split,
+            len(names or ()) if count is None else count,
+            class_names=names,
+            ignore_index=config.ignore_index or 255,
+            reduce_zero_label=config.ignore_index == 0,
+        )
 
     def __len__(self) -> int:
         return len(self.files)

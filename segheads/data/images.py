@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segheads.errors import DataError
+from segheads.errors import DataError, DataMissingError
 
 # What Pillow's decoders raise on damaged files. Decompression bombs are not among them and pass through.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
@@ -25,7 +25,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         path: An image file in any format that Pillow reads.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        DataMissingError: There is no such file.
         DataError: The file is no image, is damaged or truncated, or holds floating-point pixels.
     """
     image = _open(path, "an image")
@@ -47,7 +47,7 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[np.integer]:
         path: A single-channel image file, as a rule a PNG with 8 bit, 16 bit or a palette.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        DataMissingError: There is no such file.
         DataError: The file is no image, is damaged, or has more than one channel.
     """
     image = _open(path, "a label image")
@@ -132,6 +132,8 @@ def look_up_classes(
 
 
 def _open(path: str | os.PathLike[str], kind: str) -> Image.Image:
+    if not os.path.exists(path):
+        raise DataMissingError(f"there is no {path}, which should be {kind}")
     with open(path, "rb") as file:
         try:
             image = Image.open(file)

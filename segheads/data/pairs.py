@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from segheads.data.images import read_image, read_labels, to_class_indices
-from segheads.errors import DataError
+from segheads.errors import DataError, DataMissingError
 
 Pair = tuple[Path, Path]
 
@@ -38,13 +38,13 @@ def find_pairs(images: Path, labels: Path, *, image_end: str = "", label_end: st
         label_end: The same for labels.
 
     Raises:
-        FileNotFoundError: A folder is missing, or an image has no label.
-        ValueError: A folder holds no image files, or two of the same stem.
+        DataMissingError: A folder is missing, or an image has no label.
+        DataError: A folder holds no image files, or two of the same stem.
     """
     image_files, label_files = _files_by_name(images, image_end), _files_by_name(labels, label_end)
     missing = sorted(image_files.keys() - label_files.keys())
     if missing:
-        raise FileNotFoundError(
+        raise DataMissingError(
             f"{len(missing)} of {len(image_files)} images in {images} have no label: {image_files[missing[0]].name} "
             f"needs {labels / missing[0]}{label_end}.png; add the labels or take the images out"
         )
@@ -63,20 +63,28 @@ def listed_pairs(listing: Path, images: Path, labels: Path, *, label_suffix: str
         label_suffix: What follows the name in the files of labels.
 
     Raises:
-        FileNotFoundError: The text file, a folder, an image or a label is missing.
-        ValueError: The text file names nothing, or something twice.
+        DataMissingError: The text file, a folder, an image or a label is missing.
+        DataError: The text file is no text, or names nothing or something twice.
     """
-    names = sorted(filter(None, map(str.strip, listing.read_text(encoding="utf-8-sig").splitlines())))
+    if not listing.is_file():
+        raise DataMissingError(f"there is no file {listing}; it should hold the names of the images, one a line")
+    try:
+        text = listing.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{listing} is no text in UTF-8: {error}; it should hold one name a line") from error
+    names = sorted(filter(None, map(str.strip, text.splitlines())))
     if not names:
-        raise ValueError(f"{listing} names no images; it should hold one name a line, without suffix")
+        raise DataError(f"{listing} names no images; it should hold one name a line, without suffix")
     for name, following in itertools.pairwise(names):
         if name == following:
-            raise ValueError(f"{listing} names {name} twice; keep one line per image")
+            raise DataError(f"{listing} names {name} twice; keep one line per image")
     for folder, suffix, kind in ((images, ".jpg", "image"), (labels, label_suffix, "label")):
+        if not folder.is_dir():
+            raise DataMissingError(f"there is no folder {folder}; it should hold files such as {names[0]}{suffix}")
         there = set(os.listdir(folder))
         missing = [name for name in names if name + suffix not in there]
         if missing:
-            raise FileNotFoundError(
+            raise DataMissingError(
                 f"{len(missing)} of {len(names)} names in {listing} have no {kind}: {missing[0]} needs "
                 f"{folder / missing[0]}{suffix}; add the {kind}s or take the names out"
             )
@@ -128,7 +136,7 @@ def read_pair_as(
 
 def _files_by_name(folder: Path, end: str) -> dict[str, Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; it should hold image files such as NAME{end}.png")
+        raise DataMissingError(f"there is no folder {folder}; it should hold image files such as NAME{end}.png")
     files: dict[str, Path] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -137,8 +145,8 @@ def _files_by_name(folder: Path, end: str) -> dict[str, Path]:
                 continue
             name = stem.removesuffix(end)
             if name in files:
-                raise ValueError(f"{folder} holds both {files[name].name} and {entry.name}; keep one file per name")
+                raise DataError(f"{folder} holds both {files[name].name} and {entry.name}; keep one file per name")
             files[name] = folder / entry.name
     if not files:
-        raise ValueError(f"{folder} holds no image files; it should hold files such as NAME{end}.png")
+        raise DataError(f"{folder} holds no image files; it should hold files such as NAME{end}.png")
     return files

@@ -5,11 +5,14 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Self, override
 
 from segheads.classes import Palette
 from segheads.data import ade20k
+from segheads.data.config import DataConfig
 from segheads.data.dataset import SegmentationDataset, check_split
 from segheads.data.pairs import listed_pairs, read_pair
+from segheads.errors import DataMissingError
 
 # The 59 most frequent of the 459 names, in the order of these, which is the alphabet's.
 _NAMES = """
@@ -49,9 +52,13 @@ class PascalContext(SegmentationDataset):
         As every `SegmentationDataset`; 60 or 59 classes.
 
     Raises:
-        FileNotFoundError: A folder, a list, an image or a label is missing.
-        ValueError: The split or the number of classes is unknown, or a list names nothing or something twice.
+        DataMissingError: A folder, a list, an image or a label is missing.
+        DataError: A list names nothing or something twice.
+        ValueError: The split or the number of classes is unknown.
     """
+
+    usual_root = "data/VOCdevkit"
+    options = frozenset({"num_classes"})
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train", *, num_classes: int = 60):
         if num_classes not in (59, 60):
@@ -64,11 +71,18 @@ class PascalContext(SegmentationDataset):
         images, labels = base / "JPEGImages", base / "SegmentationClassContext"
         for path in (images, labels, listing):
             if not path.exists():
-                raise FileNotFoundError(
+                raise DataMissingError(
                     f"there is no {path}; PascalContext needs JPEGImages/, SegmentationClassContext/ and "
                     f"ImageSets/SegmentationContext/{split}.txt in the folder VOC2010, which may be {root} or lie in it"
                 )
         self.files = listed_pairs(listing, images, labels)
+
+    @classmethod
+    @override
+    def open(cls, config: DataConfig, split: str, *, seed: int = 0) -> Self:
+        """Open one split, with background unless `num_classes` is 59."""
+        num_classes = 60 if config.num_classes is None else config.num_classes
+        return cls(cls.find_root(config), split, num_classes=num_classes)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -1,94 +1,79 @@
-"""The data set that a configuration names."""
+"""The data sets by name, and the one that a configuration names."""
 
-from collections.abc import Callable
-from pathlib import Path
+import dataclasses
+from difflib import get_close_matches
 
-from segheads.data import (
-    ADE20K,
-    CamVid,
-    Cityscapes,
-    COCOStuff10K,
-    FolderDataset,
-    PascalContext,
-    Scenes,
-    SegmentationDataset,
-)
-from segheads.training.config import TrainingConfig
+from segheads.data.ade20k import ADE20K
+from segheads.data.camvid import CamVid
+from segheads.data.cityscapes import Cityscapes
+from segheads.data.coco_stuff import COCOStuff10K
+from segheads.data.config import DataConfig
+from segheads.data.dataset import SegmentationDataset
+from segheads.data.folder import FolderDataset
+from segheads.data.pascal_context import PascalContext
+from segheads.data.scenes import Scenes
+from segheads.data.subset import SubsetDataset
+from segheads.errors import OptionError, options_become_parts
 
-# How each is opened, and where it lies unless --data-root says otherwise: MMSegmentation's places.
-_PUBLISHED: dict[str, tuple[Callable[[Path, str], SegmentationDataset], str]] = {
-    "ade20k": (ADE20K, "data/ADEChallengeData2016"),
-    "camvid": (CamVid, "data/camvid"),
-    "cityscapes": (Cityscapes, "data/cityscapes"),
-    "coco_stuff_10k": (COCOStuff10K, "data/coco_stuff10k"),
-    "pascal_context": (PascalContext, "data/VOCdevkit"),
+DATASETS: dict[str, type[SegmentationDataset]] = {
+    "ade20k": ADE20K,
+    "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "coco_stuff_10k": COCOStuff10K,
+    "pascal_context": PascalContext,
+    "scenes": Scenes,
+    "folder": FolderDataset,
 }
+"""The data sets by the names that `DataConfig` takes."""
 
 
-def data_root(config: TrainingConfig) -> Path:
-    """Where the data set lies: what the configuration says, or the usual place."""
-    return config.data_root or Path(_PUBLISHED[config.dataset][1])
-
-
-def check_data_options(config: TrainingConfig) -> None:
-    """Refuse options of the data that the data set has no use for, or that leave open what its classes are.
+def open_dataset(config: DataConfig, split: str, *, seed: int = 0) -> SegmentationDataset:
+    """Open a split of the data set that a configuration names; fetch it first where the configuration says so.
 
     Args:
-        config: The configuration of a run.
+        config: Name, place and options of the data set.
+        split: `"train"`, `"val"`, or what else the data set has. `train_images` counts for `"train"` alone.
+        seed: Of drawn scenes, and of the choice of `train_images`.
 
     Raises:
-        ValueError: In the words of the command line.
+        DataMissingError: A folder or a file is missing.
+        DataError: A folder or a file is not what it should be.
+        OptionError: The name is unknown, an option is not of this data set, or does not fit.
+        DownloadError: The download failed.
+        PackageMissingError: The files need a package that is not installed.
+
+    Examples:
+        >>> dataset = open_dataset(DataConfig(dataset="scenes", train_images=5), "train")
+        >>> len(dataset), dataset.num_classes
+        (5, 12)
     """
-    name, names, count = config.dataset, config.class_names, config.num_classes
-    if name != "folder":
-        options = {"--class-names": names, "--ignore-index": config.ignore_index, "--num-classes": count}
-        if name == "pascal_context":
-            del options["--num-classes"]
-        given = [option for option, value in options.items() if value is not None]
-        if given:
-            raise ValueError(
-                f"{' and '.join(given)} can be given for a folder of your own, but --dataset is {name}, which has its "
-                "classes; leave that out"
-            )
-        return
-    if config.data_root is None:
-        raise ValueError(
-            "--dataset folder needs --data-root PATH, a folder that holds images/train, labels/train, images/val and "
-            "labels/val"
-        )
-    if not names and count is None:
-        raise ValueError("--dataset folder needs --class-names NAME NAME ..., or --num-classes with their number")
-    if names and count not in (None, len(names)):
-        raise ValueError(f"--num-classes {count} came with {len(names)} names in --class-names; give the names alone")
+    kind = _find(config.dataset)
+    _refuse_unheeded(config, kind)
+    with options_become_parts():
+        if config.download:
+            kind.fetch(kind.find_root(config))
+        dataset = kind.open(config, split, seed=seed)
+        if split == "train" and config.train_images is not None:
+            return SubsetDataset(dataset, config.train_images, seed=seed)
+        return dataset
 
 
-def open_dataset(config: TrainingConfig, split: str) -> SegmentationDataset:
-    """Open the training or the validation set that the configuration names.
+def _find(name: str) -> type[SegmentationDataset]:
+    if name in DATASETS:
+        return DATASETS[name]
+    close = get_close_matches(name, DATASETS, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise OptionError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}{hint}")
 
-    Args:
-        config: The configuration of a run.
-        split: `"train"` or `"val"`.
 
-    Raises:
-        ImportError: The files need a package that is not installed.
-        FileNotFoundError: A folder or a file is missing.
-        ValueError: A folder is empty, or options of the configuration do not fit.
-    """
-    check_data_options(config)
-    if config.dataset == "scenes":
-        length = {"length": 100} if split == "val" else {}
-        return Scenes(split, size=(config.scenes_size, config.scenes_size), seed=config.seed, **length)
-    root = data_root(config)
-    if config.dataset == "folder":
-        names, count = config.class_names, config.num_classes
-        return FolderDataset(
-            root / "images" / split,
-            root / "labels" / split,
-            len(names or ()) if count is None else count,
-            class_names=names,
-            ignore_index=config.ignore_index or 255,
-            reduce_zero_label=config.ignore_index == 0,
-        )
-    if config.dataset == "pascal_context" and config.num_classes is not None:
-        return PascalContext(root, split, num_classes=config.num_classes)
-    return _PUBLISHED[config.dataset][0](root, split)
+def _refuse_unheeded(config: DataConfig, kind: type[SegmentationDataset]) -> None:
+    """Only of options that are None by default can be told whether they were given."""
+    takers: dict[str, list[str]] = {}
+    for field in dataclasses.fields(config):
+        heeding = [name for name, other in DATASETS.items() if field.name in other.options]
+        given = field.default is None and getattr(config, field.name) is not None
+        if heeding and given and field.name not in kind.options:
+            takers[field.name] = heeding
+    if takers:
+        others = "; ".join(f"{option} is for {' and '.join(names)}" for option, names in takers.items())
+        raise OptionError(f"dataset {config.dataset} takes no {' and no '.join(takers)}; leave that out ({others})")

@@ -1,14 +1,17 @@
 """Small scenes drawn by the code itself: a data set that needs no files."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
+from typing_extensions import Self, override
 
 from segheads.classes import Palette
+from segheads.data.config import DataConfig
 from segheads.data.dataset import SegmentationDataset, check_split
 
 CLASS_NAMES = ("sky", "cloud", "hill", "grass", "road", "water", "wall", "roof", "window", "tree", "car", "person")
@@ -57,6 +60,8 @@ class Scenes(SegmentationDataset):
         (torch.Size([3, 96, 128]), torch.Size([96, 128]), 'sky')
     """
 
+    options = frozenset({"scenes_size"})
+
     def __init__(self, split: str = "train", *, size: tuple[int, int] = (128, 128), length: int = 2000, seed: int = 0):
         super().__init__(CLASS_NAMES, PALETTE)
         check_split(split, _SPLITS)
@@ -64,6 +69,24 @@ class Scenes(SegmentationDataset):
         self.size = size
         self.length = length
         self.seed = seed
+
+    @classmethod
+    @override
+    def open(cls, config: DataConfig, split: str, *, seed: int = 0) -> Self:
+        """Open 2000 square scenes for training, or 100 for validation."""
+        size = (config.scenes_size, config.scenes_size)
+        return cls(split, size=size, length=100 if split == "val" else 2000, seed=seed)
+
+    @classmethod
+    @override
+    def fetch(cls, root: Path) -> None:
+        """Do nothing: the code draws the scenes."""
+
+    @classmethod
+    @override
+    def find_root(cls, config: DataConfig) -> Path:
+        """Return any path: scenes lie nowhere."""
+        return config.data_root or Path()
 
     def __len__(self) -> int:
         return self.length

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from segheads.data.config import DataConfig
 from segheads.functional.upsample import Reduction
 
 # A resumed run may change where things are, how often it reports, and in what order the machine sums up (threads,
@@ -75,13 +76,11 @@ class TrainingConfig:
     """Divide the loss by all pixels, or by the valid ones."""
 
     # The data
-    dataset: Literal["ade20k", "camvid", "cityscapes", "coco_stuff_10k", "pascal_context", "scenes", "folder"] = (
-        "ade20k"
-    )
-    """A published data set, scenes drawn by the code, or a folder of your own."""
+    dataset: str = "ade20k"
+    """Any of segheads.data.DATASETS: a published data set, scenes drawn by the code, or a folder of your own."""
     data_root: Path | None = None
-    """Where the data set lies; None means data/ADEChallengeData2016, data/camvid, data/cityscapes, data/coco_stuff10k
-    or data/VOCdevkit. Your own holds images/train, labels/train, images/val and labels/val."""
+    """Where the data set lies; None means its usual place below data/, such as data/ADEChallengeData2016. Your own
+    holds images/train, labels/train, images/val and labels/val."""
     class_names: tuple[str, ...] | None = None
     """The classes of your own folder, in the order of the values in its label files."""
     num_classes: int | None = None
@@ -89,7 +88,7 @@ class TrainingConfig:
     ignore_index: int | None = None
     """The value in your own label files that means no class; None means 255, and 0 that the first class is 1."""
     download: bool = False
-    """Fetch ADE20K into the data root if it is not there."""
+    """Fetch the data set into the data root if it is not there; ADE20K can be fetched."""
     train_images: int | None = None
     """Train on so many images of the data set, drawn by the seed; None takes all."""
     scale: tuple[int, int] = (2048, 512)
@@ -162,6 +161,10 @@ class TrainingConfig:
     def as_json(self) -> dict[str, Any]:
         """The configuration in JSON values, as config.json has it."""
         return {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(self).items()}
+
+    def data_config(self) -> DataConfig:
+        """The data set and its options, as `open_dataset` takes them."""
+        return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DataConfig)})
 
     def model_options(self) -> dict[str, Any]:
         """The arguments of `create_model` that the fields above stand for, but for the names of backbone and head."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segheads.data import (
+    DATASETS,
+    DataConfig,
+    EvaluationSamples,
     IterationSampler,
     PhotometricNormalize,
     RandomScaleCrop,
     SegmentationDataset,
     TrainingSamples,
     collate_samples,
-    download_ade20k,
+    open_dataset,
 )
-from segheads.data.registry import check_data_options, data_root, open_dataset
-from segheads.data.samples import EvaluationSamples
-from segheads.data.subset import SubsetDataset
-from segheads.errors import PretrainedWeightsError
+from segheads.errors import OptionError, PretrainedWeightsError, SegheadsError
 from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty
 from segheads.model import SegmentationModel
 from segheads.training.config import MAY_DIFFER, TrainingConfig
@@ -190,23 +190,22 @@ def begin_run(accelerator: Accelerator, config: TrainingConfig, run: RunFolder) 
 
 def load_data(accelerator: Accelerator, config: TrainingConfig) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Training and validation set; the run ends here, before any model is built, where they are missing."""
+    data = config.data_config()
+    with data_errors_in_a_line(data), accelerator.main_process_first() if data.download else nullcontext():
+        return open_dataset(data, "train", seed=config.seed), open_dataset(data, "val", seed=config.seed)
+
+
+@contextmanager
+def data_errors_in_a_line(data: DataConfig) -> Iterator[None]:
+    """What goes wrong while a data set is opened, without a traceback and with the options that help."""
     try:
-        check_data_options(config)
-    except ValueError as error:
+        yield
+    except OptionError as error:
         raise SystemExit(f"error: {error}") from error
-    try:
-        if config.download and config.dataset == "ade20k":
-            root = data_root(config)
-            with accelerator.main_process_first():
-                download_ade20k(root.parent if root.name == "ADEChallengeData2016" else root)
-        training_set = open_dataset(config, "train")
-        if config.train_images is not None:
-            training_set = SubsetDataset(training_set, config.train_images, seed=config.seed)
-        return training_set, open_dataset(config, "val")
-    except (ImportError, OSError, ValueError) as error:
+    except (SegheadsError, OSError) as error:
         offers = "--data-root PATH says where it is"
-        if config.dataset == "ade20k":
-            offers += ", --download fetches it (about 1 GB)"
+        if size := DATASETS[data.dataset].download_size:
+            offers += f", --download fetches it ({size})"
         raise SystemExit(f"error: {error}\n{offers}, and --demo trains without any data") from error
 
 

@@ -9,14 +9,14 @@ import tyro
 from PIL import Image
 
 from segheads import create_model
-from segheads.data import Scenes
+from segheads.data import DataConfig, Scenes
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "analyse.py"
+RECIPE = Path(__file__).parents[2] / "segheads" / "cli" / "analyse.py"
 SCENES = ["--dataset", "scenes", "--scenes-size", "40", "--scale", "60", "40"]
 OF_ENCODER = {"attention_encoder", "attention_heads", "attended_distance"}
 OF_EMBEDDINGS = {"class_embeddings", "class_similarity"}
 OF_SHIFT = {"shift_affinity", "shift_trajectory", "shift_labels"}
-OPTIONS = {"senformer": {"pyramid_kwargs": {"out_channels": 16}, "head_kwargs": {"mean_shift_layers": 1}}}
+OPTIONS = {"senformer": {"pyramid_kwargs": {"out_channels": 16}, "head_kwargs": {"shift": {"num_layers": 1}}}}
 
 
 def run(recipe, *args: str) -> None:
@@ -61,7 +61,7 @@ def test_every_picture_that_fits_and_no_other(recipe, tmp_path, capsys, head, ba
 
 def trained(name: str, tmp_path: Path, *args: str) -> Path:
     """A run of a recipe, of two steps."""
-    spec = importlib.util.spec_from_file_location(name, RECIPE.with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "recipes" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -80,9 +80,9 @@ def test_a_run_knows_its_data_and_two_runs_are_compared(recipe, tmp_path, capsys
     assert pictures == OF_ENCODER | OF_EMBEDDINGS | OF_SHIFT | {"disagreement"}
     assert "val_00005, where the model sees " in capsys.readouterr().out
     data = recipe.data_of(recipe.Config(model=str(first)))
-    assert (data.dataset, data.scenes_size, data.scale, data.seed) == ("scenes", 40, (40, 40), 7)
+    assert data == recipe.Data(DataConfig(dataset="scenes", scenes_size=40), (40, 40), 7)
     changed = recipe.data_of(recipe.Config(model=str(first), dataset="camvid", data_root=Path("here")))
-    assert (changed.dataset, changed.data_root, changed.scale, changed.seed) == ("camvid", Path("here"), (40, 40), 0)
+    assert changed == recipe.Data(DataConfig(dataset="camvid", data_root=Path("here")), (40, 40), 0)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,7 @@ def test_a_run_knows_its_data_and_two_runs_are_compared(recipe, tmp_path, capsys
         (["--image", "100"], "error: --image must be 0 to 99; got 100"),
         (["--class-name", "moon"], "error: --class-name must be one of sky, cloud, .*; got 'moon'"),
         (["--model", "nowhere"], "error: 'nowhere' is no local folder"),
+        (["--dataset", "camvit"], "^error: no data set is called 'camvit'; .*did you mean 'camvid'[?]$"),
         (["--dataset", "camvid", "--data-root", "nowhere"], "nowhere.*\n--data-root PATH says where the data is"),
     ],
 )

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 from segheads import create_model
 from segheads.training import DEMO_RUN, TrainingConfig, run_training
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "evaluate.py"
+RECIPE = Path(__file__).parents[2] / "segheads" / "cli" / "evaluate.py"
 ALONE = ["--workers", "0", "--threads", "1", "--pictures", "0"]
 
 

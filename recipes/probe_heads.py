@@ -35,6 +35,7 @@ from segheads import SegmentationModel, create_model, list_heads
 from segheads.data import PhotometricNormalize, RandomScaleCrop, SegmentationDataset, TrainingSamples, collate_samples
 from segheads.data.samples import EvaluationSamples
 from segheads.functional.upsample import Reduction
+from segheads.inference.protocol import InferenceProtocol
 from segheads.plan import HeadChoice, parse_head
 from segheads.probing import (
     CachedSamples,
@@ -167,8 +168,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         shared,
         probes,
         EvaluationSamples(validation_set, mean, std, config.scale),
-        window=config.window,
-        stride=config.stride,
+        InferenceProtocol(window=config.window, stride=config.stride),
         workers=config.workers,
     )
     train_probes(

@@ -18,6 +18,7 @@ from segheads import SegmentationModel, create_model
 from segheads.functional import mean_shift, upsample_argmax, upsample_cross_entropy
 from segheads.heads import HEADS
 from segheads.inference.predict import predict_labels
+from segheads.inference.protocol import InferenceProtocol
 
 IGNORED = 255
 FORWARD_AND_BACKWARD = 3  # times the multiply-adds of a forward pass
@@ -226,7 +227,7 @@ def evaluation(setup: Setup) -> Work:
         return plain.slide_inference(model, image, window, stride)
 
     def our_side(image: Tensor, window: int, stride: int) -> Tensor:
-        return predict_labels(model, image, window=window, stride=stride)
+        return predict_labels(model, image, InferenceProtocol(window=window, stride=stride))
 
     def backbone(image: Tensor, window: int, _stride: int) -> list[Tensor]:
         return model.backbone(torch.cat([image[..., :window], image[..., -window:]]))

@@ -24,6 +24,7 @@ from segheads.ablation.table import BROKE_DOWN, Measured, Row
 from segheads.data import EvaluationSamples, open_dataset
 from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate
+from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.config import MAY_DIFFER
 from segheads.training.run import data_errors_in_a_line, run_training
@@ -133,8 +134,11 @@ class Cell:
         with data_errors_in_a_line(data):
             validation_set = open_dataset(data, "val", seed=config.seed)
         samples = EvaluationSamples(validation_set, model.data_config["mean"], model.data_config["std"], config.scale)
-        protocol = {"window": config.window, "stride": config.stride, "workers": config.workers, **options}
-        return evaluate(accelerator, model.to(accelerator.device), samples, **protocol)
+        fields = InferenceProtocol.__dataclass_fields__
+        views = {"window": config.window, "stride": config.stride}
+        views |= {name: x for name, x in options.items() if name in fields}
+        others = {"workers": config.workers} | {name: x for name, x in options.items() if name not in fields}
+        return evaluate(accelerator, model.to(accelerator.device), samples, InferenceProtocol(**views), **others)
 
     def _keep(self, known: Mapping[str, Measured]) -> None:
         state = PartialState()

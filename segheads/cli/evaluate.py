@@ -33,7 +33,7 @@ from segheads import SegmentationModel
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
 from segheads.errors import DataError, SegheadsError
 from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
-from segheads.inference.windows import SmallImages
+from segheads.inference.protocol import InferenceProtocol, SmallImages
 from segheads.training import scores
 from segheads.training.report import Row
 
@@ -113,8 +113,13 @@ def main(config: Config) -> dict[str, Tensor]:
     samples = EvaluationSamples(dataset, model.data_config["mean"], model.data_config["std"], config.scale)
 
     count = len(dataset) if config.limit is None else min(config.limit, len(dataset))
-    views: dict[str, Any] = {name: getattr(config, name) for name in ("window", "stride", "scales", "flip")}
-    views |= {"small_images": config.small_images, "batch_size": config.batch_size}
+    views = InferenceProtocol(  # the samples are resized into the scale as they are read
+        window=config.window,
+        stride=config.stride,
+        scales=config.scales,
+        flip=config.flip,
+        small_images=config.small_images,
+    )
     accelerator.print(
         f"{config.model} on {count} images of {config.dataset} {config.split}: "
         + (f"windows of {config.window} every {config.stride}" if config.window else "whole images")
@@ -126,7 +131,8 @@ def main(config: Config) -> dict[str, Tensor]:
             accelerator,
             model,
             samples,
-            **views,
+            views,
+            batch_size=config.batch_size,
             limit=config.limit,
             workers=config.workers,
             calibration=True,
@@ -141,7 +147,9 @@ def main(config: Config) -> dict[str, Tensor]:
         rows: list[Row] = []
         for index in worst_images(results, config.pictures):
             image, labels = dataset.read(index)
-            prediction = predict(accelerator, model, samples[index][0], labels.shape, **views)
+            prediction = predict(
+                accelerator, model, samples[index][0], labels.shape, views, batch_size=config.batch_size
+            )
             rows.append((dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy()))
         output = output_folder(config)
         write_evaluation(output, results, protocol(config, accelerator, count), dataset, rows)

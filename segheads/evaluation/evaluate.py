@@ -1,7 +1,7 @@
 """Evaluation of a model on a data set, as the papers do."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -11,10 +11,10 @@ from torchmetrics import Metric
 from tqdm.auto import tqdm
 
 from segheads.data.samples import EvaluationSamples
-from segheads.functional import upsample
 from segheads.functional.uncertainty import Uncertainty
 from segheads.inference.predict import predict_labels, predict_with_confidence
-from segheads.inference.windows import SmallImages
+from segheads.inference.predict import predict_uncertainty as uncertainty_of
+from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.metrics.boundary import BoundaryIoU
 from segheads.metrics.calibration import CalibrationError
 from segheads.metrics.confusion import SegmentationMetrics
@@ -29,13 +29,9 @@ def evaluate(
     accelerator: Accelerator,
     model: SegmentationModel,
     samples: EvaluationSamples,
+    protocol: InferenceProtocol = WHOLE,
     *,
-    window: int | None = None,
-    stride: int | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    small_images: SmallImages = "shrink_window",
-    batch_size: int = 4,
+    batch_size: int = 8,
     limit: int | None = None,
     workers: int = 0,
     calibration: bool = False,
@@ -53,11 +49,7 @@ def evaluate(
         accelerator: Tells the process, the device and the precision.
         model: The model, not prepared or unwrapped; its mode is restored afterwards.
         samples: What to evaluate on.
-        window: Side of the sliding window, pixels; None shows the model the whole image.
-        stride: Pixels between windows.
-        scales: Image scales whose probabilities are averaged.
-        flip: Average with the mirrored image, too.
-        small_images: `"shrink_window"` to an image below its size (MMSegmentation), or `"enlarge"` that (Segmenter).
+        protocol: How the model is shown each image.
         batch_size: Windows in one call of the model.
         limit: Evaluate on the first so many images; None means all.
         workers: Processes that load images.
@@ -88,15 +80,14 @@ def evaluate(
     if boundary:
         asked.append(BoundaryIoU(model.num_classes, ignore_index=ignore_index).to(accelerator.device))
     counts = []
-    protocol = _protocol(window, stride, scales, flip, batch_size, small_images)
     with evaluating(model):
         for image, labels in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process):
             labels = labels.to(accelerator.device, non_blocking=True)
             if error is None:
-                prediction = _predict(predict_labels, accelerator, model, image, labels.shape, protocol)
+                prediction = _predict(predict_labels, accelerator, model, image, labels.shape, protocol, batch_size)
             else:
                 prediction, confidence = _predict(
-                    predict_with_confidence, accelerator, model, image, labels.shape, protocol
+                    predict_with_confidence, accelerator, model, image, labels.shape, protocol, batch_size
                 )
                 error.update(confidence, prediction, labels)
             before = metrics.confusion
@@ -160,21 +151,26 @@ def predict(
     model: SegmentationModel,
     image: Tensor,
     size: Sequence[int],
-    window: int | None,
-    stride: int | None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    batch_size: int = 4,
-    small_images: SmallImages = "shrink_window",
+    protocol: InferenceProtocol = WHOLE,
+    *,
+    batch_size: int = 8,
 ) -> Tensor:
     """Label map `(H, W)` of one normalised image `(3, h, w)` at `size`, in the run's precision."""
-    protocol = _protocol(window, stride, scales, flip, batch_size, small_images)
-    return _predict(predict_labels, accelerator, model, image, size, protocol)
+    return _predict(predict_labels, accelerator, model, image, size, protocol, batch_size)
 
 
-def _protocol(*values: Any) -> dict[str, Any]:
-    names = ("window", "stride", "scales", "flip", "batch_size", "small_images")
-    return dict(zip(names, values, strict=True))
+def predict_uncertainty(
+    accelerator: Accelerator,
+    model: SegmentationModel,
+    image: Tensor,
+    size: Sequence[int],
+    protocol: InferenceProtocol = WHOLE,
+    *,
+    batch_size: int = 8,
+) -> Uncertainty:
+    """Uncertainty maps `(H, W)` of one normalised image `(3, h, w)` at `size`, in the run's precision, on the CPU."""
+    maps = _predict(uncertainty_of, accelerator, model, image, size, protocol, batch_size)
+    return Uncertainty(*(x.cpu() for x in maps))
 
 
 def _predict(
@@ -183,23 +179,15 @@ def _predict(
     model: SegmentationModel,
     image: Tensor,
     size: Sequence[int],
-    protocol: dict[str, Any],
+    protocol: InferenceProtocol,
+    batch_size: int,
 ) -> T:
     """What a function of `segheads.inference` makes of one image, in the run's precision."""
     with accelerator.autocast():
         return function(
             model,  # its low-resolution logits, not the compiled call: windows and images come in many shapes
             image.to(accelerator.device, non_blocking=True),
+            protocol,
             size=(size[0], size[1]),
-            **protocol,
+            batch_size=batch_size,
         )
-
-
-def predict_uncertainty(
-    accelerator: Accelerator, model: SegmentationModel, image: Tensor, size: Sequence[int]
-) -> Uncertainty:
-    """Uncertainty maps `(H, W)` of one normalised image `(3, h, w)`, shown to an ensemble as a whole, at `size`."""
-    with accelerator.autocast():
-        _, maps = model.predict(image.to(accelerator.device, non_blocking=True)[None], return_uncertainty=True)
-    resized = upsample(torch.stack(maps, dim=1), (size[0], size[1]))[0]  # (1, 3, h, w) -> (3, H, W)
-    return Uncertainty(*resized.cpu())

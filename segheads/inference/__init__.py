@@ -4,14 +4,20 @@ from segheads.inference.predict import (
     average_views,
     predict_labels,
     predict_probabilities,
+    predict_uncertainty,
     predict_with_confidence,
 )
+from segheads.inference.protocol import WHOLE, InferenceProtocol, SmallImages
 from segheads.inference.windows import sliding_window_logits
 
 __all__ = [
+    "WHOLE",
+    "InferenceProtocol",
+    "SmallImages",
     "average_views",
     "predict_labels",
     "predict_probabilities",
+    "predict_uncertainty",
     "predict_with_confidence",
     "sliding_window_logits",
 ]

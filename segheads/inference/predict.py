@@ -1,19 +1,20 @@
 """Predict one image: whole or in sliding windows, at one or several scales, with or without its mirror image."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from segheads.functional.bilinear import wide
+from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import best_class
+from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.inference.windows import (
     Grid,
     Model,
-    Size,
-    SmallImages,
-    check_positive,
     gives_low_resolution,
     pair,
     resize,
@@ -21,11 +22,13 @@ from segheads.inference.windows import (
     sliding_window_logits,
     view_grid,
 )
+from segheads.modules import evaluating
 
 __all__ = [
     "average_views",
     "predict_labels",
     "predict_probabilities",
+    "predict_uncertainty",
     "predict_with_confidence",
     "sliding_window_logits",
 ]
@@ -36,11 +39,9 @@ def average_views(
     model: Model,
     views: Iterable[tuple[Tensor, bool]],
     size: tuple[int, int],
+    protocol: InferenceProtocol = WHOLE,
     *,
-    window: Size | None = None,
-    stride: Size | None = None,
     batch_size: int = 8,
-    small_images: SmallImages = "shrink_window",
 ) -> Tensor:
     """Mean of the class probabilities of several views of one image: the part of `predict_probabilities` after scaling.
 
@@ -48,13 +49,11 @@ def average_views(
     are resized to `size` before the softmax; all views weigh the same.
 
     Args:
-        model: from images (n, 3, h, w) to logits (n, K, h, w), in evaluation mode.
+        model: from images (n, 3, h, w) to logits (n, K, h, w); a module is in evaluation mode meanwhile.
         views: pairs of an image (1, 3, h, w) and whether it is flipped left to right; they may come from a generator.
         size: height and width of the result.
-        window: see `sliding_window_logits`; None shows the model the whole image.
-        stride: see `sliding_window_logits`.
+        protocol: its windows and what is done to small images; the views are what its other options would make.
         batch_size: windows for each call of the model.
-        small_images: `"shrink_window"` to the image (MMSegmentation), `"enlarge"` the image to the window (Segmenter).
 
     Shape:
         -> probabilities (K, H0, W0), H0 and W0 from `size`.
@@ -69,11 +68,10 @@ def average_views(
     """
     size = pair("size", size)
     total, count = None, 0
-    for image, flipped in views:
-        total = _add_probabilities(
-            total, _grid(model, image, flipped, size, window, stride, batch_size, small_images), size
-        )
-        count += 1
+    with _evaluating(model):
+        for image, flipped in views:
+            total = _add_probabilities(total, _grid(model, image, flipped, size, protocol, batch_size), size)
+            count += 1
     if total is None:
         raise ValueError("at least one view is required, got 0; give at least one scale")
     return total.div_(count)
@@ -83,64 +81,45 @@ def average_views(
 def predict_probabilities(
     model: Model,
     image: Tensor,
+    protocol: InferenceProtocol = WHOLE,
     *,
     size: tuple[int, int] | None = None,
-    window: Size | None = None,
-    stride: Size | None = None,
     batch_size: int = 8,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    small_images: SmallImages = "shrink_window",
 ) -> Tensor:
     """Class probabilities of one image, averaged over scales and mirror images.
 
-    The published multi-scale protocol is `scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True`.
+    The published multi-scale protocol has `scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True`.
 
     Args:
-        model: from images (n, 3, h, w) to logits (n, K, h, w), in evaluation mode.
+        model: from images (n, 3, h, w) to logits (n, K, h, w); a module is in evaluation mode meanwhile.
         image: as the model wants it, normalised.
-        size: height and width of the result in pixels, say of the labels; None means the image's own.
-        window: see `sliding_window_logits`; None shows the model the whole image.
-        stride: see `sliding_window_logits`.
+        protocol: how the model is shown the image. Sides are multiplied by each of its scales and rounded half up.
+        size: height and width of the result in pixels, say of the labels; None means that of `image`.
         batch_size: windows for each call of the model.
-        scales: the image's sides are multiplied by each, rounded half up, and resized bilinearly.
-        flip: every scale also left to right.
-        small_images: `"shrink_window"` to the image (MMSegmentation), `"enlarge"` the image to the window (Segmenter).
 
     Shape:
         image (3, H, W) or (1, 3, H, W) -> probabilities (K, H0, W0), H0 and W0 from `size`.
 
     Raises:
-        ValueError: for more than one image, no scales, and see `sliding_window_logits`.
+        ValueError: for more than one image, and see `sliding_window_logits`.
 
     Examples:
-        >>> predict_probabilities(lambda x: x, torch.rand(3, 20, 30), scales=(0.5, 1.0), flip=True).shape
+        >>> protocol = InferenceProtocol(scales=(0.5, 1.0), flip=True)
+        >>> predict_probabilities(lambda x: x, torch.rand(3, 20, 30), protocol).shape
         torch.Size([3, 20, 30])
     """
     image = _one_image(image)
-    return average_views(
-        model,
-        _views(image, scales, flip),
-        _output_size(image, size),
-        window=window,
-        stride=stride,
-        batch_size=batch_size,
-        small_images=small_images,
-    )
+    return average_views(model, _views(image, protocol), _output_size(image, size), protocol, batch_size=batch_size)
 
 
 @torch.inference_mode()
 def predict_labels(
     model: Model,
     image: Tensor,
+    protocol: InferenceProtocol = WHOLE,
     *,
     size: tuple[int, int] | None = None,
-    window: Size | None = None,
-    stride: Size | None = None,
     batch_size: int = 8,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    small_images: SmallImages = "shrink_window",
 ) -> Tensor:
     """The most probable class of every pixel; arguments as of `predict_probabilities`.
 
@@ -148,14 +127,15 @@ def predict_labels(
         image (3, H, W) or (1, 3, H, W) -> labels (H0, W0) of int64.
 
     Examples:
-        >>> predict_labels(lambda x: x, torch.rand(3, 20, 30), window=16, stride=8).shape
+        >>> predict_labels(lambda x: x, torch.rand(3, 20, 30), InferenceProtocol(window=16, stride=8)).shape
         torch.Size([20, 30])
     """
-    image, protocol = _one_image(image), (window, stride, batch_size, scales, flip, small_images)
+    image = _one_image(image)
     size = _output_size(image, size)
     labels = image.new_empty(size, dtype=torch.int64)
-    for at, scores, _ in _scores_in_tiles(model, image, size, *protocol):
-        labels[at] = best_class(scores)
+    with _evaluating(model):
+        for at, scores, _ in _scores_in_tiles(model, image, size, protocol, batch_size):
+            labels[at] = best_class(scores)
     return labels
 
 
@@ -163,14 +143,10 @@ def predict_labels(
 def predict_with_confidence(
     model: Model,
     image: Tensor,
+    protocol: InferenceProtocol = WHOLE,
     *,
     size: tuple[int, int] | None = None,
-    window: Size | None = None,
-    stride: Size | None = None,
     batch_size: int = 8,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    small_images: SmallImages = "shrink_window",
 ) -> tuple[Tensor, Tensor]:
     """The labels of `predict_labels` and the probability of each, for calibration; arguments as there.
 
@@ -182,41 +158,95 @@ def predict_with_confidence(
         >>> bool(((confidence >= 1 / 3) & (confidence <= 1)).all())
         True
     """
-    image, protocol = _one_image(image), (window, stride, batch_size, scales, flip, small_images)
+    image = _one_image(image)
     size = _output_size(image, size)
     labels, confidence = image.new_empty(size, dtype=torch.int64), image.new_empty(size, dtype=wide(image.dtype))
-    for at, scores, are_logits in _scores_in_tiles(model, image, size, *protocol):
-        labels[at] = best_class(scores)  # of the logits, as in predict_labels: the softmax's rounding can make ties
-        confidence[at] = (scores.to(confidence.dtype).softmax(1) if are_logits else scores).amax(1)
+    with _evaluating(model):
+        for at, scores, are_logits in _scores_in_tiles(model, image, size, protocol, batch_size):
+            labels[at] = best_class(scores)  # of the logits, as in predict_labels: the softmax's rounding makes ties
+            confidence[at] = (scores.to(confidence.dtype).softmax(1) if are_logits else scores).amax(1)
     return labels, confidence
 
 
-def _scores_in_tiles(
-    model: Model,
+@torch.inference_mode()
+def predict_uncertainty(
+    model: nn.Module,
     image: Tensor,
-    size: tuple[int, int],
-    window: Size | None,
-    stride: Size | None,
-    batch_size: int,
-    scales: Sequence[float],
-    flip: bool,
-    small_images: SmallImages,
+    protocol: InferenceProtocol = WHOLE,
+    *,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 8,
+) -> Uncertainty:
+    """How sure an ensemble is of each pixel; the maps of windows and views are averaged as logits are.
+
+    With the protocol `WHOLE` they are those of `model.predict(..., return_uncertainty=True)`.
+
+    Args:
+        model: a `SegmentationModel` whose head is an ensemble.
+        image: as the model wants it, normalised.
+        protocol: how the model is shown the image.
+        size: height and width of the result in pixels; None means that of `image`.
+        batch_size: windows for each call of the model.
+
+    Shape:
+        image (3, H, W) or (1, 3, H, W) -> three maps (H0, W0), float32, H0 and W0 from `size`.
+
+    Raises:
+        ValueError: for a model that is no ensemble, and for more than one image.
+    """
+    image = _one_image(image)
+    size, count = _output_size(image, size), 0
+    total = image.new_zeros((len(Uncertainty._fields), *size), dtype=torch.float32)
+    doubts = _Doubts(model)
+    with _evaluating(model):
+        for view, flipped in _views(image, protocol):
+            grid = _grid(doubts, view, flipped, size, protocol, batch_size)
+            for (rows, columns), (maps,) in scores_in_tiles([grid], size):
+                total[:, rows, columns] += maps.transpose(0, 1)  # (R, 3, C) -> (3, R, C)
+            count += 1
+    return Uncertainty(*total.div_(count))
+
+
+class _Doubts:
+    """A model that gives three maps of uncertainty on the head's grid in place of logits."""
+
+    def __init__(self, model: Any) -> None:
+        head = getattr(model, "head", None)
+        if not getattr(head, "is_ensemble", False):
+            name = type(model if head is None else head).__name__
+            raise ValueError(f"uncertainty needs a model whose head has learners, such as senformer; got {name}")
+        self.model = model
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.low_resolution(images)[0]
+
+    def low_resolution(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        model = self.model
+        merged, *learners = model.head.predictions(model._for_head(model._maps(images)))
+        covered = model._covered_size(merged, tuple(images.shape[2:]), model._stride)
+        return torch.stack(ensemble_uncertainty(merged, learners), dim=1), covered
+
+
+def _evaluating(model: Model) -> AbstractContextManager[None]:
+    return evaluating(model) if isinstance(model, nn.Module) else nullcontext()
+
+
+def _scores_in_tiles(
+    model: Model, image: Tensor, size: tuple[int, int], protocol: InferenceProtocol, batch_size: int
 ) -> Iterator[tuple[tuple[slice, slice], Tensor, bool]]:
     """Tile by tile what orders the classes, `(R, K, C)`: logits (True) of one view, else probabilities."""
-    views, options = _views(image, scales, flip), (window, stride, batch_size, small_images)
-    if len(scales) == 1 and not flip:  # the softmax of one view changes no order
+    views = _views(image, protocol)
+    if len(protocol.scales) == 1 and not protocol.flip:  # the softmax of one view changes no order
         ((view, _),) = views
-        grid = view_grid(model, view, size, *options)
+        grid = view_grid(model, view, size, protocol, batch_size)
         for at, (scores,) in scores_in_tiles([grid], size):
             yield at, scores, True
     elif gives_low_resolution(model):
-        grids = [_grid(model, view, flipped, size, *options) for view, flipped in views]
+        grids = [_grid(model, view, flipped, size, protocol, batch_size) for view, flipped in views]
         for at, each in scores_in_tiles(grids, size):
             yield at, _mean(scores.softmax(1) for scores in each), False
     else:
-        mean = average_views(
-            model, views, size, window=window, stride=stride, batch_size=batch_size, small_images=small_images
-        )
+        mean = average_views(model, views, size, protocol, batch_size=batch_size)
         for at, (probabilities,) in scores_in_tiles([Grid(mean, *size)], size):
             yield at, probabilities, False
 
@@ -242,13 +272,15 @@ def _mean(tensors: Iterator[Tensor]) -> Tensor:
     return total.div_(count)
 
 
-def _views(image: Tensor, scales: Sequence[float], flip: bool) -> Iterator[tuple[Tensor, bool]]:
-    H, W = image.shape[-2:]
-    for scale in scales:
-        check_positive("scale", scale)
+def _views(image: Tensor, protocol: InferenceProtocol) -> Iterator[tuple[Tensor, bool]]:
+    H, W = protocol.scaled_size(image.shape[-2], image.shape[-1])
+    if image.shape[-2:] != (H, W):
+        wider = image.to(wide(image.dtype))  # the CPU has no antialiasing in half precision
+        image = F.interpolate(wider, (H, W), mode="bilinear", antialias=True).to(image.dtype)
+    for scale in protocol.scales:
         view = resize(image, (max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))))
         yield view, False
-        if flip:
+        if protocol.flip:
             yield view.flip(-1), True
 
 

@@ -1,7 +1,7 @@
 """Scores of one view of an image, whole or in sliding windows: a grid of logits and the weights of its upsampling."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,9 @@ from einops import rearrange
 from torch import Tensor
 
 from segheads.functional.bilinear import bilinear_weights, tiles, wide
+from segheads.inference.protocol import InferenceProtocol, Size
 
 Model = Callable[[Tensor], Tensor]
-Size = int | tuple[int, int]
-SmallImages = Literal["shrink_window", "enlarge"]
 
 
 class Grid(NamedTuple):
@@ -52,22 +51,10 @@ def gives_low_resolution(model: Model) -> bool:
     return hasattr(type(model), "low_resolution")
 
 
-def view_grid(
-    model: Model,
-    image: Tensor,
-    size: tuple[int, int],
-    window: Size | None,
-    stride: Size | None,
-    batch_size: int,
-    small_images: SmallImages,
-) -> Grid:
-    """Grid of one view `(1, 3, H, W)` of an image, for an output of `size`."""
-    if small_images not in get_args(SmallImages):
-        known = ", ".join(get_args(SmallImages))
-        raise ValueError(f"small_images must be one of {known}, got {small_images!r}; choose one")
-    if window is None and stride is not None:
-        raise ValueError(f"a stride needs a window, got stride {stride} and window None; give both or neither")
-    if window is not None and small_images == "enlarge":
+def view_grid(model: Model, image: Tensor, size: tuple[int, int], protocol: InferenceProtocol, batch_size: int) -> Grid:
+    """Grid of one view `(1, 3, H, W)` of an image, for an output of `size`; of the protocol its windows alone."""
+    window, stride = protocol.window, protocol.stride
+    if window is not None and protocol.small_images == "enlarge":
         image = _enlarge(image, pair("window", window))
     if gives_low_resolution(model):
         return _grid_of_windows(model, image, size, window, stride, batch_size)

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from segheads.data import PhotometricNormalize
 from segheads.data.samples import EvaluationSamples
 from segheads.evaluation.evaluate import predict
+from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.metrics.confusion import SegmentationMetrics
 from segheads.probing.features import FeatureCache
 from segheads.probing.probes import Probe, SharedBackbone
@@ -190,12 +191,9 @@ def evaluate_probes(
     shared: SharedBackbone,
     probes: Sequence[Probe],
     samples: EvaluationSamples,
+    protocol: InferenceProtocol = WHOLE,
     *,
-    window: int | None = None,
-    stride: int | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    batch_size: int = 4,
+    batch_size: int = 8,
     limit: int | None = None,
     workers: int = 0,
 ) -> list[dict[str, Tensor]]:
@@ -206,10 +204,7 @@ def evaluate_probes(
         shared: The backbone whose views the heads have.
         probes: The heads; their mode is restored afterwards.
         samples: What to evaluate on.
-        window: Side of the sliding window, pixels; None shows whole images.
-        stride: Pixels between windows.
-        scales: Image scales whose probabilities are averaged.
-        flip: Average with the mirrored image, too.
+        protocol: How the heads are shown each image.
         batch_size: Windows in one call of the backbone.
         limit: Evaluate on the first so many images; None means all.
         workers: Processes that load images.
@@ -227,8 +222,6 @@ def evaluate_probes(
         SegmentationMetrics(probe.model.num_classes, ignore_index=ignore_index).to(accelerator.device)
         for probe in probes
     ]
-    protocol: dict[str, Any] = {"window": window, "stride": stride}
-    protocol |= {"scales": scales, "flip": flip, "batch_size": batch_size}
     modes = [probe.model.training for probe in probes]
     for probe in probes:
         probe.model.eval()
@@ -238,7 +231,8 @@ def evaluate_probes(
             shared.forget()
             for probe, metric in zip(probes, metrics, strict=True):
                 shared.rewind()
-                metric.update(predict(accelerator, probe.model, image, labels.shape, **protocol), labels)
+                prediction = predict(accelerator, probe.model, image, labels.shape, protocol, batch_size=batch_size)
+                metric.update(prediction, labels)
     finally:
         shared.forget()
         for probe, was_training in zip(probes, modes, strict=True):

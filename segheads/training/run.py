@@ -27,6 +27,7 @@ from segheads.data import (
 )
 from segheads.errors import OptionError, PretrainedWeightsError, SegheadsError
 from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty
+from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.config import MAY_DIFFER, TrainingConfig
 from segheads.training.loop import train, training_batches
@@ -118,9 +119,7 @@ def run_training(
     if start:
         run.load(accelerator, start)
 
-    evaluate_now = partial(
-        evaluate, accelerator, model, samples, window=config.window, stride=config.stride, workers=config.workers
-    )
+    evaluate_now = partial(evaluate, accelerator, model, samples, protocol_of(config), workers=config.workers)
     try:
         train(
             accelerator,
@@ -251,6 +250,11 @@ def training_loader(config: TrainingConfig, dataset: SegmentationDataset, start:
     )
 
 
+def protocol_of(config: TrainingConfig) -> InferenceProtocol:
+    """How a run shows images to its model; those of a data set are resized as they are read."""
+    return InferenceProtocol(window=config.window, stride=config.stride)
+
+
 def report(
     accelerator: Accelerator,
     config: TrainingConfig,
@@ -265,11 +269,11 @@ def report(
     dataset, rows, doubts = samples.dataset, [], []
     for index in np.linspace(0, len(dataset) - 1, min(config.pictures, len(dataset))).astype(int).tolist():
         (image, labels), tensor = dataset.read(index), samples[index][0]
-        prediction = predict(accelerator, model, tensor, labels.shape, config.window, config.stride)
+        prediction = predict(accelerator, model, tensor, labels.shape, protocol_of(config))
         row = (dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy())
         rows.append(row)
         if model.head.is_ensemble:
-            doubts.append((*row, predict_uncertainty(accelerator, model, tensor, labels.shape)))
+            doubts.append((*row, predict_uncertainty(accelerator, model, tensor, labels.shape, protocol_of(config))))
     write_report(run.path, results, run.records(), dataset, rows)
     if doubts:
         plot_uncertainty(doubts, dataset, run.path / "uncertainty.png")

@@ -9,12 +9,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from segheads import create_model
 from segheads.functional import bilinear
-from segheads.inference.predict import (
-    average_views,
-    predict_labels,
-    predict_probabilities,
-    predict_with_confidence,
-    sliding_window_logits,
+from segheads.inference import predict as functions
+from segheads.inference.predict import sliding_window_logits
+from segheads.inference.protocol import InferenceProtocol
+
+
+def with_options(function):
+    """The function with its protocol's options given one by one, since tests vary these."""
+
+    def call(*args, **options):
+        names = InferenceProtocol.__dataclass_fields__
+        protocol = InferenceProtocol(**{name: x for name, x in options.items() if name in names})
+        return function(*args, protocol, **{name: x for name, x in options.items() if name not in names})
+
+    return call
+
+
+average_views, predict_labels, predict_probabilities, predict_with_confidence, predict_uncertainty = (
+    with_options(getattr(functions, name))
+    for name in (
+        "average_views",
+        "predict_labels",
+        "predict_probabilities",
+        "predict_with_confidence",
+        "predict_uncertainty",
+    )
 )
 
 
@@ -395,7 +414,7 @@ def test_inference_mode_inside_and_out():
         ({"window": 16, "stride": 0}, "stride must be positive, got 0"),
         ({"window": 16, "batch_size": 0}, "batch_size must be positive, got 0"),
         ({"stride": 16}, "a stride needs a window, got stride 16"),
-        ({"scales": ()}, "at least one view is required, got 0"),
+        ({"scales": ()}, "scales must be one number or more, got none"),
         ({"scales": (1.0, 0.0)}, r"scale must be positive, got 0\.0"),
         ({"scales": (-1.0,)}, r"scale must be positive, got -1\.0"),
         ({"size": (0, 4)}, "size must be positive, got 0"),
@@ -417,3 +436,59 @@ def test_bad_tensors_are_explained():
         predict_labels(lambda x: x[..., ::4, ::4], noise(3, 20, 30), window=16)
     with pytest.raises(ValueError, match="at least one view is required, got 0"):
         average_views(lambda x: x, [], (4, 4))
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    torch.manual_seed(0)
+    model = create_model("test_vit", "senformer", 5, pretrained=False, pyramid_kwargs={"out_channels": 16}).eval()
+    for parameter in model.head.parameters():  # fresh ones leave every learner equally unsure everywhere
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def test_uncertainty_of_whole_images_is_that_of_the_model(ensemble):
+    image = noise(3, 45, 61)
+    _, expected = ensemble.predict(image[None], return_uncertainty=True)
+    for maps, whole in zip(predict_uncertainty(ensemble, image), expected, strict=True):
+        torch.testing.assert_close(maps, whole[0], rtol=1e-4, atol=1e-5)
+
+
+def test_uncertainty_honours_the_protocol(ensemble):
+    image = noise(3, 32, 64)
+    parts = [predict_uncertainty(ensemble, image[..., x : x + 32]) for x in (0, 32)]
+    flipped = predict_uncertainty(ensemble, image.flip(-1))
+    whole = predict_uncertainty(ensemble, image)
+    windows = predict_uncertainty(ensemble, image, window=32)
+    both = predict_uncertainty(ensemble, image, flip=True)
+    assert not windows.entropy.allclose(whole.entropy, atol=1e-4)
+    for i in range(3):
+        torch.testing.assert_close(windows[i], torch.cat([part[i] for part in parts], -1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(both[i], (whole[i] + flipped[i].flip(-1)) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_uncertainty_needs_learners(model):
+    with pytest.raises(ValueError, match="learners, such as senformer; got LinearHead"):
+        predict_uncertainty(model, noise(3, 32, 32))
+
+
+def test_every_module_keeps_its_mode():
+    model = create_model("test_vit", "linear", 5, pretrained=False).train()
+    model.backbone.eval()
+    before = [module.training for module in model.modules()]
+    for call in (predict_labels, predict_probabilities, predict_with_confidence):
+        call(model, noise(3, 32, 32))
+        assert [module.training for module in model.modules()] == before
+    assert any(before)
+    assert not all(before)
+
+
+def test_an_image_is_resized_into_the_scale():
+    model, image = Recorder(), noise(3, 40, 60)
+    resized = F.interpolate(image[None], (20, 30), mode="bilinear", antialias=True)
+    expected = predict_probabilities(model, resized, size=(40, 60))
+    model.shapes.clear()
+    torch.testing.assert_close(predict_probabilities(model, image, scale=(30, 30)), expected)
+    assert model.shapes == [(1, 3, 20, 30)]
+    assert torch.equal(predict_labels(model, image, scale=(60, 40)), predict_labels(model, image))

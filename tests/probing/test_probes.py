@@ -15,6 +15,7 @@ from segheads import SegmentationModel, create_model, list_heads
 from segheads.data import Scenes
 from segheads.data.samples import EvaluationSamples
 from segheads.evaluation import evaluate
+from segheads.inference.protocol import InferenceProtocol
 from segheads.plan import HeadChoice, parse_head
 from segheads.probing import (
     build_probes,
@@ -189,17 +190,18 @@ def test_evaluation_of_all_heads_equals_that_of_each_model(tmp_path):
     save_probes(tmp_path, shared, probes)
     calls, compute = [], shared.compute
     shared.compute = lambda images: (calls.append(tuple(images.shape)), compute(images))[1]
-    protocol = {"window": 64, "stride": 32, "scales": (1.0, 0.5), "flip": True, "batch_size": 3, "limit": 2}
+    protocol = InferenceProtocol(window=64, stride=32, scales=(1.0, 0.5), flip=True)
+    options = {"batch_size": 3, "limit": 2}
     read = samples.dataset.read  # the scenes have 12 classes
     samples.dataset.read = lambda index: (read(index)[0], read(index)[1].clamp(max=K - 1))
-    results = evaluate_probes(accelerator, shared, probes, samples, **protocol)
+    results = evaluate_probes(accelerator, shared, probes, samples, protocol, **options)
     windows = list(calls)
     calls.clear()
-    evaluate_probes(accelerator, shared, probes[:1], samples, **protocol)
+    evaluate_probes(accelerator, shared, probes[:1], samples, protocol, **options)
     assert windows == calls  # as often for three heads as for one
     assert all(probe.model.training for probe in probes)
     for probe, result in zip(probes, results, strict=True):
-        expected = evaluate(accelerator, join_head(tmp_path, probe.slug), samples, **protocol)
+        expected = evaluate(accelerator, join_head(tmp_path, probe.slug), samples, protocol, **options)
         assert scores(result) == scores(expected)
         assert torch.equal(result["pixels"], expected["pixels"])
     assert len({result["aAcc"].item() for result in results}) > 1

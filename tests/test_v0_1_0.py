@@ -1,0 +1,84 @@
+"""What version 0.1.0 wrote still loads, and its options and files keep their meaning; see fixtures/v0_1_0/README.md."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import segheads
+
+ROOT = Path(__file__).parents[1]
+FIXTURES = Path(__file__).parent / "fixtures" / "v0_1_0"
+FLAGS = json.loads((FIXTURES / "flags.json").read_text())
+RUN = """--demo --backbone test_vit --depth 1 --patch-size 8 --shift-channels 16 --iterations 4 --checkpoint-every 2
+    --log-every 1 --batch-size 2 --optimizer momentum --learning-rate 0.1 --warmup-iterations 0 --scenes-size 48
+    --scale 48 48 --crop-size 48 --tracker none --pictures 0 --threads 1 --workers 0"""
+MOVED = {  # what was recipes/NAME.py in 0.1.0
+    "evaluate": ["-m", "segheads", "evaluate"],
+    "analyse": ["-m", "segheads", "analyse"],
+    "benchmark": ["recipes/benchmark/__main__.py"],
+    "benchmark_probe": ["recipes/benchmark/probe.py"],
+    "benchmark_input": ["recipes/benchmark/input.py"],
+}
+
+
+def run(*arguments):
+    """Run Python at the top of the checkout; returns what it prints, without colours or narrow columns."""
+    environment = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def flags(text):
+    """Long options of a `--help`: the first column of the options part, where words about an option are left out."""
+    found = set()
+    for cell in re.split("[│\n]", text):  # boxes may stand side by side
+        if re.match(r" --?\w", cell):
+            names = re.split(r"\s{2,}", cell.strip())[0]
+            found.update(re.findall(r"(?:^|, )(--[a-z][\w-]*)", names))
+    return found
+
+
+def check_logits(model, expected):
+    with torch.no_grad():
+        torch.testing.assert_close(model(expected["images"]), expected["logits"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["auxiliary", "linear", "mean_shift", "old_settings", "senformer", "smp_unet"])
+def test_model_gives_the_logits_of_0_1_0(name):
+    model = segheads.SegmentationModel.from_pretrained(FIXTURES / "models" / name)
+    check_logits(model, load_file(FIXTURES / "models" / name / "expected.safetensors"))
+
+
+def test_run_resumes_and_ends_as_the_uninterrupted_one(tmp_path):
+    output, final = tmp_path / "run", load_file(FIXTURES / "run" / "final.safetensors")
+    shutil.copytree(FIXTURES / "run", output)
+    shown = run("recipes/meanshifter_ade20k.py", *RUN.split(), "--output", output, "--resume")
+    assert "at iteration 2 of 4" in shown
+    torch.testing.assert_close(load_file(output / "model" / "model.safetensors"), final, rtol=1e-4, atol=1e-4)
+    before = load_file(FIXTURES / "run" / "checkpoints" / "00000002" / "model.safetensors")
+    assert max((final[key] - before[key]).abs().max() for key in final) > 0.01  # else resuming would show nothing
+
+
+@pytest.mark.parametrize("slug", sorted(path.name for path in (FIXTURES / "probes" / "heads").iterdir()))
+def test_probed_head_joins_its_backbone(slug):
+    from segheads.probing import join_head
+
+    expected = load_file(FIXTURES / "probes" / "heads" / slug / "expected.safetensors")
+    check_logits(join_head(FIXTURES / "probes", slug), expected)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_no_option_is_lost(name):
+    shown = flags(run(*MOVED.get(name, [f"recipes/{name}.py"]), "--help"))
+    missing = sorted(set(FLAGS[name]) - shown)
+    assert not missing

@@ -116,7 +116,7 @@ def tables(config: Config) -> dict[str, Table]:
                 Row("mask transformer, on FPN", model("mask_transformer")),
                 Row("mean shift, on FPN", model("mean_shift")),
                 Row("SenFormer", senformer()),
-                Row("SenFormer, mean shift inside", senformer(mean_shift_layers=1)),
+                Row("SenFormer, mean shift inside", senformer(shift={"num_layers": 1})),
                 Row("feature fusion", model("feature_fusion")),
                 Row("UPerNet", model("uper")),
                 Row("smp:unet", model("smp:unet")),

@@ -169,6 +169,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
 def head_options(config: Config) -> dict[str, Any]:
     """What the options above mean for the head; heads that are not named here have their own defaults."""
     blocks = {"num_layers": config.num_layers, "shared_block": config.shared_block}
+    shift = {"num_layers": config.mean_shift_layers, "shift_channels": config.shift_channels}
     levels = config.levels if config.levels is None else list(config.levels)
     options: dict[str, dict[str, Any]] = {
         "senformer": {
@@ -176,8 +177,7 @@ def head_options(config: Config) -> dict[str, Any]:
             "learner_kwargs": blocks if config.learner == "class_attention" else {},
             "merge": config.merge,
             "share": config.share,
-            "mean_shift_layers": config.mean_shift_layers,
-            "shift_channels": config.shift_channels,
+            "shift": shift if config.mean_shift_layers else None,
             "levels": levels,
             "learners_per_level": config.learners_per_level,
         },

@@ -25,8 +25,9 @@ from segheads.metrics.confusion import SegmentationMetrics
 from segheads.metrics.object_size import ObjectSizeIoU
 from segheads.model import SegmentationModel
 from segheads.pyramids import FPN, FPNT, SimplePyramid
+from segheads.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "FPN",

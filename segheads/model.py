@@ -1,5 +1,6 @@
 """A backbone and a head, from images to logits, loss and label maps."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -10,15 +11,15 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
 from segheads.backbones import TimmBackbone
+from segheads.errors import SavedModelError, SavedModelMissingError
 from segheads.functional import upsample, upsample_argmax, upsample_cross_entropy
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction
 from segheads.heads import FCNHead, Head, find_head
-from segheads.mean_shift import MeanShift
 from segheads.modules import evaluating, freeze_unused
 from segheads.plan import ModelPlan, wire
 from segheads.pyramids import Pyramid, find_pyramid
-from segheads.saving import check_place, load_weights, read_folder, write_folder
+from segheads.saving import check_place, load_weights, read_folder, restore_settings, write_folder
 
 
 class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipeline_tag="image-segmentation"):
@@ -106,8 +107,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits of images, or with labels the loss, in one call so that it works under DDP and torch.compile.
 
-        The loss is cross-entropy on the head's first prediction, plus the mean over its others, plus `auxiliary_weight`
-        times that of the auxiliary head.
+        The loss is `head.loss` with cross-entropy, as a rule that of the first prediction plus the mean over the
+        others, plus `auxiliary_weight` times that of the auxiliary head.
 
         Args:
             images: Normalised images (see `data_config`).
@@ -124,10 +125,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         if labels.shape != (images.shape[0], *images.shape[2:]):
             raise ValueError(f"labels of images {tuple(images.shape)} must be (B, H, W); got {tuple(labels.shape)}")
         maps = self._maps(images)
-        first, *rest = self.head.predictions(self._for_head(maps))
-        loss = self._loss(first, labels, self._stride)
-        if rest:
-            loss = loss + sum(self._loss(logits, labels, self._stride) for logits in rest) / len(rest)
+        loss = self.head.loss(self._for_head(maps), labels, partial(self._loss, stride=self._stride))
         if self.auxiliary_head is not None:
             logits = self.auxiliary_head(maps[self._auxiliary_level])
             loss = loss + self.auxiliary_weight * self._loss(logits, labels, self._auxiliary_stride)
@@ -236,7 +234,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
                 "save_pretrained needs a model from create_model, which can be rebuilt from its arguments; this one "
                 "was assembled from parts, so save its state_dict() and assemble it again"
             )
-        write_folder(save_directory, self, self.plan, self._settings())
+        write_folder(save_directory, self, self.plan, self.data_config)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub_options: Any) -> "SegmentationModel":
@@ -247,16 +245,18 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             **hub_options: huggingface_hub's `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
         Raises:
-            FileNotFoundError: If the folder lacks one of the files, or there is neither such a folder nor, as far as
-                can be told, such a model on the hub.
-            ValueError: If the weights do not fit the model that the configuration describes.
+            SavedModelMissingError: If the folder lacks one of the files, or there is neither such a folder nor, as
+                far as can be told, such a model on the hub.
+            SavedModelError: If config.json is damaged, sets what is no setting of a part, or the weights do not fit.
         """
         where = str(pretrained_model_name_or_path)
         cause = check_place(where, hub_options)
         try:
             return super().from_pretrained(where, **hub_options)
+        except SavedModelError:
+            raise
         except (OSError, HFValidationError) as error:  # huggingface_hub's errors of network and look-up are OSErrors
-            raise FileNotFoundError(
+            raise SavedModelMissingError(
                 f"{where!r} is no local folder, and could not be had from the Hugging Face hub: "
                 f"{cause or str(error).splitlines()[0]}"
             ) from error
@@ -266,9 +266,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         saved = read_folder(model_id, **hub_options)
         model = cls.from_plan(saved.plan)
         load_weights(model, saved.weights)
-        for name, values in saved.settings.items():
-            for key, value in values.items():
-                setattr(model.get_submodule(name), key, value)
+        restore_settings(model, saved.settings, saved.config)
         return model.eval()
 
     @classmethod
@@ -309,11 +307,6 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         model._freeze_unneeded()
         model.plan = plan
         return model
-
-    def _settings(self) -> dict[str, dict[str, Any]]:
-        """What may have been changed since `create_model`, of the head and of every head inside it."""
-        parts = {name: module for name, module in self.named_modules() if isinstance(module, (Head, MeanShift))}
-        return {name: part.settings() for name, part in parts.items() if part.settings()}
 
 
 def _check_fit(part: Any, channels: Any, source: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a model: config.json and model.safetensors."""
+"""The folder of a model: config.json and model.safetensors, each whole or not there."""
 
 import dataclasses
 import json
@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from segheads.errors import SavedModelError, SavedModelMissingError
+from segheads.files import whole_file, write_json
+from segheads.heads import Head
+from segheads.mean_shift import MeanShift
 from segheads.plan import ModelPlan
 from segheads.pretrained import why_hub_is_out_of_reach
+from segheads.version import VERSION
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+FORMAT = 2  # a config.json without a number is of 0.1.0
 
 Settings = Mapping[str, Mapping[str, Any]]  # by the name of a part, what may have been changed on it
 
@@ -24,33 +31,134 @@ class SavedModel(NamedTuple):
     plan: ModelPlan
     settings: Settings
     weights: Path
+    config: Path
 
 
-def write_folder(folder: Path, model: nn.Module, plan: ModelPlan, settings: Settings) -> None:
+def write_folder(folder: Path, model: nn.Module, plan: ModelPlan, data_config: Mapping[str, Any]) -> None:
     """Write config.json and model.safetensors.
+
+    Args:
+        folder: Where to; made if need be.
+        model: The model; its settings are kept, too.
+        plan: What it was built from.
+        data_config: The backbone's mean, std and input size.
 
     Raises:
         ValueError: If the plan holds what is no JSON value.
     """
+    values = {
+        "format": FORMAT,
+        "segheads": VERSION,
+        "model": dataclasses.asdict(plan),
+        "settings": settings_of(model),
+        "input": {key: list(data_config[key]) for key in ("mean", "std", "input_size")},
+        "ignore_index": plan.ignore_index,
+    }
     try:
-        text = json.dumps({"model": dataclasses.asdict(plan), "settings": settings}, indent=2)
+        json.dumps(values)
     except TypeError as error:
         raise ValueError(f"the arguments of create_model must be JSON values to be saved: {error}") from error
+    write_weights(folder / WEIGHTS_FILE, model)
+    write_json(folder / CONFIG_FILE, values)
+
+
+def write_weights(path: Path, model: nn.Module) -> None:
+    """Write a module's state as a whole safetensors file.
+
+    Args:
+        path: The file.
+        model: Any module.
+    """
     state = {key: value.cpu().contiguous().clone() for key, value in model.state_dict().items()}  # shared memory, too
-    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(text + "\n")
+    with whole_file(path) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
 
 
 def read_folder(name: str, **hub_options: Any) -> SavedModel:
-    """Read config.json of a local folder or of a model on the hub, and find its weights."""
+    """Read config.json of a local folder or of a model on the hub, and find its weights.
+
+    Args:
+        name: A folder, or a name on the hub.
+        **hub_options: See `SegmentationModel.from_pretrained`.
+
+    Raises:
+        SavedModelError: If config.json is damaged or describes no model.
+    """
     files = [Path(name) / file for file in (CONFIG_FILE, WEIGHTS_FILE)]
     if not Path(name).is_dir():
         files = [Path(hf_hub_download(name, file.name, **hub_options)) for file in files]
-    config = json.loads(files[0].read_text())
-    settings = config["settings"]
+    try:
+        config = json.loads(files[0].read_text(encoding="utf-8"))
+        plan, settings = read_model(config["model"]), config["settings"]
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SavedModelError(
+            f"{files[0]} does not describe a model ({error!r}); expected what save_pretrained wrote"
+        ) from error
     if not all(isinstance(values, dict) for values in settings.values()):
         settings = {"head": settings}  # as they were saved before heads nested
-    return SavedModel(ModelPlan(**config["model"]), settings, files[1])
+    return SavedModel(plan, settings, files[1], files[0])
+
+
+def read_model(values: Mapping[str, Any]) -> ModelPlan:
+    """The plan that config.json holds, of this version or of 0.1.0.
+
+    Args:
+        values: The entry `model`.
+
+    Raises:
+        TypeError: If there are other entries than a plan has.
+    """
+    values = {"pyramid": None, **values}
+    kwargs = dict(values.get("head_kwargs") or {})
+    if values.get("head") == "senformer":  # 0.1.0 had three arguments for what is `shift` now
+        layers = kwargs.pop("mean_shift_layers", 0)
+        channels, others = kwargs.pop("shift_channels", None), kwargs.pop("mean_shift_kwargs", None) or {}
+        if layers:
+            kwargs["shift"] = {"num_layers": layers, "shift_channels": channels, **others}
+    return ModelPlan(**{**values, "head_kwargs": kwargs})
+
+
+def settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What may have been changed since the model was built, by the name of the part that it belongs to.
+
+    Args:
+        model: Any module.
+    """
+    parts = {name: part for name, part in model.named_modules() if isinstance(part, (Head, MeanShift))}
+    return {name: part.settings() for name, part in parts.items() if part.settings()}
+
+
+def restore_settings(model: nn.Module, settings: Settings, source: Path) -> None:
+    """Set what `settings_of` gave, and nothing else.
+
+    Args:
+        model: A model of the same plan.
+        settings: From config.json.
+        source: The file, for messages.
+
+    Raises:
+        SavedModelError: If a part is not there, has no such setting, or refuses the value.
+    """
+    for name, values in settings.items():
+        for key, value in values.items():
+            try:
+                setattr(_owner(model.get_submodule(name), key), key, value)
+            except (AttributeError, TypeError, ValueError) as error:  # noqa: PERF203 (a handful of turns)
+                raise SavedModelError(f"{source}: {name}.{key} cannot be set to {value!r}: {error}") from error
+
+
+def _owner(part: nn.Module, key: str) -> nn.Module:
+    """The part that has a setting: the one that is named or, in a file of 0.1.0, its mean shift."""
+    if isinstance(part, (Head, MeanShift)) and key in part.settings():
+        return part
+    if isinstance(part, Head):
+        shift = getattr(part, "shift", None)
+        if isinstance(shift, MeanShift) and key in shift.settings():
+            return shift
+        if key == "mean_shift_layers" and hasattr(type(part), key):
+            return part
+    known = part.settings() if isinstance(part, (Head, MeanShift)) else {}
+    raise AttributeError(f"{type(part).__name__} has the settings {', '.join(known) or 'none'}")
 
 
 def check_place(name: str, hub_options: dict[str, Any]) -> str | None:
@@ -58,7 +166,7 @@ def check_place(name: str, hub_options: dict[str, Any]) -> str | None:
     if Path(name).is_dir():
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             if not (Path(name) / file).is_file():
-                raise FileNotFoundError(f"{name} holds no {file}; expected a folder that save_pretrained wrote")
+                raise SavedModelMissingError(f"{name} holds no {file}; expected a folder that save_pretrained wrote")
     elif not hub_options.get("local_files_only"):
         cause = why_hub_is_out_of_reach()
         hub_options["local_files_only"] = cause is not None  # the cache may have it
@@ -74,12 +182,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         path: A `model.safetensors` that `save_pretrained` wrote.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If names or shapes differ; the message names the file and shows the first differences.
+        SavedModelMissingError: If there is no such file.
+        SavedModelError: If the file is damaged, or names or shapes differ; the message names the file and shows the
+            first differences.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}; expected a safetensors file that save_pretrained wrote")
-    state, expected = load_file(path), model.state_dict()
+        raise SavedModelMissingError(f"no weights at {path}; expected a safetensors file that save_pretrained wrote")
+    try:
+        state, expected = load_file(path), model.state_dict()
+    except SafetensorError as error:
+        raise SavedModelError(f"{path} is damaged ({error}); expected what save_pretrained wrote") from error
     differences = [f"{key} is missing" for key in expected if key not in state]
     differences += [f"{key} is not expected" for key in state if key not in expected]
     differences += [
@@ -89,5 +201,5 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     ]
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-        raise ValueError(f"{path} does not fit the model: {'; '.join(differences[:3])}{more}")
+        raise SavedModelError(f"{path} does not fit the model: {'; '.join(differences[:3])}{more}")
     model.load_state_dict(state)

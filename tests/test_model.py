@@ -265,7 +265,7 @@ def test_an_ensemble_is_saved_with_what_was_changed_on_it_and_its_learners(tmp_p
         5,
         pretrained=False,
         pyramid_kwargs={"out_channels": 16},
-        head_kwargs={"learner": "mean_shift", "mean_shift_layers": 1, "share": "decoder"},
+        head_kwargs={"learner": "mean_shift", "shift": {"num_layers": 1}, "share": "decoder"},
     ).eval()
     model.head.merge, model.head.levels, model.head.mean_shift_layers = "product", [0, 2], 2
     model.head.learners[0].num_layers = 3

@@ -135,9 +135,10 @@ class Cell:
             validation_set = open_dataset(data, "val", seed=config.seed)
         samples = EvaluationSamples(validation_set, model.data_config["mean"], model.data_config["std"], config.scale)
         fields = InferenceProtocol.__dataclass_fields__
-        views = {"window": config.window, "stride": config.stride}
+        views: dict[str, Any] = {"window": config.window, "stride": config.stride}
         views |= {name: x for name, x in options.items() if name in fields}
-        others = {"workers": config.workers} | {name: x for name, x in options.items() if name not in fields}
+        others: dict[str, Any] = {"workers": config.workers}
+        others |= {name: x for name, x in options.items() if name not in fields}
         return evaluate(accelerator, model.to(accelerator.device), samples, InferenceProtocol(**views), **others)
 
     def _keep(self, known: Mapping[str, Measured]) -> None:

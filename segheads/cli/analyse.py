@@ -1,7 +1,7 @@
 """Draw what a trained model looks at: attention, class embeddings, mean shift, and where two models disagree.
 
-    python recipes/analyse.py --model runs/demo --image 3 --pixel 60 40
-    python recipes/analyse.py --model runs/segmenter_ade20k --other runs/meanshifter_ade20k --image 120 --class-name sky
+    segheads analyse --model runs/demo --image 3 --pixel 60 40
+    segheads analyse --model runs/segmenter_ade20k --other runs/meanshifter_ade20k --image 120 --class-name sky
 
 `--model` is the folder of a run, or of a model alone (`SegmentationModel.save_pretrained`), or a name on the hub. A run
 knows its data set; for a model alone `--dataset` says it. Images are of the validation set.

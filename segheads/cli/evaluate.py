@@ -1,8 +1,8 @@
 """Evaluate a trained model as the papers do, and see where it is worst.
 
-    accelerate launch recipes/evaluate.py --model runs/segmenter_ade20k
-    accelerate launch recipes/evaluate.py --model RUN --slide --scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip
-    accelerate launch recipes/evaluate.py --model OWNER/NAME --dataset ade20k --data-root data/ADEChallengeData2016
+    accelerate launch -m segheads evaluate --model runs/segmenter_ade20k
+    accelerate launch -m segheads evaluate --model RUN --slide --scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip
+    accelerate launch -m segheads evaluate --model OWNER/NAME --dataset ade20k --data-root data/ADEChallengeData2016
 
 RUN is the folder of a recipe's run, and its config.json tells the data set, where that lies, how images are resized,
 and the window. Any other model (a folder of `save_pretrained`, a name on the hub) needs `--dataset`. The first command

@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from segheads.backbones import TimmBackbone
+from segheads.errors import SavedModelError
+from segheads.files import write_json
 from segheads.model import SegmentationModel
-from segheads.plan import HeadChoice, ModelPlan
+from segheads.plan import HeadChoice
+from segheads.saving import read_model, restore_settings, settings_of, write_weights
 from segheads.training.run import is_convolutional
 
 BACKBONE_FILE, HEAD_FILE, HEAD_CONFIG_FILE = "backbone.safetensors", "head.safetensors", "config.json"
@@ -225,17 +228,20 @@ def save_probes(folder: str | Path, shared: SharedBackbone, probes: Sequence[Pro
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_state(shared.backbone), folder / BACKBONE_FILE)
+    write_weights(folder / BACKBONE_FILE, shared.backbone)
     for probe in probes:
         own = folder / "heads" / probe.slug
         own.mkdir(parents=True, exist_ok=True)
-        save_file(_state(probe.model), own / HEAD_FILE)
+        if probe.model.plan is None:
+            raise ValueError(f"head {probe.name} was assembled from parts; only one of create_model can be saved")
+        write_weights(own / HEAD_FILE, probe.model)
         about = {
             "name": probe.name,
             "learning_rate": probe.learning_rate,
             "model": dataclasses.asdict(probe.model.plan),
+            "settings": settings_of(probe.model),
         }
-        (own / HEAD_CONFIG_FILE).write_text(json.dumps(about, indent=2) + "\n")
+        write_json(own / HEAD_CONFIG_FILE, about)
 
 
 def join_head(folder: str | Path, slug: str) -> SegmentationModel:
@@ -257,15 +263,12 @@ def join_head(folder: str | Path, slug: str) -> SegmentationModel:
         known = sorted(path.parent.name for path in Path(folder).glob(f"heads/*/{HEAD_FILE}"))
         raise FileNotFoundError(f"{folder} holds no head {slug!r}; it holds {', '.join(known) or 'none'}")
     about = json.loads((own / HEAD_CONFIG_FILE).read_text())
-    model = SegmentationModel.from_plan(ModelPlan(**about["model"]))
+    model = SegmentationModel.from_plan(read_model(about["model"]))
     state = load_file(own / HEAD_FILE)
     state |= {f"backbone.{key}": value for key, value in load_file(Path(folder) / BACKBONE_FILE).items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{own / HEAD_FILE} and {BACKBONE_FILE} do not fit the model: {error}") from error
+        raise SavedModelError(f"{own / HEAD_FILE} and {BACKBONE_FILE} do not fit the model: {error}") from error
+    restore_settings(model, about.get("settings", {}), own / HEAD_CONFIG_FILE)  # 0.1.0 kept none
     return model.eval()
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value.cpu().contiguous().clone() for key, value in module.state_dict().items()}

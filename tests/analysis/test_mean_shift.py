@@ -80,7 +80,7 @@ def test_label_maps_are_those_of_a_model_set_so():
 
 def test_mean_shift_in_each_level_of_an_ensemble():
     torch.manual_seed(0)
-    options = {"mean_shift_layers": 1, "learner": "linear"}
+    options = {"shift": {"num_layers": 1}, "learner": "linear"}
     model = create_model(
         "test_resnet", "senformer", K, pretrained=False, head_kwargs=options, pyramid_kwargs={"out_channels": 16}
     )

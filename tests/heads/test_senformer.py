@@ -38,7 +38,7 @@ def test_each_level_has_a_learner_and_the_merged_comes_first():
 @pytest.mark.parametrize("learner", ["linear", "mask_transformer", "mean_shift", "class_attention", "fcn"])
 @pytest.mark.parametrize("mean_shift_layers", [0, 2])
 def test_any_single_level_head_is_a_learner(learner, mean_shift_layers):
-    head = SenFormerHead([16, 24, 8], 5, learner=learner, mean_shift_layers=mean_shift_layers, shift_channels=4)
+    head = SenFormerHead([16, 24, 8], 5, learner=learner, shift={"num_layers": mean_shift_layers, "shift_channels": 4})
     x = [torch.randn(2, C, *size, requires_grad=True) for C, size in zip((16, 24, 8), SIZES, strict=False)]
     torch.manual_seed(0)  # stochastic depth may drop a block; not with this seed
     sum(prediction.square().sum() for prediction in head.predictions(x)).backward()
@@ -96,7 +96,7 @@ def test_levels_at_construction_build_those_learners_alone():
 
 
 def test_several_learners_per_level():
-    head, x = randomised(SenFormerHead([16] * 2, 5, learners_per_level=3, mean_shift_layers=1)), features(count=2)
+    head, x = randomised(SenFormerHead([16] * 2, 5, learners_per_level=3, shift={"num_layers": 1})), features(count=2)
     assert len(head.learners) == 6
     assert len(head.shifts) == 2
     logits = head.learner_logits(x)
@@ -131,7 +131,7 @@ def test_shared_heads_without_class_embeddings_are_one():
 
 
 def test_mean_shift_stands_before_the_learners_and_its_depth_may_change():
-    head, x = randomised(SenFormerHead([16] * 4, 5, mean_shift_layers=1, shift_channels=4)), features()
+    head, x = randomised(SenFormerHead([16] * 4, 5, shift={"num_layers": 1, "shift_channels": 4})), features()
     assert all(isinstance(shift, MeanShift) and shift.projection.out_features == 4 for shift in head.shifts)
     shifted = [upsample(n(s(level)), (8, 11)) for n, s, level in zip(head.learners, head.shifts, x, strict=True)]
     torch.testing.assert_close(head.learner_logits(x), shifted)
@@ -140,12 +140,12 @@ def test_mean_shift_stands_before_the_learners_and_its_depth_may_change():
     torch.testing.assert_close(head.learner_logits(x), plain)
     head.mean_shift_layers = 3
     assert [shift.num_layers for shift in head.shifts] == [3] * 4
-    joint = SenFormerHead([16] * 4, 5, mean_shift_layers=2, mean_shift_kwargs={"spatial_bandwidth": 1.5, "step": 0.5})
+    joint = SenFormerHead([16] * 4, 5, shift={"num_layers": 2, "spatial_bandwidth": 1.5, "step": 0.5})
     assert [(shift.spatial_bandwidth, shift.step, shift.num_layers) for shift in joint.shifts] == [(1.5, 0.5, 2)] * 4
     with pytest.raises(ValueError, match="mean_shift_layers cannot become 1: the head was built without a shift"):
         SenFormerHead([16] * 4, 5).mean_shift_layers = 1
     with pytest.raises(ValueError, match="num_layers must be an integer of 0 or more; got -1"):
-        SenFormerHead([16] * 4, 5, mean_shift_layers=-1)
+        SenFormerHead([16] * 4, 5, shift={"num_layers": -1})
 
 
 def test_extreme_logits_stay_finite():

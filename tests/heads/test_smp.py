@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from segheads.heads import find_head
 from segheads.heads.smp import SingleValueBatchNorm, SmpHead, smp_decoders
 
 SMALL = {  # smp's defaults are wide
@@ -275,7 +276,7 @@ def test_found_by_name_with_the_number_of_maps_it_uses():
 def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match=r"smp has no decoder 'unett'; known: unet, .*, dpt; did you mean 'unet'\?"):
         SmpHead([8, 8], 3, decoder="unett")
-    with pytest.raises(ValueError, match="smp has no decoder 'nothing'; known: unet"):
+    with pytest.raises(ValueError, match="no head is called 'smp:nothing'; known: linear"):
         find_head("smp:nothing")
     with pytest.raises(
         ValueError, match=r"'segformer' has no option 'channels'; it has: decoder_segmentation_channels"

@@ -16,7 +16,7 @@ from segheads import TimmBackbone
 from segheads.data import CamVid, IterationSampler, RandomScaleCrop, Scenes, TrainingSamples
 from segheads.data.subset import SubsetDataset
 from segheads.probing import CachedSamples, FeatureCache, RoundSampler, as_it_is, fingerprint_data, fingerprint_module
-from segheads.training import feature_cache
+from segheads.probing import features as feature_cache
 
 KEYS = [(0, 3), (1, 2)]
 LABELS = torch.arange(32, dtype=torch.uint8).view(2, 4, 4)

@@ -24,6 +24,7 @@ from segheads.metrics.boundary import BoundaryIoU
 from segheads.metrics.confusion import SegmentationMetrics
 from segheads.metrics.object_size import ObjectSizeIoU
 from segheads.model import SegmentationModel
+from segheads.predictor import Prediction, Predictor
 from segheads.pyramids import FPN, FPNT, SimplePyramid
 from segheads.version import VERSION
 
@@ -43,6 +44,8 @@ __all__ = [
     "MeanShift",
     "MeanShiftHead",
     "ObjectSizeIoU",
+    "Prediction",
+    "Predictor",
     "PretrainedWeightsError",
     "SegmentationMetrics",
     "SegmentationModel",

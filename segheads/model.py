@@ -11,11 +11,13 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
 from segheads.backbones import TimmBackbone
+from segheads.classes import Classes
 from segheads.errors import SavedModelError, SavedModelMissingError
 from segheads.functional import upsample, upsample_argmax, upsample_cross_entropy
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction
 from segheads.heads import FCNHead, Head, find_head
+from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.modules import evaluating, freeze_unused
 from segheads.plan import ModelPlan, wire
 from segheads.pyramids import Pyramid, find_pyramid
@@ -43,6 +45,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         ignore_index: The label that the loss leaves out.
         loss_reduction: `"valid"` or `"all"`, see `segheads.functional.upsample_cross_entropy`.
         stretch_logits: Resize logits over the image without removing the padding.
+
+    Attributes:
+        plan: What `create_model` built the model from; None for one that was assembled from parts.
+        classes: Names and colours of the classes, which a saved model keeps; the recipes fill it in.
+        protocol: How images are shown to the model, which a saved model keeps; the recipes fill it in.
 
     Raises:
         ValueError: If a part takes other channels than the one before it gives.
@@ -90,6 +97,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         self.loss_reduction = loss_reduction
         self.stretch_logits = stretch_logits
         self.plan: ModelPlan | None = None  # what it was built from, if by names
+        self.classes: Classes | None = None
+        self.protocol: InferenceProtocol = WHOLE
         self._pyramid_was_chosen = False
         self._level = level
         self._stride = strides[level] / head.upsampling
@@ -228,21 +237,66 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             loss = loss * (covered[0] * covered[1] / (H * W))
         return loss
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        config: Any = None,  # noqa: ARG002 (huggingface_hub's; config.json is ours)
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_kwargs: Any,
+    ) -> str | None:
+        """Write config.json, model.safetensors and a model card; each file is whole, or as it was before.
+
+        Args:
+            save_directory: The folder; made if need be.
+            config: Not used.
+            repo_id: Name on the hub; None means the folder's.
+            push_to_hub: Upload it, too.
+            model_card_kwargs: Further values of the model card.
+            **push_kwargs: huggingface_hub's options of `push_to_hub`.
+
+        Returns:
+            What `push_to_hub` gives, or None.
+
+        Raises:
+            ValueError: If the model was assembled from parts, or its options are no JSON values.
+        """
         if self.plan is None:
             raise ValueError(
                 "save_pretrained needs a model from create_model, which can be rebuilt from its arguments; this one "
                 "was assembled from parts, so save its state_dict() and assemble it again"
             )
-        write_folder(save_directory, self, self.plan, self.data_config)
+        folder = Path(save_directory)
+        write_folder(folder, self, self.plan, self.data_config, self.classes, self.protocol)
+        card = folder / "README.md"
+        if not card.exists():
+            self.generate_model_card(**(model_card_kwargs or {})).save(card)
+        if push_to_hub:
+            return self.push_to_hub(repo_id=repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_kwargs)
+        return None
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub_options: Any) -> "SegmentationModel":
+    def from_pretrained(  # type: ignore[override]  # the mixin takes any keyword in silence
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> "SegmentationModel":
         """Load what `save_pretrained` or `push_to_hub` wrote; the model comes back in evaluation mode, on the CPU.
 
         Args:
             pretrained_model_name_or_path: A local folder, or a model's name on the Hugging Face hub.
-            **hub_options: huggingface_hub's `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+            revision: Branch, tag or commit on the hub.
+            token: Of the hub, for a private model.
+            cache_dir: Where downloads are kept.
+            force_download: Download what the cache holds, too.
+            local_files_only: Ask the cache alone.
 
         Raises:
             SavedModelMissingError: If the folder lacks one of the files, or there is neither such a folder nor, as
@@ -250,9 +304,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             SavedModelError: If config.json is damaged, sets what is no setting of a part, or the weights do not fit.
         """
         where = str(pretrained_model_name_or_path)
-        cause = check_place(where, hub_options)
+        options: dict[str, Any] = {"local_files_only": local_files_only, "force_download": force_download}
+        options |= {"revision": revision, "token": token, "cache_dir": cache_dir}
+        cause = check_place(where, options)
         try:
-            return super().from_pretrained(where, **hub_options)
+            saved = read_folder(where, **options)
         except SavedModelError:
             raise
         except (OSError, HFValidationError) as error:  # huggingface_hub's errors of network and look-up are OSErrors
@@ -260,13 +316,10 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
                 f"{where!r} is no local folder, and could not be had from the Hugging Face hub: "
                 f"{cause or str(error).splitlines()[0]}"
             ) from error
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **hub_options: Any) -> "SegmentationModel":
-        saved = read_folder(model_id, **hub_options)
         model = cls.from_plan(saved.plan)
         load_weights(model, saved.weights)
         restore_settings(model, saved.settings, saved.config)
+        model.classes, model.protocol = saved.classes, saved.protocol
         return model.eval()
 
     @classmethod

@@ -11,9 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from segheads.classes import Classes
 from segheads.errors import SavedModelError, SavedModelMissingError
 from segheads.files import whole_file, write_json
 from segheads.heads import Head
+from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.mean_shift import MeanShift
 from segheads.plan import ModelPlan
 from segheads.pretrained import why_hub_is_out_of_reach
@@ -32,9 +34,18 @@ class SavedModel(NamedTuple):
     settings: Settings
     weights: Path
     config: Path
+    classes: Classes | None
+    protocol: InferenceProtocol
 
 
-def write_folder(folder: Path, model: nn.Module, plan: ModelPlan, data_config: Mapping[str, Any]) -> None:
+def write_folder(
+    folder: Path,
+    model: nn.Module,
+    plan: ModelPlan,
+    data_config: Mapping[str, Any],
+    classes: Classes | None,
+    protocol: InferenceProtocol,
+) -> None:
     """Write config.json and model.safetensors.
 
     Args:
@@ -42,6 +53,8 @@ def write_folder(folder: Path, model: nn.Module, plan: ModelPlan, data_config: M
         model: The model; its settings are kept, too.
         plan: What it was built from.
         data_config: The backbone's mean, std and input size.
+        classes: Names and colours, if they are known.
+        protocol: How images are shown to the model.
 
     Raises:
         ValueError: If the plan holds what is no JSON value.
@@ -52,6 +65,8 @@ def write_folder(folder: Path, model: nn.Module, plan: ModelPlan, data_config: M
         "model": dataclasses.asdict(plan),
         "settings": settings_of(model),
         "input": {key: list(data_config[key]) for key in ("mean", "std", "input_size")},
+        "classes": None if classes is None else {"names": classes.names, "palette": classes.palette},
+        "protocol": protocol.as_json(),
         "ignore_index": plan.ignore_index,
     }
     try:
@@ -90,13 +105,16 @@ def read_folder(name: str, **hub_options: Any) -> SavedModel:
     try:
         config = json.loads(files[0].read_text(encoding="utf-8"))
         plan, settings = read_model(config["model"]), config["settings"]
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        named = config.get("classes")
+        classes = None if named is None else Classes(tuple(named["names"]), tuple(map(tuple, named["palette"])))
+        protocol = InferenceProtocol(**config["protocol"]) if "protocol" in config else WHOLE
+    except (KeyError, TypeError, ValueError) as error:
         raise SavedModelError(
             f"{files[0]} does not describe a model ({error!r}); expected what save_pretrained wrote"
         ) from error
     if not all(isinstance(values, dict) for values in settings.values()):
         settings = {"head": settings}  # as they were saved before heads nested
-    return SavedModel(plan, settings, files[1], files[0])
+    return SavedModel(plan, settings, files[1], files[0], classes, protocol)
 
 
 def read_model(values: Mapping[str, Any]) -> ModelPlan:

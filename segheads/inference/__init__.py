@@ -7,13 +7,12 @@ from segheads.inference.predict import (
     predict_uncertainty,
     predict_with_confidence,
 )
-from segheads.inference.protocol import WHOLE, InferenceProtocol, SmallImages
+from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.inference.windows import sliding_window_logits
 
 __all__ = [
     "WHOLE",
     "InferenceProtocol",
-    "SmallImages",
     "average_views",
     "predict_labels",
     "predict_probabilities",

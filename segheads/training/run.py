@@ -1,5 +1,6 @@
 """A whole run, from the configuration to the report: what recipes share."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -264,6 +265,8 @@ def report(
     results: dict[str, Tensor],
 ) -> None:
     """Write the model, the tables and the pictures of a finished run."""
+    model.classes = samples.dataset.classes
+    model.protocol = dataclasses.replace(protocol_of(config), scale=config.scale)
     model.save_pretrained(run.path / "model")
     model.eval()
     dataset, rows, doubts = samples.dataset, [], []

@@ -93,7 +93,7 @@ class Masked(nn.Module):
         {"is_causal": True},
         {"is_causal": True, "enable_gqa": True},
     ],
-    ids=str,
+    ids=["keys", "bias", "causal", "groups"],
 )
 @pytest.mark.parametrize("autocast", [False, True])
 def test_masks_scale_and_groups_are_taken_into_account(options, autocast):

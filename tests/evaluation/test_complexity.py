@@ -19,10 +19,10 @@ def test_a_linear_model_by_hand():
 
 def test_the_model_is_left_as_it_was():
     model = create_model("test_vit", "senformer", 5, pretrained=False, pyramid_kwargs={"out_channels": 16}).train()
-    config, images = dict(model.config), torch.randn(1, 3, 32, 32)
+    plan, images = model.plan, torch.randn(1, 3, 32, 32)
     count_multiply_adds(model, (64, 64))
     assert model.training
-    assert model.config == config
+    assert model.plan == plan
     assert all(p.device.type == "cpu" for p in model.parameters())
     model(images, torch.zeros(1, 32, 32, dtype=torch.long)).backward()
     assert next(model.head.parameters()).grad is not None

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from segheads import SegmentationMetrics
+from segheads.classes import Classes
 from segheads.data import Scenes
 from segheads.evaluation.evaluate import image_scores
 from segheads.evaluation.report import evaluation_markdown, worst_images, write_evaluation
@@ -175,10 +176,8 @@ def test_legend_shows_the_classes_of_most_pixels_where_there_is_no_room_for_all(
     names = tuple(f"class {k}" for k in range(90))
 
     class Many(Scenes):
-        class_names, palette = names, tuple((k, k, k) for k in range(90))
-
         def __init__(self):
-            pass
+            self.classes = Classes(names, tuple((k, k, k) for k in range(90)))
 
     truth = np.repeat(np.arange(90), 20).reshape(30, 60)
     truth[:, 40:] = 77

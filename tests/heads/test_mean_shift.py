@@ -34,7 +34,7 @@ def test_layers_may_change_after_building():
     one.load_state_dict(head.state_dict())
     x3 = one.shift(one.shift(one.shift(x)))
     torch.testing.assert_close(head(x), one.decoder(x3))
-    assert head.settings() == {"num_layers": 3, "bandwidth": pytest.approx(24**0.25)}
+    assert head.shift.settings() == {"num_layers": 3, "bandwidth": pytest.approx(24**0.25)}
 
 
 @pytest.mark.parametrize("decoder", ["mask_transformer", MaskTransformerHead])
@@ -103,7 +103,7 @@ def test_bandwidths_are_given_at_inference_and_saved(learned, tmp_path):
     model.save_pretrained(tmp_path)
     again = SegmentationModel.from_pretrained(tmp_path).eval()
     assert (again.head.bandwidth, again.head.spatial_bandwidth) == pytest.approx((0.5, 1.2))
-    assert set(head.settings()) == {"num_layers"} | (set() if learned else {"bandwidth", "spatial_bandwidth"})
+    assert set(head.shift.settings()) == {"num_layers"} | (set() if learned else {"bandwidth", "spatial_bandwidth"})
     torch.testing.assert_close(again(images), after, rtol=0, atol=0)
 
 

@@ -38,7 +38,8 @@ def test_each_level_has_a_learner_and_the_merged_comes_first():
 @pytest.mark.parametrize("learner", ["linear", "mask_transformer", "mean_shift", "class_attention", "fcn"])
 @pytest.mark.parametrize("mean_shift_layers", [0, 2])
 def test_any_single_level_head_is_a_learner(learner, mean_shift_layers):
-    head = SenFormerHead([16, 24, 8], 5, learner=learner, shift={"num_layers": mean_shift_layers, "shift_channels": 4})
+    shift = {"num_layers": mean_shift_layers, "shift_channels": 4} if mean_shift_layers else None
+    head = SenFormerHead([16, 24, 8], 5, learner=learner, shift=shift)
     x = [torch.randn(2, C, *size, requires_grad=True) for C, size in zip((16, 24, 8), SIZES, strict=False)]
     torch.manual_seed(0)  # stochastic depth may drop a block; not with this seed
     sum(prediction.square().sum() for prediction in head.predictions(x)).backward()

@@ -41,7 +41,7 @@ def test_a_short_run(recipe, tmp_path, head):
     recipe.main(config)
     assert 0 <= json.loads((tmp_path / "results.json").read_text())["mIoU"] <= 1
     assert json.loads((tmp_path / "config.json").read_text())["head"] == head
-    assert SegmentationModel.from_pretrained(tmp_path / "model").config["head"] == head
+    assert SegmentationModel.from_pretrained(tmp_path / "model").plan.head == head
 
 
 def test_mistakes_are_named(recipe, tmp_path):

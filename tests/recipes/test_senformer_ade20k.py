@@ -75,7 +75,7 @@ def test_options_of_the_ensemble_reach_the_model(recipe):
     assert head.in_channels == [16] * 4
     assert model.auxiliary_weight == 0.4
     assert model.auxiliary_head is not None
-    json.dumps(model.config)  # can be saved
+    json.dumps(dataclasses.asdict(model.plan))  # can be saved
 
 
 @pytest.mark.parametrize(

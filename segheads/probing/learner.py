@@ -16,6 +16,7 @@ from segheads.data.samples import EvaluationSamples
 from segheads.evaluation.evaluate import predict
 from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.metrics.confusion import SegmentationMetrics
+from segheads.modules import evaluating
 from segheads.probing.features import FeatureCache
 from segheads.probing.probes import Probe, SharedBackbone
 from segheads.training.loop import train_step, training_batches
@@ -222,10 +223,7 @@ def evaluate_probes(
         SegmentationMetrics(probe.model.num_classes, ignore_index=ignore_index).to(accelerator.device)
         for probe in probes
     ]
-    modes = [probe.model.training for probe in probes]
-    for probe in probes:
-        probe.model.eval()
-    try:
+    with evaluating(*(probe.model for probe in probes)):
         for image, labels in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process):
             image, labels = (x.to(accelerator.device, non_blocking=True) for x in (image, labels))
             shared.forget()
@@ -233,10 +231,7 @@ def evaluate_probes(
                 shared.rewind()
                 prediction = predict(accelerator, probe.model, image, labels.shape, protocol, batch_size=batch_size)
                 metric.update(prediction, labels)
-    finally:
-        shared.forget()
-        for probe, was_training in zip(probes, modes, strict=True):
-            probe.model.train(was_training)
+    shared.forget()
     return [metric.compute() for metric in metrics]
 
 

@@ -197,9 +197,11 @@ def test_evaluation_of_all_heads_equals_that_of_each_model(tmp_path):
     results = evaluate_probes(accelerator, shared, probes, samples, protocol, **options)
     windows = list(calls)
     calls.clear()
+    frozen = probes[0].model.head.train(False)  # which stays as it is
     evaluate_probes(accelerator, shared, probes[:1], samples, protocol, **options)
     assert windows == calls  # as often for three heads as for one
     assert all(probe.model.training for probe in probes)
+    assert not frozen.training
     for probe, result in zip(probes, results, strict=True):
         expected = evaluate(accelerator, join_head(tmp_path, probe.slug), samples, protocol, **options)
         assert scores(result) == scores(expected)

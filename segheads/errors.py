@@ -44,22 +44,6 @@ class SavedModelMissingError(SavedModelError, FileNotFoundError):
     """There is no saved model, or a file of it is missing."""
 
 
-class RunError(SegheadsError, RuntimeError):
-    """A run cannot start or go on."""
-
-
-class DivergedError(RunError, FloatingPointError):
-    """The loss or a weight is no longer finite.
-
-    Attributes:
-        iteration: The iteration at which it first was not; 1 is the first.
-    """
-
-    def __init__(self, message: str, iteration: int) -> None:
-        super().__init__(message)
-        self.iteration = iteration
-
-
 @contextmanager
 def options_become_parts() -> Iterator[None]:
     """Raise an `OptionError` for every plain ValueError: the place where options are turned into parts.

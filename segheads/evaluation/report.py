@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from segheads.data import SegmentationDataset
+from segheads.files import write_text
 from segheads.metrics.confusion import per_class_markdown, percent
 from segheads.metrics.object_size import SIZES
 from segheads.training.report import Row, plot_worst, write_results
@@ -34,7 +35,7 @@ def write_evaluation(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_results(folder, results, dataset, protocol)
-    (folder / "results.md").write_text(evaluation_markdown(results, protocol, dataset.class_names) + "\n")
+    write_text(folder / "results.md", evaluation_markdown(results, protocol, dataset.class_names) + "\n")
     write_images(folder / "images.csv", results, dataset)
     if rows:
         worst = worst_images(results, len(rows))

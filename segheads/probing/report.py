@@ -1,7 +1,6 @@
 """The table of many heads: Markdown, CSV, JSON, and a picture of their curves."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from segheads.evaluation.complexity import count_parameters
+from segheads.files import write_json, write_text
 from segheads.probing.probes import Probe
 
 SCORES = ("mIoU", "aAcc", "mAcc")
@@ -91,8 +91,8 @@ def write_probe_report(
         title: A line above the tables and the picture.
     """
     folder = Path(folder)
-    (folder / "heads.md").write_text(probe_markdown(rows, title))
-    (folder / "heads.json").write_text(json.dumps(list(rows), indent=2) + "\n")
+    write_text(folder / "heads.md", probe_markdown(rows, title))
+    write_json(folder / "heads.json", list(rows))
     with (folder / "heads.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

@@ -1,6 +1,5 @@
 """What a person looks at after a run: curves, pictures, a table."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segheads.data import SegmentationDataset
+from segheads.files import write_json, write_text
 from segheads.functional.uncertainty import Uncertainty
 from segheads.metrics.confusion import per_class_markdown, percent
 from segheads.metrics.object_size import SIZES
@@ -55,7 +55,7 @@ def write_report(
         rows: What `plot_predictions` takes.
     """
     write_results(folder, results, dataset)
-    (folder / "per_class.md").write_text(per_class_markdown(results, dataset.class_names) + "\n")
+    write_text(folder / "per_class.md", per_class_markdown(results, dataset.class_names) + "\n")
     plot_curves(records, folder / "curves.png")
     if rows:
         plot_predictions(rows, dataset, folder / "predictions.png")
@@ -83,7 +83,7 @@ def write_results(
         bins = dict(zip(("confidence", "accuracy", "pixels"), _lists(results, BINS).values(), strict=True))
         written["bins"] = _json_rows(bins)
         plot_reliability(results, folder / "reliability.png")
-    (folder / "results.json").write_text(json.dumps(written, indent=2) + "\n")
+    write_json(folder / "results.json", written)
 
 
 def _lists(results: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, list[Any]]:

@@ -21,7 +21,6 @@ Hours: one training of the defaults is 160k iterations of 8 images, not yet meas
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -30,8 +29,17 @@ from typing import Any
 import tyro
 
 from segheads.ablation import GridConfig, Row, Table, axis, run_grid
-from segheads.functional.upsample import Reduction
-from segheads.training import DEMO_RUN
+from segheads.cli.run import run
+from segheads.errors import OptionError
+from segheads.inference import InferenceProtocol
+from segheads.training import DEMO_RUN, LoopConfig, ModelConfig, OptimizationConfig, changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(ModelConfig):
+    """The backbone and the loss; rows say the head."""
+
+    head: tyro.conf.Suppress[str] = "linear"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,32 +71,31 @@ class Config(GridConfig):
     )
     """Options of the mean_shift head, each a JSON object."""
 
-    # The model
-    backbone: str = "vit_tiny_patch16_384.augreg_in21k_ft_in1k"
-    """Any timm architecture. The default is Segmenter's Ti/16: AugReg, ImageNet-21k, then ImageNet-1k at 384."""
-    head: tyro.conf.Suppress[str] = "linear"
     decoder: str = "linear"
     """The head after the shift."""
-    drop_path_rate: float = 0.1
-    loss_reduction: Reduction = "all"
-    """Divide the loss by all pixels, as the author's code does, or by the valid ones."""
 
-    # The optimisation
-    batch_size: int = 8
-    optimizer: str = "momentum"
-    """In timm's words: momentum is the author's SGD, sgd is Segmenter's (with Nesterov), adamw, and the rest."""
-    learning_rate: float = 1e-3
-    min_learning_rate: float = 1e-4
-    power: float = 0.9
-    weight_decay: float = 0.0
+    model: Model = Model(
+        backbone="vit_tiny_patch16_384.augreg_in21k_ft_in1k",  # Segmenter's Ti/16: ImageNet-21k, then 1k at 384
+        drop_path_rate=0.1,
+        loss_reduction="all",  # as the author's code
+    )
+    """Backbone and loss."""
+    optimization: OptimizationConfig = OptimizationConfig(
+        optimizer="momentum",  # the author's SGD; Segmenter's is sgd, with Nesterov
+        learning_rate=1e-3,
+        min_learning_rate=1e-4,
+        power=0.9,
+        weight_decay=0.0,
+    )
+    """Optimizer and learning rate."""
+    loop: LoopConfig = LoopConfig(batch_size=8, evaluate_every=0)
+    """Length, evaluations, checkpoints, log."""
+    protocol: InferenceProtocol = InferenceProtocol(scale=(2048, 512), window=512, stride=480)
+    """How images are shown to the model in evaluations; training crops are resized about the scale, too."""
 
-    # The evaluation
-    window: int | None = 512
-    stride: int | None = 480
-    evaluate_every: int = 0
 
-
-DEMO = Config(
+DEMO = changed(
+    Config(),
     output=Path("runs/demo_ablate_mean_shift"),
     backbone="vit_tiny_patch16_224",
     patch_size=8,
@@ -219,9 +226,9 @@ def variant_rows(config: Config, layers: list[int]) -> list[Row]:
         try:
             options = json.loads(variant)
         except json.JSONDecodeError as error:
-            raise SystemExit(f"error: --variants must be JSON objects; got {variant!r} ({error})") from error
+            raise OptionError(f"variants must be JSON objects; got {variant!r} ({error})") from error
         if not isinstance(options, dict):
-            raise SystemExit(f"error: --variants must be JSON objects; got {variant!r}")
+            raise OptionError(f"variants must be JSON objects; got {variant!r}")
         name = ", ".join(f"{key} {value}" for key, value in options.items()) or "defaults"
         if options.get("kernel") == "dot":
             del options["kernel"]
@@ -241,4 +248,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, default=DEMO if "--demo" in sys.argv else Config(), description=__doc__))
+    run(main, Config, demo=DEMO, description=__doc__)

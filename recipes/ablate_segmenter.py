@@ -19,18 +19,16 @@ number that we could not look up.
 Hours: one training of the defaults is 160k iterations of 8 images, not yet measured; `--iterations` makes it shorter.
 """
 
-import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from segheads import SegmentationModel, create_model
 from segheads.ablation import COLUMNS, MEAN_IOU, Column, GridConfig, Row, Table, axis, run_grid
-from segheads.functional.upsample import Reduction
-from segheads.training import DEMO_RUN
+from segheads.cli.run import run
+from segheads.inference import InferenceProtocol
+from segheads.training import DEMO_RUN, LoopConfig, ModelConfig, OptimizationConfig, changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,29 +62,25 @@ class Config(GridConfig):
     training_set_sizes: tuple[int, ...] = axis((4000, 8000, 12000, 16000, 20000))
     """Numbers of training images, of table 5; the smaller sets are parts of the larger."""
 
-    # The model
-    backbone: str = "vit_small_patch16_384.augreg_in21k_ft_in1k"
-    """Any timm architecture; tables 2, 4 and 5 have this one."""
-    head: str = "linear"
-    """The decoder of tables 2, 3 and 5."""
-    drop_path_rate: float = 0.1
-    loss_reduction: Reduction = "valid"
-
-    # The optimisation
-    batch_size: int = 8
-    optimizer: str = "sgd"
-    learning_rate: float = 1e-3
-    min_learning_rate: float = 1e-5
-    power: float = 0.9
-    weight_decay: float = 0.0
-
-    # The evaluation
-    window: int | None = 512
-    stride: int | None = 512
-    evaluate_every: int = 0
+    model: ModelConfig = ModelConfig(
+        backbone="vit_small_patch16_384.augreg_in21k_ft_in1k",  # of tables 2, 4 and 5
+        head="linear",  # of tables 2, 3 and 5
+        drop_path_rate=0.1,
+        loss_reduction="valid",
+    )
+    """Backbone of tables 2, 4 and 5, head of 2, 3 and 5, and loss."""
+    optimization: OptimizationConfig = OptimizationConfig(
+        optimizer="sgd", learning_rate=1e-3, min_learning_rate=1e-5, power=0.9, weight_decay=0.0
+    )
+    """Optimizer and learning rate."""
+    loop: LoopConfig = LoopConfig(batch_size=8, evaluate_every=0)
+    """Length, evaluations, checkpoints, log."""
+    protocol: InferenceProtocol = InferenceProtocol(scale=(2048, 512), window=512, stride=512)
+    """How images are shown to the model in evaluations; training crops are resized about the scale, too."""
 
 
-DEMO = Config(
+DEMO = changed(
+    Config(),
     output=Path("runs/demo_ablate_segmenter"),
     backbone="vit_tiny_patch16_224",
     patch_size=8,
@@ -112,14 +106,18 @@ def paper(config: Config, backbone: str, head: str) -> dict[str, float]:
     """What is known of a model, where it is the paper's."""
     start = "_".join(backbone.split(".")[0].split("_")[:3])
     known = PAPER.get((start, head))
-    return {} if known is None or config.patch_size is not None or config.depth is not None else {"mIoU": known}
+    return (
+        {}
+        if known is None or config.model.patch_size is not None or config.model.depth is not None
+        else {"mIoU": known}
+    )
 
 
 def tables(config: Config) -> dict[str, Table]:
     """The rows of every table."""
     seeds = config.seeds
     note = f"Paper: ADE20K, 160,000 iterations of 8 images. Ours: {config.summary()}."
-    own = paper(config, config.backbone, config.head)
+    own = paper(config, config.model.backbone, config.model.head)
     return {
         "2": Table(
             "Segmenter, Table 2: dropout and stochastic depth",
@@ -144,7 +142,7 @@ def tables(config: Config) -> dict[str, Table]:
                     decoder,
                     {"head": decoder},
                     evaluation={"object_sizes": True},
-                    paper=paper(config, config.backbone, decoder),
+                    paper=paper(config, config.model.backbone, decoder),
                     seeds=seeds,
                 )
                 for decoder in config.decoders
@@ -173,7 +171,7 @@ def backbone_rows(config: Config) -> list[Row]:
         training: dict[str, Any] = {"backbone": backbone}
         if patch.isdigit() and name:
             training = {"backbone": name, "patch_size": int(patch)}
-        known = paper(config, backbone, config.head) if "patch_size" not in training else {}
+        known = paper(config, backbone, config.model.head) if "patch_size" not in training else {}
         rows.append(Row(backbone, training, paper=known, seeds=config.seeds))
     return rows
 
@@ -187,9 +185,9 @@ def dropout(rate: float) -> dict[str, Any]:
 def build_model(config: Config, num_classes: int) -> SegmentationModel:
     """The model of one training; the mask transformer's dropout is the published code's."""
     options = config.model_options()
-    published = {"drop_rate": 0.1, "drop_path_rate": 0.0} if config.head == "mask_transformer" else {}
+    published = {"drop_rate": 0.1, "drop_path_rate": 0.0} if config.model.head == "mask_transformer" else {}
     options["head_kwargs"] = {**published, **options.get("head_kwargs", {})}
-    return create_model(config.backbone, config.head, num_classes, **options)
+    return create_model(config.model.backbone, config.model.head, num_classes, **options)
 
 
 def main(config: Config) -> None:
@@ -198,4 +196,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, default=DEMO if "--demo" in sys.argv else Config(), description=__doc__))
+    run(main, Config, demo=DEMO, description=__doc__)

@@ -17,7 +17,6 @@ Hours: one training of the defaults (ResNet-50, 160k iterations of 16 images) ea
 `--batch-size` make them shorter.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,15 @@ import tyro
 
 from segheads import SegmentationModel, create_model
 from segheads.ablation import GridConfig, Row, Table, axis, run_grid
-from segheads.functional.upsample import Reduction
-from segheads.training import DEMO_RUN
+from segheads.cli.run import run
+from segheads.training import DEMO_RUN, LoopConfig, ModelConfig, OptimizationConfig, changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(ModelConfig):
+    """The backbone and the loss; rows say the head."""
+
+    head: tyro.conf.Suppress[str] = "senformer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,35 +47,29 @@ class Config(GridConfig):
     output: Path = Path("runs/ablate_senformer")
     """Folder of the trainings, one in a folder of its own, and of the tables."""
 
-    # The model
-    backbone: str = "resnet50.tv_in1k"
-    head: tyro.conf.Suppress[str] = "senformer"
     width: int = 512
     """Channels (d) of the pyramids and of what stands on them."""
     auxiliary_weight: float = 0.4
     """Weight in training of an FCN head on the backbone's third stage; 0 builds none."""
-    backbone_lr_scale: float = 0.1
-    """The backbone's rate over that of the rest; 1 where it starts from random weights."""
-    drop_path_rate: float = 0.0
-    loss_reduction: Reduction = "valid"
-
-    # The optimisation
-    batch_size: int = 16
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-4
-    min_learning_rate: float = 0.0
-    power: float = 1.0
-    warmup_iterations: int = 1500
-    weight_decay: float = 1e-4
-    max_grad_norm: float | None = 3.0
-
-    # The evaluation
-    window: int | None = None
-    stride: int | None = None
-    evaluate_every: int = 0
+    model: Model = Model(backbone="resnet50.tv_in1k", drop_path_rate=0.0, loss_reduction="valid")
+    """Backbone and loss."""
+    optimization: OptimizationConfig = OptimizationConfig(
+        optimizer="adamw",
+        learning_rate=1e-4,
+        backbone_lr_scale=0.1,  # 1 where it starts from random weights
+        min_learning_rate=0.0,
+        power=1.0,
+        warmup_iterations=1500,
+        weight_decay=1e-4,
+        max_grad_norm=3.0,
+    )
+    """Optimizer and learning rate."""
+    loop: LoopConfig = LoopConfig(batch_size=16, evaluate_every=0)
+    """Length, evaluations, checkpoints, log."""
 
 
-DEMO = Config(
+DEMO = changed(
+    Config(),
     output=Path("runs/demo_ablation"),
     tables=("1", "10"),
     backbone="test_resnet",
@@ -188,13 +188,13 @@ def tables(config: Config) -> dict[str, Table]:
 
 def build_model(config: Config, num_classes: int) -> SegmentationModel:
     """The model of one training: `width` goes to the pyramid, or to the head that has its own."""
-    own_width = config.head in ("uper", "sen_uper")
-    has_pyramid = not own_width and not config.head.startswith("smp:")
+    own_width = config.model.head in ("uper", "sen_uper")
+    has_pyramid = not own_width and not config.model.head.startswith("smp:")
     options = config.model_options()
     options["head_kwargs"] = {**options.get("head_kwargs", {}), **({"channels": config.width} if own_width else {})}
     return create_model(
-        config.backbone,
-        config.head,
+        config.model.backbone,
+        config.model.head,
         num_classes,
         pyramid_kwargs={"out_channels": config.width} if has_pyramid else {},
         auxiliary_weight=config.auxiliary_weight,
@@ -209,4 +209,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, default=DEMO if "--demo" in sys.argv else Config(), description=__doc__))
+    run(main, Config, demo=DEMO, description=__doc__)

@@ -25,16 +25,23 @@ Expected mIoU: the thesis reports 31.05 (31.44 for its own Segmenter run) at bat
 Seg-Ti/16 at batch size 8. Ours at full length, and hours and memory on a GPU: not yet measured.
 """
 
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import tyro
-
 from segheads import SegmentationModel, create_model
-from segheads.functional.affinity import Kernel
-from segheads.functional.upsample import Reduction
-from segheads.training import DEMO_RUN, TrainingConfig, run_training
+from segheads.cli.run import run
+from segheads.inference import InferenceProtocol
+from segheads.mean_shift import StepOptions, default_step
+from segheads.training import (
+    DEMO_RUN,
+    LoopConfig,
+    ModelConfig,
+    OptimizationConfig,
+    TrainingConfig,
+    changed,
+    run_training,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,54 +49,36 @@ class Config(TrainingConfig):
     """The author's configuration; every other number is TrainingConfig's."""
 
     output: Path = Path("runs/meanshifter_ade20k")
-
-    # The model
-    backbone: str = "vit_tiny_patch16_384.augreg_in21k_ft_in1k"
-    """Any timm architecture. The default is Segmenter's Ti/16: AugReg, ImageNet-21k, then ImageNet-1k at 384."""
-    head: str = "mean_shift"
+    model: ModelConfig = ModelConfig(
+        backbone="vit_tiny_patch16_384.augreg_in21k_ft_in1k",  # Segmenter's Ti/16: ImageNet-21k, then 1k at 384
+        head="mean_shift",
+        drop_path_rate=0.1,
+        loss_reduction="all",  # as the author's code
+    )
+    """Backbone, head and loss."""
     shift_layers: int = 1
     """L_ms, for the mean_shift head: the thesis' best; its class defaults to 3 and its configuration to 2."""
-    shift_channels: int | None = 192
-    """d_ms, for the mean_shift head; None means the backbone's width."""
     decoder: str = "linear"
     """The head after the shift, for the mean_shift head."""
     concat_input: bool = False
-    """Give the decoder the unshifted features beside the shifted ones; of the mean_shift head, as what follows."""
-    kernel: Kernel = "dot"
-    """The thesis' dot, or gaussian or cosine."""
-    bandwidth: float | None = None
-    """Bandwidth in units of the projected tokens; None means the kernel's own."""
-    spatial_bandwidth: float | None = None
-    """Also weigh tokens by their distance in the map, with this bandwidth in patches; None does not."""
-    learn_bandwidth: bool = False
-    """Learn the bandwidths."""
-    blurring: bool = True
-    """Shift the tokens among themselves; --no-blurring shifts them against the original ones."""
-    step: float = 1.0
-    """How far a shift goes towards the average, as a fraction."""
-    learn_step: bool = False
-    """Learn the step."""
-    drop_path_rate: float = 0.1
-    loss_reduction: Reduction = "all"
-    """Divide the loss by all pixels, as the author's code does, or by the valid ones."""
-
-    # The optimisation
-    batch_size: int = 8
-    """Images of one update, over all processes and accumulated batches: Segmenter's 8; the thesis' runs had 1."""
-    optimizer: str = "momentum"
-    """In timm's words: momentum is the author's SGD, sgd is Segmenter's (with Nesterov), adamw, and the rest."""
-    learning_rate: float = 1e-3
-    min_learning_rate: float = 1e-4
-    """The rate at the end of the decay; Segmenter has 1e-5."""
-    power: float = 0.9
-    weight_decay: float = 0.0
-
-    # The evaluation
-    window: int | None = 512
-    stride: int | None = 480
+    """Give the decoder the unshifted features beside the shifted ones, for the mean_shift head."""
+    shift: StepOptions = field(default_factory=partial(default_step, shift_channels=192))
+    """How the mean_shift head shifts."""
+    optimization: OptimizationConfig = OptimizationConfig(
+        optimizer="momentum",  # the author's SGD; Segmenter's is sgd, with Nesterov
+        learning_rate=1e-3,
+        min_learning_rate=1e-4,  # Segmenter has 1e-5
+        power=0.9,
+        weight_decay=0.0,
+    )
+    """Optimizer and learning rate."""
+    loop: LoopConfig = LoopConfig(batch_size=8)  # Segmenter's; the thesis' runs had 1
+    """Length, evaluations, checkpoints, log."""
+    protocol: InferenceProtocol = InferenceProtocol(scale=(2048, 512), window=512, stride=480)
+    """How images are shown to the model in evaluations; training crops are resized about the scale, too."""
 
 
-DEMO = Config(output=Path("runs/demo"), backbone="vit_tiny_patch16_224", patch_size=8, depth=4, **DEMO_RUN)
+DEMO = changed(Config(), output=Path("runs/demo"), backbone="vit_tiny_patch16_224", patch_size=8, depth=4, **DEMO_RUN)
 
 
 def main(config: Config) -> None:
@@ -99,17 +88,15 @@ def main(config: Config) -> None:
 
 def build_model(config: Config, num_classes: int) -> SegmentationModel:
     """The backbone, with weights or without, and the head."""
-    names = ("shift_channels", "decoder", "kernel", "bandwidth", "spatial_bandwidth", "learn_bandwidth", "blurring")
-    options = {name: getattr(config, name) for name in (*names, "step", "learn_step", "concat_input")}
-    shift = {"num_layers": config.shift_layers, **options}
+    shift = {"num_layers": config.shift_layers, "decoder": config.decoder, "concat_input": config.concat_input}
     return create_model(
-        config.backbone,
-        config.head,
+        config.model.backbone,
+        config.model.head,
         num_classes,
-        head_kwargs=shift if config.head == "mean_shift" else {},
+        head_kwargs={**shift, **config.shift} if config.model.head == "mean_shift" else {},
         **config.model_options(),
     )
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, default=DEMO if "--demo" in sys.argv else Config(), description=__doc__))
+    run(main, Config, demo=DEMO, description=__doc__)

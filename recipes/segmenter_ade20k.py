@@ -23,15 +23,21 @@ Expected mIoU: 38.1 for Seg-Ti-Mask/16 and windows at one scale (the repository'
 for Seg-Ti/16 with the linear head (the paper's). Ours at full length, and hours and memory on a GPU: not yet measured.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from segheads import SegmentationModel, create_model
-from segheads.functional.upsample import Reduction
-from segheads.training import DEMO_RUN, TrainingConfig, run_training
+from segheads.cli.run import run
+from segheads.inference import InferenceProtocol
+from segheads.training import (
+    DEMO_RUN,
+    LoopConfig,
+    ModelConfig,
+    OptimizationConfig,
+    TrainingConfig,
+    changed,
+    run_training,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,35 +45,33 @@ class Config(TrainingConfig):
     """Segmenter's configuration; every other number is TrainingConfig's."""
 
     output: Path = Path("runs/segmenter_ade20k")
-
-    # The model
-    backbone: str = "vit_tiny_patch16_384.augreg_in21k_ft_in1k"
-    """Any timm architecture. The default is Seg-Ti/16's: AugReg, ImageNet-21k, then ImageNet-1k at 384."""
-    head: str = "mask_transformer"
+    model: ModelConfig = ModelConfig(
+        backbone="vit_tiny_patch16_384.augreg_in21k_ft_in1k",  # Seg-Ti/16's: ImageNet-21k, then 1k at 384
+        head="mask_transformer",
+        drop_path_rate=0.1,
+        loss_reduction="valid",
+    )
+    """Backbone, head and loss."""
     decoder_layers: int = 2
     """Transformer blocks of the mask_transformer head."""
     decoder_drop_rate: float = 0.1
     """Dropout in the mask_transformer head: 0.1 in the published code, which has it on the attention weights, too."""
     decoder_drop_path_rate: float = 0.0
     """Stochastic depth of the mask_transformer head: none in the published code."""
-    drop_path_rate: float = 0.1
-    loss_reduction: Reduction = "valid"
-
-    # The optimisation
-    batch_size: int = 8
-    optimizer: str = "sgd"
-    learning_rate: float = 1e-3
-    min_learning_rate: float = 1e-5
-    power: float = 0.9
-    weight_decay: float = 0.0
-
-    # The evaluation
-    window: int | None = 512
-    stride: int | None = 512
+    optimization: OptimizationConfig = OptimizationConfig(
+        optimizer="sgd", learning_rate=1e-3, min_learning_rate=1e-5, power=0.9, weight_decay=0.0
+    )
+    """Optimizer and learning rate."""
+    loop: LoopConfig = LoopConfig(batch_size=8)
+    """Length, evaluations, checkpoints, log."""
+    protocol: InferenceProtocol = InferenceProtocol(scale=(2048, 512), window=512, stride=512)
+    """How images are shown to the model in evaluations; training crops are resized about the scale, too."""
 
 
 # AdamW, in place of the protocol's SGD, learns from random weights in two minutes.
-DEMO = Config(output=Path("runs/demo_segmenter"), backbone="vit_tiny_patch16_224", patch_size=8, depth=4, **DEMO_RUN)
+DEMO = changed(
+    Config(), output=Path("runs/demo_segmenter"), backbone="vit_tiny_patch16_224", patch_size=8, depth=4, **DEMO_RUN
+)
 
 
 def main(config: Config) -> None:
@@ -83,13 +87,13 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
         "drop_path_rate": config.decoder_drop_path_rate,
     }
     return create_model(
-        config.backbone,
-        config.head,
+        config.model.backbone,
+        config.model.head,
         num_classes,
-        head_kwargs=decoder if config.head == "mask_transformer" else {},
+        head_kwargs=decoder if config.model.head == "mask_transformer" else {},
         **config.model_options(),
     )
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, default=DEMO if "--demo" in sys.argv else Config(), description=__doc__))
+    run(main, Config, demo=DEMO, description=__doc__)

@@ -29,20 +29,49 @@ Expected mIoU, one scale (the repository's README): 44.38 with ResNet-50, 44.6 w
 Ours at full length, and hours and memory on a GPU: not yet measured.
 """
 
-import dataclasses
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import tyro
 from accelerate import PartialState
 
 from segheads import SegmentationModel, create_model
-from segheads.functional.upsample import Reduction
+from segheads.cli.run import run
 from segheads.heads.senformer import Share
-from segheads.training import DEMO_RUN, TrainingConfig, run_training
+from segheads.mean_shift import StepOptions, default_step
+from segheads.training import (
+    DEMO_RUN,
+    LoopConfig,
+    ModelConfig,
+    OptimizationConfig,
+    TrainingConfig,
+    changed,
+    flat,
+    run_training,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(ModelConfig):
+    """The backbone, the head and the loss."""
+
+    drop_path_rate: float | None = None  # type: ignore[assignment]  # main fills it in, as all that may be None here
+    """Stochastic depth of the backbone. None: 0 for ResNets, 0.3 for others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization(OptimizationConfig):
+    """Optimizer and learning rate."""
+
+    learning_rate: float | None = None  # type: ignore[assignment]
+    """The rate at the start of the decay. None: 1e-4 for ResNets, 6e-5 for others."""
+    backbone_lr_scale: float | None = None  # type: ignore[assignment]
+    """The backbone's rate over that of the rest. None: 0.1 for ResNets, 1 for others."""
+    weight_decay: float | None = None  # type: ignore[assignment]
+    """Decay of all but norms, biases, position tables and class embeddings. None: 1e-4 for ResNets, 0.01 for others."""
+    max_grad_norm: float | None = None
+    """Clip the norm of the gradient; inf does not. None: 3 for ResNets, 1 for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +79,12 @@ class Config(TrainingConfig):
     """SenFormer's protocol; every other number is TrainingConfig's."""
 
     output: Path = Path("runs/senformer_ade20k")
-
-    # The model
-    backbone: str = "resnet50.tv_in1k"
-    """Any timm architecture. The default is torchvision's first ResNet-50, trained on ImageNet-1k alone."""
-    head: str = "senformer"
+    model: Model = Model(
+        backbone="resnet50.tv_in1k",  # torchvision's first ResNet-50, trained on ImageNet-1k alone
+        head="senformer",
+        loss_reduction="valid",
+    )
+    """Backbone, head and loss."""
     learner: str = "class_attention"
     """The senformer head's learners: any single-level head."""
     num_layers: int = 6
@@ -67,8 +97,8 @@ class Config(TrainingConfig):
     """What learners have in common: nothing, all but the class embeddings, or the class embeddings alone."""
     mean_shift_layers: int = 0
     """How often each level's tokens are shifted before their learner."""
-    shift_channels: int | None = None
-    """Width in which the shift measures distances (d_ms); None means that of the pyramid."""
+    shift: StepOptions = field(default_factory=default_step)
+    """How they are shifted."""
     levels: tuple[int, ...] | None = None
     """Which levels have a learner, 0 the finest; None means all."""
     learners_per_level: int = 1
@@ -79,28 +109,12 @@ class Config(TrainingConfig):
     """Channels (d) of the pyramid before senformer and feature_fusion or given by name, and of uper and sen_uper."""
     auxiliary_weight: float = 0.4
     """Weight in training of an FCN head, as wide as the pyramid, on the backbone's third stage; 0 builds none."""
-    drop_path_rate: float | None = None  # type: ignore[assignment]  # main fills it in, as all that may be None here
-    """Stochastic depth of the backbone. None: 0 for ResNets, 0.3 for others."""
-    loss_reduction: Reduction = "valid"
-
-    # The optimisation
-    batch_size: int = 16
-    optimizer: str = "adamw"
-    learning_rate: float | None = None  # type: ignore[assignment]
-    """The rate at the start of the decay. None: 1e-4 for ResNets, 6e-5 for others."""
-    backbone_lr_scale: float | None = None
-    """The backbone's rate over that of the rest. None: 0.1 for ResNets, 1 for others."""
-    min_learning_rate: float = 0.0
-    power: float = 1.0
-    warmup_iterations: int = 1500
-    weight_decay: float | None = None  # type: ignore[assignment]
-    """Decay of all but norms, biases, position tables and class embeddings. None: 1e-4 for ResNets, 0.01 for others."""
-    max_grad_norm: float | None = None
-    """Clip the norm of the gradient; inf does not. None: 3 for ResNets, 1 for others."""
-
-    # The evaluation
-    window: int | None = None
-    stride: int | None = None
+    optimization: Optimization = Optimization(
+        optimizer="adamw", min_learning_rate=0.0, power=1.0, warmup_iterations=1500
+    )
+    """Optimizer and learning rate."""
+    loop: LoopConfig = LoopConfig(batch_size=16)
+    """Length, evaluations, checkpoints, log."""
 
 
 # By the family of the backbone; the Swin values are those of the repository's Swin-T configuration.
@@ -119,7 +133,8 @@ OTHERS = {
     "drop_path_rate": 0.3,
 }
 
-DEMO = Config(
+DEMO = changed(
+    Config(),
     output=Path("runs/demo_senformer"),
     backbone="test_resnet",
     backbone_lr_scale=1.0,  # nothing is pretrained
@@ -131,16 +146,14 @@ DEMO = Config(
 
 def main(config: Config) -> None:
     """Run the recipe."""
-    config = resolve(config)
-    assert config.backbone_lr_scale is not None
-    run_training(config, build_model, backbone_lr_scale=config.backbone_lr_scale)
+    run_training(resolve(config), build_model)
 
 
 def resolve(config: Config) -> Config:
     """Give the options that are None the protocol's values for the backbone."""
-    protocol = RESNET if is_resnet(config.backbone) else OTHERS
-    chosen: dict[str, Any] = {name: value for name, value in protocol.items() if getattr(config, name) is None}
-    return dataclasses.replace(config, **chosen)
+    protocol, given = RESNET if is_resnet(config.model.backbone) else OTHERS, flat(config)
+    chosen: dict[str, Any] = {name: value for name, value in protocol.items() if given[name] is None}
+    return changed(config, **chosen)
 
 
 def is_resnet(backbone: str) -> bool:
@@ -151,10 +164,10 @@ def is_resnet(backbone: str) -> bool:
 def build_model(config: Config, num_classes: int) -> SegmentationModel:
     """The backbone, with weights or without, the pyramid, the head and the auxiliary head."""
     has_width = config.pyramid not in ("auto", "none")
-    has_width |= config.pyramid == "auto" and config.head in ("senformer", "feature_fusion")
+    has_width |= config.pyramid == "auto" and config.model.head in ("senformer", "feature_fusion")
     model = create_model(
-        config.backbone,
-        config.head,
+        config.model.backbone,
+        config.model.head,
         num_classes,
         pyramid=None if config.pyramid == "none" else config.pyramid,
         pyramid_kwargs={"out_channels": config.width} if has_width else {},
@@ -169,7 +182,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
 def head_options(config: Config) -> dict[str, Any]:
     """What the options above mean for the head; heads that are not named here have their own defaults."""
     blocks = {"num_layers": config.num_layers, "shared_block": config.shared_block}
-    shift = {"num_layers": config.mean_shift_layers, "shift_channels": config.shift_channels}
+    shift = {"num_layers": config.mean_shift_layers, **config.shift}
     levels = config.levels if config.levels is None else list(config.levels)
     options: dict[str, dict[str, Any]] = {
         "senformer": {
@@ -186,7 +199,7 @@ def head_options(config: Config) -> dict[str, Any]:
         "uper": {"channels": config.width},
         "sen_uper": {"channels": config.width, "merge": config.merge, "levels": levels},
     }
-    return options.get(config.head, {})
+    return options.get(config.model.head, {})
 
 
 def with_shared_batch_norms(model: SegmentationModel) -> SegmentationModel:
@@ -198,4 +211,4 @@ def with_shared_batch_norms(model: SegmentationModel) -> SegmentationModel:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, default=DEMO if "--demo" in sys.argv else Config(), description=__doc__))
+    run(main, Config, demo=DEMO, description=__doc__)

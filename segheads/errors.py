@@ -36,12 +36,40 @@ class PretrainedWeightsError(SegheadsError, RuntimeError):
     """Pretrained weights are missing, out of reach or do not fit."""
 
 
+class PretrainedWeightsMissingError(PretrainedWeightsError, FileNotFoundError):
+    """There is no such checkpoint of a backbone."""
+
+
 class SavedModelError(SegheadsError, ValueError):
     """A saved model is damaged, or does not fit what it says of itself."""
 
 
 class SavedModelMissingError(SavedModelError, FileNotFoundError):
     """There is no saved model, or a file of it is missing."""
+
+
+class RunError(SegheadsError, RuntimeError):
+    """A run cannot begin or go on as it was asked to."""
+
+
+class RunExistsError(RunError, FileExistsError):
+    """The folder of a new run holds another one."""
+
+
+class DivergedError(RunError, FloatingPointError):
+    """A loss or a weight is no longer finite.
+
+    Args:
+        message: What it was, and what is left.
+        iteration: The first iteration at which it was so.
+
+    Attributes:
+        iteration: The first iteration at which it was so.
+    """
+
+    def __init__(self, message: str, iteration: int) -> None:
+        super().__init__(message)
+        self.iteration = iteration
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """Mean shift as a block from features to features."""
 
+import inspect
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, Unpack
 
 from segheads.functional import mean_shift
 from segheads.functional.affinity import (
@@ -22,11 +23,9 @@ from segheads.functional.mean_shift import mean_shift_steps
 INITIAL_STD = 0.02  # of the projection's weights, as published
 
 
-class ShiftOptions(TypedDict, total=False):
-    """The options of `MeanShift`: keywords of the heads that shift, JSON in a saved model, flags of a recipe."""
+class StepOptions(TypedDict, total=False):
+    """How one shift is made: all options of `MeanShift` but how often."""
 
-    num_layers: int
-    """How often to shift (L_ms)."""
     shift_channels: int | None
     """Width in which distances are measured (d_ms); None means that of the features."""
     kernel: Kernel
@@ -43,6 +42,13 @@ class ShiftOptions(TypedDict, total=False):
     """How far a shift goes towards the average, as a fraction."""
     learn_step: bool
     """Learn the step."""
+
+
+class ShiftOptions(StepOptions, total=False):
+    """The options of `MeanShift`: keywords of the heads that shift, JSON in a saved model, flags of a recipe."""
+
+    num_layers: int
+    """How often to shift (L_ms)."""
 
 
 class MeanShift(nn.Module):
@@ -239,3 +245,18 @@ def _set(name: str, value: float, logarithm: nn.Parameter | None) -> float:
         with torch.no_grad():
             logarithm.fill_(math.log(value))
     return float(value)
+
+
+def default_step(**options: Unpack[StepOptions]) -> StepOptions:
+    """All options of one shift, with the block's defaults for what is not given.
+
+    Args:
+        **options: What is to differ.
+
+    Examples:
+        >>> default_step(kernel="cosine")["kernel"], default_step()["step"]
+        ('cosine', 1.0)
+    """
+    parameters = inspect.signature(MeanShift).parameters
+    defaults = {name: parameters[name].default for name in StepOptions.__annotations__}
+    return cast(StepOptions, {**defaults, **options})

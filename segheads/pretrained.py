@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub
 import timm
 
-from segheads.errors import PretrainedWeightsError
+from segheads.errors import PretrainedWeightsError, PretrainedWeightsMissingError
 
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first sign of life
 
@@ -33,7 +33,9 @@ def find_weights(name: str, pretrained: bool | str | Path) -> tuple[str, dict[st
     if pretrained is not True:
         path = Path(pretrained)
         if not path.is_file():
-            raise FileNotFoundError(f"pretrained must be a checkpoint file, but there is none at {str(path)!r}")
+            raise PretrainedWeightsMissingError(
+                f"pretrained must be a checkpoint file, but there is none at {str(path)!r}"
+            )
         return f"checkpoint {str(path)!r}", _load_from(path)
     source = f"the pretrained checkpoint of {name}"
     try:

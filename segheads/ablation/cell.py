@@ -1,7 +1,9 @@
 """One training of a grid: what it is called, what is read from it, and what is kept."""
 
+import dataclasses
 import gc
 import json
+import logging
 import math
 import os
 import re
@@ -22,18 +24,21 @@ from torch import Tensor
 from segheads.ablation.config import GridConfig
 from segheads.ablation.table import BROKE_DOWN, Measured, Row
 from segheads.data import EvaluationSamples, open_dataset
+from segheads.errors import DivergedError, options_become_parts
 from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
-from segheads.training.config import MAY_DIFFER
-from segheads.training.run import data_errors_in_a_line, run_training
+from segheads.training.config import MAY_DIFFER, field_defaults
+from segheads.training.run import run_training, shown
 from segheads.training.run_folder import CHECKPOINTS, RunFolder
 
 MEASURED, LOCK = "measured.json", ".lock"
 
 # A cell that is finished keeps its numbers, so what they depend on may not differ, though a resumed run's may.
-CELL_MAY_DIFFER = MAY_DIFFER - {"pretrained", "backbone_weights", "window", "stride"}
+CELL_MAY_DIFFER = MAY_DIFFER - {"pretrained", "backbone_weights", *InferenceProtocol.__dataclass_fields__}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,10 @@ class Cell:
         """The training's folder, checked.
 
         Raises:
-            SystemExit: If it holds a training of another configuration.
+            OptionError: If it holds a training of another configuration.
         """
-        try:
-            return RunFolder(self.folder, self.config.as_json(), resume=True, may_differ=CELL_MAY_DIFFER)
-        except ValueError as error:
-            raise SystemExit(f"error: {error}; give another --output") from error
+        values, defaults = self.config.as_json(), field_defaults(self.config)
+        return RunFolder(self.folder, values, resume=True, may_differ=CELL_MAY_DIFFER, defaults=defaults)
 
     @property
     def is_complete(self) -> bool:
@@ -101,12 +104,9 @@ class Cell:
 
     def _train(self, build_model: Callable[[Any, int], SegmentationModel]) -> Measured:
         try:
-            scale = self.config.backbone_lr_scale
-            results = run_training(self.config, build_model, backbone_lr_scale=scale, is_last=False)
-        except SystemExit as error:
-            if not isinstance(error.__cause__, FloatingPointError):
-                raise
-            PartialState().print(str(error))
+            results = run_training(self.config, build_model, is_last=False)
+        except DivergedError as error:
+            log.info("%s: %s", self.folder.name, error)
             return BROKE_DOWN
         finally:
             gc.collect()  # model and optimizer hang in circles
@@ -129,17 +129,16 @@ class Cell:
 
     def _evaluate(self, model: SegmentationModel, options: Mapping[str, Any]) -> dict[str, Tensor]:
         config = self.config
-        accelerator = Accelerator(mixed_precision=config.mixed_precision)
-        data = config.data_config()
-        with data_errors_in_a_line(data):
-            validation_set = open_dataset(data, "val", seed=config.seed)
-        samples = EvaluationSamples(validation_set, model.data_config["mean"], model.data_config["std"], config.scale)
+        accelerator = Accelerator(mixed_precision=config.machine.mixed_precision)
+        validation_set = open_dataset(config.data, "val", seed=config.seed)
+        mean, std = model.data_config["mean"], model.data_config["std"]
+        samples = EvaluationSamples(validation_set, mean, std, config.protocol.scale)
         fields = InferenceProtocol.__dataclass_fields__
-        views: dict[str, Any] = {"window": config.window, "stride": config.stride}
-        views |= {name: x for name, x in options.items() if name in fields}
-        others: dict[str, Any] = {"workers": config.workers}
+        with options_become_parts():
+            views = dataclasses.replace(shown(config), **{name: x for name, x in options.items() if name in fields})
+        others: dict[str, Any] = {"workers": config.machine.workers}
         others |= {name: x for name, x in options.items() if name not in fields}
-        return evaluate(accelerator, model.to(accelerator.device), samples, InferenceProtocol(**views), **others)
+        return evaluate(accelerator, model.to(accelerator.device), samples, views, **others)
 
     def _keep(self, known: Mapping[str, Measured]) -> None:
         state = PartialState()

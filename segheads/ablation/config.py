@@ -38,8 +38,6 @@ class GridConfig(TrainingConfig):
     """Make the tables of what is there, and train nothing."""
     resume: Annotated[bool, tyro.conf.Suppress] = True
     """A sweep always goes on with what `output` holds."""
-    backbone_lr_scale: float = 1.0
-    """The backbone's rate over that of the rest."""
     model_kwargs: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
     """Further arguments of `create_model`; dicts among them are merged with those that other fields stand for."""
 
@@ -54,12 +52,13 @@ class GridConfig(TrainingConfig):
 
     def summary(self) -> str:
         """Data set, backbone and length of the trainings, in words."""
-        weights = "pretrained" if self.backbone_weights or self.pretrained else "from random weights"
-        sides = {"patch": self.patch_size, "depth": self.depth, "crop": self.crop_size}
+        model, loop, optimization = self.model, self.loop, self.optimization
+        weights = "pretrained" if model.backbone_weights or model.pretrained else "from random weights"
+        sides = {"patch": model.patch_size, "depth": model.depth, "crop": self.crop_size}
         sizes = "".join(f", {name} {size}" for name, size in sides.items() if size is not None)
         return (
-            f"{self.dataset}, {self.backbone} {weights}{sizes}, {self.iterations:,} iterations of "
-            f"{self.batch_size} images, {self.optimizer} at {self.learning_rate:g}"
+            f"{self.data.dataset}, {model.backbone} {weights}{sizes}, {loop.iterations:,} iterations of "
+            f"{loop.batch_size} images, {optimization.optimizer} at {optimization.learning_rate:g}"
         )
 
 

@@ -1,6 +1,6 @@
 """Many trainings declared as tables: made once each, kept, gone on with after a kill, shared out, rendered."""
 
-import dataclasses
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +16,17 @@ from segheads.ablation.config import GridConfig, merge
 from segheads.ablation.plot import plot_table
 from segheads.ablation.table import Measured, Results, Row, Table, csv_text, markdown, values_of
 from segheads.build import create_model
+from segheads.errors import OptionError
 from segheads.model import SegmentationModel
+from segheads.training.config import changed, flat
 
 ConfigT = TypeVar("ConfigT", bound=GridConfig)
+log = logging.getLogger(__name__)
 
 
 def build_from_fields(config: GridConfig, num_classes: int) -> SegmentationModel:
     """The model that a configuration's fields and its `model_kwargs` describe."""
-    return create_model(config.backbone, config.head, num_classes, **config.model_options())
+    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
 
 
 def run_grid(
@@ -51,8 +54,8 @@ def run_grid(
         billions. None where there is nothing yet; mIoU is None where the training broke down.
 
     Raises:
-        SystemExit: With one line on what is wrong: an unknown table, a shard that is none, a folder that holds a
-            training of another configuration, or what `run_training` has to say.
+        OptionError: An unknown table, a shard that is none, or a folder that holds a training of another configuration.
+        SegheadsError: As `run_training` does, but for a loss that is not finite.
         ValueError: If a row changes what is no field, or two different trainings would have one folder.
 
     Examples:
@@ -62,27 +65,29 @@ def run_grid(
     cells = _cells(config, chosen)
     index, count = parse_shard(config.shard)
     started = {name: cell.run.latest() for name, cell in cells.items()}  # all are checked before anything is trained
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)  # as in the trainings: it can be set up but once
+    accelerator = Accelerator(
+        mixed_precision=config.machine.mixed_precision
+    )  # as in the trainings: it can be set up but once
     # Shares are drawn by name: in the order of the tables one share would get all of the slow ones
     mixed = sorted(cells, key=lambda name: sha1(name.encode()).digest())
     own = [] if config.render_only else [name for name in cells if mixed.index(name) % count == index]
     for number, name in enumerate(own, 1):
         cell, place = cells[name], f"[{number} of {len(own)}] {name}"
         if cell.is_complete:
-            accelerator.print(f"{place}: kept")
+            log.info("%s: kept", place)
             continue
         with claimed(cell.folder) as free:
             if not free:
-                accelerator.print(f"{place}: another process is at it")
+                log.info("%s: another process is at it", place)
                 continue
-            accelerator.print(f"{place}: iteration {started[name]}")
+            log.info("%s: iteration %d", place, started[name])
             cell.complete(build_model)
         if accelerator.is_main_process:
             _write(config, chosen, cells)
     if accelerator.is_main_process:
         for name, results in _write(config, chosen, cells).items():
-            print(f"\n{markdown(chosen[name], results)}")
-        print(f"\ntables as Markdown, CSV and PNG are in {config.output}")
+            log.info("\n%s", markdown(chosen[name], results))
+        log.info("\ntables as Markdown, CSV and PNG are in %s", config.output)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return _results(config, chosen, cells)
@@ -111,7 +116,7 @@ def parse_shard(shard: str) -> tuple[int, int]:
     """Number and count of a share written as `1/4`.
 
     Raises:
-        SystemExit: If it is not of that form, or the number is not below the count.
+        OptionError: If it is not of that form, or the number is not below the count.
 
     Examples:
         >>> parse_shard("1/4")
@@ -119,13 +124,13 @@ def parse_shard(shard: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     if match is None or int(match[1]) >= int(match[2]):
-        raise SystemExit(f"error: --shard must be I/N with I from 0 to N - 1, such as 0/4 to 3/4; got {shard!r}")
+        raise OptionError(f"shard must be I/N with I from 0 to N - 1, such as 0/4 to 3/4; got {shard!r}")
     return int(match[1]), int(match[2])
 
 
 def _chosen(names: Sequence[str], tables: Mapping[str, Table]) -> Sequence[str]:
     if unknown := [name for name in names if name not in tables]:
-        raise SystemExit(f"error: --tables {' '.join(unknown)} must be some of {' '.join(tables)}")
+        raise OptionError(f"tables {' '.join(unknown)} must be some of {' '.join(tables)}")
     return names or list(tables)
 
 
@@ -145,13 +150,13 @@ def _cells(config: GridConfig, tables: Mapping[str, Table]) -> dict[str, Cell]:
 
 def _own_config(config: GridConfig, row: Row, seed: int) -> GridConfig:
     """The configuration of one training: nothing that is measured depends on its axes."""
-    known = {f.name for f in dataclasses.fields(config)}
-    if unknown := sorted(set(row.training) - known):
+    known = flat(config)
+    if unknown := sorted(set(row.training) - known.keys()):
         raise ValueError(f"row {row.name!r} changes {unknown}, which {type(config).__name__} does not have")
     changes = {**row.training, "model_kwargs": merge(config.model_kwargs, row.training.get("model_kwargs", {}))}
     changes["seed"] = row.training.get("seed", config.seed) + seed
     folder = config.output / folder_name(row.training, seed)
-    return dataclasses.replace(config, **changes, output=folder, resume=True)
+    return changed(config, **changes, output=folder, resume=True)
 
 
 def _results(

@@ -20,14 +20,15 @@ knows its data set; for a model alone `--dataset` says it. Images are of the val
   disagreement.png           with --other: where the two models differ, and who is right
 """
 
+import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -54,10 +55,9 @@ from segheads.analysis import (
     shift_trajectories,
 )
 from segheads.data import DataConfig, SegmentationDataset, open_dataset, resize_keep_ratio, to_input
-from segheads.errors import OptionError, SegheadsError
+from segheads.errors import OptionError
 
-# what a run's config.json knows about its data
-DATA_FIELDS = ("dataset", "data_root", "class_names", "num_classes", "ignore_index", "scenes_size", "scale", "seed")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,13 +134,13 @@ def main(config: Config) -> None:
     H, W = sample.picture.shape[1:]
     pixel = config.pixel or (H // 2, W // 2)
     if not (0 <= pixel[0] < H and 0 <= pixel[1] < W):
-        raise SystemExit(f"error: --pixel must be inside the image of {H} x {W} pixels; got {pixel[0]} {pixel[1]}")
+        raise OptionError(f"--pixel must be inside the image of {H} x {W} pixels; got {pixel[0]} {pixel[1]}")
     seen = model.predict(image[None])[0]
     label = named_class(config.class_name, dataset) if config.class_name else int(seen[pixel])
     names = dataset.class_names
     palette = dataset.palette if config.dataset_colours else None
     config.output.mkdir(parents=True, exist_ok=True)
-    print(f"{sample.name}, where the model sees {names[int(seen[pixel])]} at pixel {pixel[0]} {pixel[1]}")
+    log.info("%s, where the model sees %s at pixel %d %d", sample.name, names[int(seen[pixel])], *pixel)
 
     draw = Drawer(config.output)
     draw("attention_encoder", lambda: plot_attention(encoder_attention(model, image, pixel), sample.picture, pixel))
@@ -187,8 +187,8 @@ def main(config: Config) -> None:
         titles = (Path(config.model).name, Path(config.other).name)
         draw("disagreement", lambda: plot_disagreement(found, sample.picture, names, titles, palette=palette))
     for reason, left_out in draw.left_out.items():
-        print(f"  without {', '.join(left_out)}: {reason}")
-    print(f"pictures are in {config.output}")
+        log.info("  without %s: %s", ", ".join(left_out), reason)
+    log.info("pictures are in %s", config.output)
 
 
 class Drawer:
@@ -212,7 +212,7 @@ class Drawer:
         for number, figure in enumerate(drawn, 1):
             path = self.folder / (f"{name}.png" if len(drawn) == 1 else f"{name}_{number}.png")
             figure.savefig(path, dpi=110)
-            print(f"  {path.name}")
+            log.info("  %s", path.name)
 
 
 def plot_heads(model: SegmentationModel, image: Tensor, picture: Tensor, pixel: tuple[int, int]) -> Figure:
@@ -239,10 +239,7 @@ def plot_distance(
 def load_model(name: str, device: str) -> SegmentationModel:
     """The model of a run, of a folder or of the hub."""
     folder = Path(name) / "model"
-    try:
-        return SegmentationModel.from_pretrained(folder if folder.is_dir() else name).to(device)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    return SegmentationModel.from_pretrained(folder if folder.is_dir() else name).to(device)
 
 
 def data_of(config: Config) -> Data:
@@ -254,19 +251,14 @@ def data_of(config: Config) -> Data:
         values = {"scale": values["scale"]} if "scale" in values else {}  # the rest is of another data set
     values |= {name: getattr(config, name) for name in DATA_FIELDS if getattr(config, name) is not None}
     if "dataset" not in values:
-        raise SystemExit(f"error: {config.model} is no run that knows its data; say which with --dataset")
+        raise OptionError(f"{config.model} is no run that knows its data; say which with --dataset")
     longest, shortest = values.get("scale", (2048, 512))
     return Data(DataConfig.from_json(values), (longest, shortest), values.get("seed", 0))
 
 
 def load_dataset(data: Data, model: SegmentationModel, name: str) -> SegmentationDataset:
     """The validation set, whose classes must be the model's."""
-    try:
-        dataset = open_dataset(data.config, "val", seed=data.seed)
-    except OptionError as error:
-        raise SystemExit(f"error: {error}") from error
-    except (SegheadsError, OSError) as error:
-        raise SystemExit(f"error: {error}\n--data-root PATH says where the data is") from error
+    dataset = open_dataset(data.config, "val", seed=data.seed)
     check_classes(model, dataset, name)
     return dataset
 
@@ -274,8 +266,8 @@ def load_dataset(data: Data, model: SegmentationModel, name: str) -> Segmentatio
 def check_classes(model: SegmentationModel, dataset: SegmentationDataset, name: str) -> None:
     """End the run where a model was trained for other classes."""
     if model.num_classes != dataset.num_classes:
-        raise SystemExit(
-            f"error: {name} has {model.num_classes} classes, and the data set {dataset.num_classes}; "
+        raise OptionError(
+            f"{name} has {model.num_classes} classes, and the data set {dataset.num_classes}; "
             "give the one it was trained on with --dataset"
         )
 
@@ -283,7 +275,7 @@ def check_classes(model: SegmentationModel, dataset: SegmentationDataset, name: 
 def read(dataset: SegmentationDataset, index: int, scale: tuple[int, int]) -> Sample:
     """One image, resized as for evaluation, and its labels at that size."""
     if not 0 <= index < len(dataset):
-        raise SystemExit(f"error: --image must be 0 to {len(dataset) - 1}; got {index}")
+        raise OptionError(f"--image must be 0 to {len(dataset) - 1}; got {index}")
     image, labels = dataset.read(index)
     picture = to_input(resize_keep_ratio(image, scale), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     rows, columns = (
@@ -302,9 +294,10 @@ def normalised(model: SegmentationModel, picture: Tensor, device: str) -> Tensor
 def named_class(name: str, dataset: SegmentationDataset) -> int:
     """Index of a class."""
     if name not in dataset.class_names:
-        raise SystemExit(f"error: --class-name must be one of {', '.join(dataset.class_names)}; got {name!r}")
+        raise OptionError(f"--class-name must be one of {', '.join(dataset.class_names)}; got {name!r}")
     return dataset.class_names.index(name)
 
 
-if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+# What a run's config.json knows about its data
+DATA_FIELDS = {"scale", "seed", *(field.name for field in dataclasses.fields(DataConfig))}
+DATA_FIELDS &= set(Config.__dataclass_fields__)

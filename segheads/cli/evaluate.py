@@ -18,27 +18,25 @@ docs/evaluate.md.
 
 import dataclasses
 import json
-import os
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-import tyro
 from accelerate import Accelerator
 from torch import Tensor
 
 from segheads import SegmentationModel
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
-from segheads.errors import DataError, SegheadsError
+from segheads.errors import DataError, OptionError
 from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
 from segheads.inference.protocol import InferenceProtocol, SmallImages
 from segheads.training import scores
+from segheads.training.machine import share_cores
 from segheads.training.report import Row
 
-# What is of a run's data, and no other data set's
-OF_THE_DATA = ("data_root", "class_names", "num_classes", "ignore_index", "scenes_size", "seed")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +102,10 @@ class Config:
 def main(config: Config) -> dict[str, Tensor]:
     """Run the recipe."""
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    if accelerator.device.type == "cpu":
-        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+    share_cores(accelerator, config.threads)
     where, run = find_model(config.model)
     config = complete(config, run)
-    model = load_model(config, where).to(accelerator.device)
+    model = SegmentationModel.from_pretrained(where).to(accelerator.device)
     dataset = load_dataset(config, model)
     samples = EvaluationSamples(dataset, model.data_config["mean"], model.data_config["std"], config.scale)
 
@@ -120,7 +117,7 @@ def main(config: Config) -> dict[str, Tensor]:
         flip=config.flip,
         small_images=config.small_images,
     )
-    accelerator.print(
+    log.info(
         f"{config.model} on {count} images of {config.dataset} {config.split}: "
         + (f"windows of {config.window} every {config.stride}" if config.window else "whole images")
         + f", scales {', '.join(map(str, config.scales))}{', mirrored too' if config.flip else ''}; "
@@ -141,7 +138,7 @@ def main(config: Config) -> dict[str, Tensor]:
             per_image=True,
         )
     except DataError as error:
-        raise SystemExit(f"error: --dataset {config.dataset}: {error}") from error
+        raise OptionError(f"--dataset {config.dataset}: {error}") from error
 
     if accelerator.is_main_process:
         rows: list[Row] = []
@@ -153,8 +150,8 @@ def main(config: Config) -> dict[str, Tensor]:
             rows.append((dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy()))
         output = output_folder(config)
         write_evaluation(output, results, protocol(config, accelerator, count), dataset, rows)
-        print(", ".join(f"{name} {value:.4f}" for name, value in scores(results).items()))
-        print(f"tables and pictures are in {output}")
+        log.info(", ".join(f"{name} {value:.4f}" for name, value in scores(results).items()))
+        log.info("tables and pictures are in %s", output)
     accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     accelerator.end_training()
     return results
@@ -167,7 +164,7 @@ def find_model(name: str) -> tuple[str, dict[str, Any]]:
         path = folder / "config.json"
         return str(folder / "model"), json.loads(path.read_text()) if path.is_file() else {}
     if (folder / "metrics.jsonl").is_file():
-        raise SystemExit(f"error: --model {name} is a run that has no folder model yet; its recipe's --resume ends it")
+        raise OptionError(f"--model {name} is a run that has no folder model yet; its recipe's --resume ends it")
     return name, {}
 
 
@@ -176,24 +173,24 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
     dataset = config.dataset or run.get("dataset")
     known = ", ".join(DATASETS)
     if dataset is None:
-        raise SystemExit(f"error: --model {config.model} is no run that tells its data set; give --dataset, of {known}")
+        raise OptionError(f"--model {config.model} is no run that tells its data set; give --dataset, of {known}")
     if dataset not in DATASETS:
-        raise SystemExit(f"error: --dataset {dataset} is not known; choose one of {known}")
+        raise OptionError(f"--dataset {dataset} is not known; choose one of {known}")
     if config.limit is not None and config.limit < 1:
-        raise SystemExit(f"error: --limit must be 1 or more; got {config.limit}")
+        raise OptionError(f"--limit must be 1 or more; got {config.limit}")
     if not config.scales or min(config.scales) <= 0:
-        raise SystemExit(f"error: --scales must be one or more numbers above 0; got {config.scales}")
+        raise OptionError(f"--scales must be one or more numbers above 0; got {config.scales}")
     if config.whole and (config.slide or config.window or config.stride):
-        raise SystemExit("error: --whole shows no windows, and --slide, --window and --stride do; leave one out")
+        raise OptionError("--whole shows no windows, and --slide, --window and --stride do; leave one out")
     window = None if config.whole else config.window or run.get("window")
     if config.slide:
         window = window or run.get("crop_size")
     if window is None and (config.slide or config.stride):
-        raise SystemExit(f"error: --model {config.model} tells no size of windows; give --window PIXELS")
+        raise OptionError(f"--model {config.model} tells no size of windows; give --window PIXELS")
     stride = config.stride or (run.get("stride") if window == run.get("window") else None) or window
     for option, value in {"--window": window, "--stride": stride}.items():
         if value is not None and value < 1:
-            raise SystemExit(f"error: {option} must be 1 pixel or more; got {value}")
+            raise OptionError(f"{option} must be 1 pixel or more; got {value}")
     taken = {name: run.get(name) for name in OF_THE_DATA if dataset == run.get("dataset")}
     given = {name: getattr(config, name) for name in (*OF_THE_DATA, "scale")}
     values = {**taken, "scale": run.get("scale"), **{name: x for name, x in given.items() if x is not None}}
@@ -203,23 +200,12 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
     return dataclasses.replace(config, dataset=dataset, window=window, stride=stride, **values)
 
 
-def load_model(config: Config, where: str) -> SegmentationModel:
-    """The model, or one line on what is wrong."""
-    try:
-        return SegmentationModel.from_pretrained(where)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: --model {config.model}: {error}") from error
-
-
 def load_dataset(config: Config, model: SegmentationModel) -> SegmentationDataset:
-    """The data set, which has as many classes as the model, or one line on what is wrong."""
-    try:
-        dataset = open_dataset(DataConfig.from_json(vars(config)), config.split, seed=config.seed or 0)
-    except (SegheadsError, OSError) as error:
-        raise SystemExit(f"error: --dataset {config.dataset} --split {config.split}: {error}") from error
+    """The data set, which has as many classes as the model."""
+    dataset = open_dataset(DataConfig.from_json(vars(config)), config.split, seed=config.seed or 0)
     if dataset.num_classes != model.num_classes:
-        raise SystemExit(
-            f"error: --model {config.model} tells {model.num_classes} classes apart, and --dataset {config.dataset} "
+        raise OptionError(
+            f"--model {config.model} tells {model.num_classes} classes apart, and --dataset {config.dataset} "
             f"has {dataset.num_classes}; give the data set that it was trained on"
         )
     return dataset
@@ -250,5 +236,6 @@ def protocol(config: Config, accelerator: Accelerator, count: int) -> dict[str, 
     }
 
 
-if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+# What is of a run's data, and no other data set's
+OF_THE_DATA = {"seed", *(field.name for field in dataclasses.fields(DataConfig))} & set(Config.__dataclass_fields__)
+OF_THE_DATA -= {"dataset"}

@@ -1,27 +1,20 @@
-"""Training and evaluation of many heads on one frozen backbone."""
+"""Many heads on one frozen backbone, as the training loop sees them: one learner."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 
 from segheads.data import PhotometricNormalize
-from segheads.data.samples import EvaluationSamples
-from segheads.evaluation.evaluate import predict
-from segheads.inference.protocol import WHOLE, InferenceProtocol
-from segheads.metrics.confusion import SegmentationMetrics
-from segheads.modules import evaluating
+from segheads.probing.backbone import SharedBackbone
 from segheads.probing.features import FeatureCache
-from segheads.probing.probes import Probe, SharedBackbone
-from segheads.training.loop import train_step, training_batches
+from segheads.probing.probes import Probe
+from segheads.training.batches import training_batches
+from segheads.training.loop import first_not_finite, train_step
 from segheads.training.optimization import set_learning_rate
-from segheads.training.run_folder import RunFolder
 
 FeatureBatch = tuple[list[Tensor], Tensor]  # the maps of a batch and its labels (B, H, W)
 
@@ -111,176 +104,64 @@ def step_seed(seed: int, process: int, iteration: int) -> int:
     return int(np.random.SeedSequence([seed, process, iteration]).generate_state(1, np.uint32)[0])
 
 
-def train_probes(
-    accelerator: Accelerator,
-    shared: SharedBackbone,
-    probes: Sequence[Probe],
-    batches: Iterator[FeatureBatch],
-    run: RunFolder,
-    *,
-    schedule: Callable[[int, float], float],
-    seed: int,
-    start: int,
-    iterations: int,
-    batch_size: int,
-    accumulation: int = 1,
-    max_grad_norm: float | None = None,
-    log_every: int = 50,
-    checkpoint_every: int = 1000,
-    evaluate_every: int = 0,
-    evaluate: Callable[[], list[dict[str, float]]] | None = None,
-) -> None:
-    """Train all heads from iteration `start` to `iterations`, with a progress bar, a log, evaluations and checkpoints.
-
-    A head whose loss or weights are no longer finite ends alone: it rests from the next record of the log on, which
-    says when it was, and the others go on.
+class ProbeLearner:
+    """All heads, each with its own optimizer; one whose loss or weights are no longer finite rests, the others go on.
 
     Args:
         accelerator: What prepared the heads and their optimizers.
         shared: The backbone whose views they have.
-        probes: The heads.
-        batches: Yields `accumulation` pairs of maps and labels for each iteration.
-        run: Where records and checkpoints go.
+        probes: The heads; they are put into training mode.
         schedule: Learning rate as a function of the number of updates made and a head's own rate.
         seed: Of what is dropped.
-        start: Number of updates made before.
-        iterations: Number of updates of the whole run.
-        batch_size: Images of one update over all processes, for the log.
-        accumulation: Batches of one update in each process.
         max_grad_norm: Clip the norm of each head's gradient to this.
-        log_every: Iterations between records.
-        checkpoint_every: Iterations between checkpoints; there is one at the end, too.
-        evaluate_every: Iterations between evaluations; 0 means none.
-        evaluate: Gives the scores of each head.
+        records: What the log of a resumed run holds: who rests already.
     """
-    for record in run.records():
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        shared: SharedBackbone,
+        probes: Sequence[Probe],
+        *,
+        schedule: Callable[[int, float], float],
+        seed: int,
+        max_grad_norm: float | None = None,
+        records: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
+        self.accelerator, self.shared, self.probes = accelerator, shared, probes
+        self.schedule, self.seed, self.max_grad_norm = schedule, seed, max_grad_norm
+        for record in records:
+            for probe in probes:
+                probe.diverged_at = record.get("diverged", {}).get(probe.name, probe.diverged_at)
         for probe in probes:
-            probe.diverged_at = record.get("diverged", {}).get(probe.name, probe.diverged_at)
-    meter = _LossMeter(accelerator, len(probes), start)
-    bar = tqdm(total=iterations, initial=start, unit="it", disable=not accelerator.is_main_process, dynamic_ncols=True)
-    for probe in probes:
-        probe.model.train()
-    for iteration in range(start, iterations):
-        for probe in probes:
+            probe.model.train()
+
+    def step(self, iteration: int, batches: Sequence[FeatureBatch]) -> Tensor:
+        """One update of every head at its rate; returns a loss for each, NaN of one that rests."""
+        for probe in self.probes:
             if probe.optimizer is not None:
-                set_learning_rate(probe.optimizer, schedule(iteration, probe.learning_rate))
-        step = [next(batches) for _ in range(accumulation)]
-        drawn = step_seed(seed, accelerator.process_index, iteration)
-        meter.add(probe_step(accelerator, shared, probes, step, seed=drawn, max_grad_norm=max_grad_norm))
-        bar.update()
-        done = iteration + 1
-        evaluates = evaluate is not None and evaluate_every > 0 and done % evaluate_every == 0 and done < iterations
-        saves = done % checkpoint_every == 0 or done == iterations
-        if done % log_every == 0 or evaluates or saves:
-            losses, diverged, seconds, count = meter.read(done, probes)
-            learning = {probe.name: x for probe, x in zip(probes, losses, strict=True) if probe.diverged_at is None}
-            record = {"loss": learning, "images_per_second": batch_size * count / seconds}
-            _log(accelerator, run, done, {**record, **({"diverged": diverged} if diverged else {})})
-            bar.set_postfix({"heads": len(learning), "img/s": f"{record['images_per_second']:.1f}"})
-            if evaluates and evaluate is not None:
-                named = zip(probes, evaluate(), strict=True)
-                values = {probe.name: x for probe, x in named if probe.diverged_at is None}
-                _log(accelerator, run, done, {"scores": values})
-            if saves:
-                run.save(accelerator, done)
-            meter.restart_clock()
-    bar.close()
+                set_learning_rate(probe.optimizer, self.schedule(iteration, probe.learning_rate))
+        drawn = step_seed(self.seed, self.accelerator.process_index, iteration)
+        losses = probe_step(
+            self.accelerator, self.shared, self.probes, batches, seed=drawn, max_grad_norm=self.max_grad_norm
+        )
+        return torch.stack(losses)
 
-
-def evaluate_probes(
-    accelerator: Accelerator,
-    shared: SharedBackbone,
-    probes: Sequence[Probe],
-    samples: EvaluationSamples,
-    protocol: InferenceProtocol = WHOLE,
-    *,
-    batch_size: int = 8,
-    limit: int | None = None,
-    workers: int = 0,
-) -> list[dict[str, Tensor]]:
-    """What `evaluate` gives of each head, in one pass: the backbone sees each image, or each of its windows, once.
-
-    Args:
-        accelerator: Tells the process, the device and the precision.
-        shared: The backbone whose views the heads have.
-        probes: The heads; their mode is restored afterwards.
-        samples: What to evaluate on.
-        protocol: How the heads are shown each image.
-        batch_size: Windows in one call of the backbone.
-        limit: Evaluate on the first so many images; None means all.
-        workers: Processes that load images.
-    """
-    count = len(samples) if limit is None else min(limit, len(samples))
-    loader = DataLoader(
-        Subset(samples, range(accelerator.process_index, count, accelerator.num_processes)),
-        batch_size=None,
-        num_workers=workers,
-        generator=torch.Generator(),  # else it draws from the random state of the run
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    ignore_index = samples.dataset.ignore_index
-    metrics = [
-        SegmentationMetrics(probe.model.num_classes, ignore_index=ignore_index).to(accelerator.device)
-        for probe in probes
-    ]
-    with evaluating(*(probe.model for probe in probes)):
-        for image, labels in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process):
-            image, labels = (x.to(accelerator.device, non_blocking=True) for x in (image, labels))
-            shared.forget()
-            for probe, metric in zip(probes, metrics, strict=True):
-                shared.rewind()
-                prediction = predict(accelerator, probe.model, image, labels.shape, protocol, batch_size=batch_size)
-                metric.update(prediction, labels)
-    shared.forget()
-    return [metric.compute() for metric in metrics]
-
-
-def _log(accelerator: Accelerator, run: RunFolder, iteration: int, values: dict[str, Any]) -> None:
-    if accelerator.is_main_process:
-        run.log({"iteration": iteration, **values})
-    flat: dict[str, float] = {}
-    for key, value in values.items():
-        for name, x in value.items() if isinstance(value, dict) else [("", value)]:
-            for score, y in x.items() if isinstance(x, dict) else [("", x)]:
-                flat["/".join(part for part in (key, score, name) if part)] = y
-    accelerator.log(flat, step=iteration)
-
-
-class _LossMeter:
-    """Each head's mean loss since the last reading, and when it was first not finite, kept on the device."""
-
-    def __init__(self, accelerator: Accelerator, count: int, start: int) -> None:
-        self.accelerator = accelerator
-        self.total = torch.zeros(count, device=accelerator.device)
-        self.first_bad = torch.zeros(count, dtype=torch.long, device=accelerator.device)  # 0: none
-        self.done = self.last_read = start
-        self.restart_clock()
-
-    def add(self, losses: Sequence[Tensor]) -> None:
-        self.done += 1
-        stacked = torch.stack(list(losses))
-        self.first_bad = torch.where((self.first_bad == 0) & ~stacked.isfinite(), self.done, self.first_bad)
-        self.total = self.total + stacked
-
-    def read(self, iteration: int, probes: Sequence[Probe]) -> tuple[list[float], dict[str, int], float, int]:
-        """Mean losses, who diverged since the last reading and when, seconds and number of iterations."""
-        count = iteration - self.last_read
-        for place, probe in enumerate(probes):
-            finite = torch.stack([p.isfinite().all() for p in probe.model.parameters()]).all()
-            if probe.diverged_at is None:
-                self.first_bad[place] = torch.where(
-                    (self.first_bad[place] == 0) & ~finite, iteration, self.first_bad[place]
-                )
-        bad = self.accelerator.gather(self.first_bad[None])  # (processes, heads)
-        never = torch.iinfo(torch.long).max
-        first = torch.where(bad == 0, never, bad).amin(0).tolist()
+    def record(self, iteration: int, means: Sequence[float], first_bad: Sequence[int | None]) -> dict[str, Any]:
+        """The loss of every head that learns, and who has diverged since the last record and when."""
         diverged = {}
-        for probe, when in zip(probes, first, strict=True):
-            if probe.diverged_at is None and when < never:
-                probe.diverged_at = diverged[probe.name] = when
-        means = self.accelerator.reduce(self.total / count, reduction="mean").tolist()
-        self.total, self.last_read = torch.zeros_like(self.total), iteration
-        return means, diverged, max(time.perf_counter() - self.since, 1e-9), count
+        for probe, bad in zip(self.probes, self._first_bad(iteration, first_bad), strict=True):
+            if probe.diverged_at is None and bad is not None:
+                probe.diverged_at = diverged[probe.name] = bad
+        learning = {p.name: x for p, x in zip(self.probes, means, strict=True) if p.diverged_at is None}
+        return {"loss": learning, **({"diverged": diverged} if diverged else {})}
 
-    def restart_clock(self) -> None:
-        self.since = time.perf_counter()
+    def _first_bad(self, iteration: int, losses: Sequence[int | None]) -> list[int | None]:
+        """When each head was first not finite, in its loss or its weights, in any process."""
+        own = [
+            iteration if bad is None and probe.diverged_at is None and first_not_finite(probe.model) else bad
+            for probe, bad in zip(self.probes, losses, strict=True)
+        ]
+        marks = torch.tensor([[bad or 0 for bad in own]], device=self.accelerator.device)
+        latest = self.accelerator.gather(marks).amax(0).tolist()  # processes differ in whether, never in when
+        return [bad or None for bad in latest]

@@ -1,8 +1,15 @@
 """What recipes share: configuration, optimizer and schedule, loop, checkpoints, report."""
 
-from segheads.training.config import DEMO_RUN, MAY_DIFFER, TrainingConfig
-from segheads.training.loop import train, train_step, training_batches
-from segheads.training.optimization import create_optimizer, poly_learning_rate, set_learning_rate
+from segheads.training.batches import training_batches
+from segheads.training.config import DEMO_RUN, MAY_DIFFER, LoopConfig, ModelConfig, TrainingConfig, changed, flat
+from segheads.training.loop import Learner, ModelLearner, train, train_step
+from segheads.training.machine import MachineConfig
+from segheads.training.optimization import (
+    OptimizationConfig,
+    create_optimizer,
+    poly_learning_rate,
+    set_learning_rate,
+)
 from segheads.training.report import (
     plot_curves,
     plot_predictions,
@@ -13,16 +20,26 @@ from segheads.training.report import (
     write_report,
     write_results,
 )
-from segheads.training.run import load_data, run_training
+from segheads.training.run import run_training
 from segheads.training.run_folder import RunFolder
+from segheads.training.setup import Run, open_run
 
 __all__ = [
     "DEMO_RUN",
     "MAY_DIFFER",
+    "Learner",
+    "LoopConfig",
+    "MachineConfig",
+    "ModelConfig",
+    "ModelLearner",
+    "OptimizationConfig",
+    "Run",
     "RunFolder",
     "TrainingConfig",
+    "changed",
     "create_optimizer",
-    "load_data",
+    "flat",
+    "open_run",
     "plot_curves",
     "plot_predictions",
     "plot_reliability",

@@ -1,19 +1,28 @@
-"""What every recipe can be told: one frozen dataclass, from which tyro makes the command line."""
+"""What every recipe can be told: parts with fields of their own, which are one flat list of options and JSON keys."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar, get_type_hints
+
+from typing_extensions import Self, is_typeddict
 
 from segheads.data.config import DataConfig
 from segheads.functional.upsample import Reduction
+from segheads.inference.protocol import InferenceProtocol
+from segheads.training.machine import MachineConfig
+from segheads.training.optimization import OptimizationConfig
+
+C = TypeVar("C")
 
 # A resumed run may change where things are, how often it reports, and in what order the machine sums up (threads,
 # channels_last, compile: rounding, and which random numbers drop a path), but nothing else that its weights depend on.
 MAY_DIFFER = {
     *("output", "resume", "data_root", "download", "backbone_weights", "pretrained"),
     *("workers", "threads", "channels_last", "compile", "tracker", "pictures", "calibration"),
-    *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every", "window", "stride"),
+    *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
+    *("window", "stride", "scales", "flip", "small_images"),
 }
 
 # What the recipes' demos share: AdamW on 96 x 96 scenes that the code draws
@@ -43,21 +52,9 @@ DEMO_RUN: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """The numbers of a run that recipes share.
+class ModelConfig:
+    """The backbone, the head and the loss; a recipe has the options of its head."""
 
-    A recipe's `Config` inherits it, adds the options of its model, and gives the fields that have no default here the
-    values of its protocol. tyro shows the description below where a recipe writes none of its own.
-    """
-
-    demo: bool = False
-    """Train a small model from random weights on drawn scenes, in one to two minutes on two CPU cores."""
-    output: Path
-    """Folder of the run."""
-    resume: bool = False
-    """Go on with the run in `output`."""
-
-    # The model
     backbone: str
     """Any timm architecture."""
     pretrained: bool = True
@@ -75,72 +72,17 @@ class TrainingConfig:
     loss_reduction: Reduction
     """Divide the loss by all pixels, or by the valid ones."""
 
-    # The data
-    dataset: str = "ade20k"
-    """Any of segheads.data.DATASETS: a published data set, scenes drawn by the code, or a folder of your own."""
-    data_root: Path | None = None
-    """Where the data set lies; None means its usual place below data/, such as data/ADEChallengeData2016. Your own
-    holds images/train, labels/train, images/val and labels/val."""
-    class_names: tuple[str, ...] | None = None
-    """The classes of your own folder, in the order of the values in its label files."""
-    num_classes: int | None = None
-    """How many classes your own folder has, in place of their names; or 59 for pascal_context without background."""
-    ignore_index: int | None = None
-    """The value in your own label files that means no class; None means 255, and 0 that the first class is 1."""
-    download: bool = False
-    """Fetch the data set into the data root if it is not there; ADE20K can be fetched."""
-    train_images: int | None = None
-    """Train on so many images of the data set, drawn by the seed; None takes all."""
-    scale: tuple[int, int] = (2048, 512)
-    """Longest and shortest side, pixels: images are resized into it for evaluation, and about it for training."""
-    crop_size: int = 512
-    """Side of the training crops, pixels."""
-    scenes_size: int = 128
-    """Side of the drawn scenes, pixels."""
 
-    # The optimisation
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long a run is, and what it does on the way: evaluate, keep checkpoints, log."""
+
     iterations: int = 160_000
     """Updates of the weights."""
     batch_size: int
     """Images of one update, over all processes and accumulated batches."""
     gradient_accumulation: int = 1
     """Batches into which each update is cut."""
-    optimizer: str
-    """In timm's words: sgd (which is Nesterov), momentum (which is not), adamw, and the rest."""
-    learning_rate: float
-    """The rate at the start of the decay."""
-    min_learning_rate: float
-    """The rate at the end of the decay."""
-    power: float
-    """Exponent of the decay."""
-    warmup_iterations: int = 0
-    """Updates over which the rate rises linearly, from 1e-6 of what the decay gives."""
-    momentum: float = 0.9
-    """Momentum, for sgd and momentum."""
-    weight_decay: float
-    """Decay of all weights but norms, biases, position tables, tokens and class embeddings."""
-    max_grad_norm: float | None = None
-    """Clip the norm of the gradient; None does not."""
-    seed: int = 0
-    """Of the initial weights, the samples and their distortions, and what is dropped."""
-
-    # The machine
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the forward pass. With fp16, SGD waits for the device in each step; with bf16 nothing does."""
-    channels_last: bool | None = None
-    """Keep maps in the memory format that convolutions like; None does so where the backbone is made of them."""
-    compile: bool = False
-    """torch.compile the training step."""
-    threads: int | None = None
-    """CPU threads of each training process; None shares all cores out (accelerate launch alone would give 1)."""
-    workers: int = 4
-    """Processes that load images, for each process that trains."""
-
-    # The evaluation and the log
-    window: int | None
-    """Side of the sliding window, pixels; None shows whole images."""
-    stride: int | None
-    """Pixels between windows."""
     evaluate_every: int = 16_000
     """Iterations between evaluations; 0 evaluates at the end alone."""
     evaluate_images: int | None = None
@@ -153,28 +95,171 @@ class TrainingConfig:
     """How many checkpoints to keep, the last ones."""
     log_every: int = 50
     """Iterations between records in the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The numbers of a run that recipes share.
+
+    A recipe's `Config` inherits it, adds the options of its model, and gives the parts the values of its protocol. tyro
+    shows the description below where a recipe writes none of its own. Flags and config.json have the fields of all
+    parts side by side: no name may stand twice. See `flat`, `changed` and `from_flat`.
+    """
+
+    demo: bool = False
+    """Train a small model from random weights on drawn scenes, in one to two minutes on two CPU cores."""
+    output: Path
+    """Folder of the run."""
+    resume: bool = False
+    """Go on with the run in `output`."""
+    seed: int = 0
+    """Of the initial weights, the samples and their distortions, and what is dropped."""
+    crop_size: int = 512
+    """Side of the training crops, pixels."""
     tracker: str = "tensorboard"
     """A tracker of Accelerate, or none."""
     pictures: int = 6
     """Rows of the picture sheet."""
+    model: ModelConfig
+    """Backbone, head and loss."""
+    data: DataConfig = DataConfig()
+    """The data set."""
+    optimization: OptimizationConfig
+    """Optimizer and learning rate."""
+    loop: LoopConfig
+    """Length, evaluations, checkpoints, log."""
+    protocol: InferenceProtocol = InferenceProtocol(scale=(2048, 512))
+    """How images are shown to the model in evaluations; training crops are resized about the scale, too."""
+    machine: MachineConfig = MachineConfig()
+    """Precision, memory format, processes."""
+
+    @classmethod
+    def from_flat(cls, **values: Any) -> Self:
+        """Build a configuration from fields of all its parts, side by side, as config.json and flags have them.
+
+        Args:
+            **values: Fields by name; one that is missing has the class' default.
+
+        Raises:
+            TypeError: If a field is unknown, or one without a default is missing.
+        """
+        given, hints = dict(values), get_type_hints(cls)
+        own: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if field.name in given:
+                own[field.name] = given.pop(field.name)
+            elif _is_part(hints[field.name]):
+                names = _names(hints[field.name])
+                inner = {name: given.pop(name) for name in names if name in given}
+                if field.default is not dataclasses.MISSING:
+                    own[field.name] = dataclasses.replace(field.default, **inner)
+                elif field.default_factory is not dataclasses.MISSING:
+                    own[field.name] = {**field.default_factory(), **inner}
+                else:
+                    own[field.name] = hints[field.name](**inner)
+        if given:
+            raise TypeError(f"{cls.__name__} has no field {', '.join(given)}")
+        return cls(**own)
 
     def as_json(self) -> dict[str, Any]:
-        """The configuration in JSON values, as config.json has it."""
-        return {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(self).items()}
-
-    def data_config(self) -> DataConfig:
-        """The data set and its options, as `open_dataset` takes them."""
-        return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DataConfig)})
+        """The configuration in JSON values, as config.json has it: flat."""
+        return {key: _json_value(value) for key, value in flat(self).items()}
 
     def model_options(self) -> dict[str, Any]:
         """The arguments of `create_model` that the fields above stand for, but for the names of backbone and head."""
-        sizes = {"patch_size": self.patch_size, "depth": self.depth}
+        sizes = {"patch_size": self.model.patch_size, "depth": self.model.depth}
         return {
-            "pretrained": self.backbone_weights or self.pretrained,
+            "pretrained": self.model.backbone_weights or self.model.pretrained,
             "backbone_kwargs": {
                 "img_size": self.crop_size,
-                "drop_path_rate": self.drop_path_rate,
+                "drop_path_rate": self.model.drop_path_rate,
                 "model_kwargs": {key: value for key, value in sizes.items() if value is not None},
             },
-            "loss_reduction": self.loss_reduction,
+            "loss_reduction": self.model.loss_reduction,
         }
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """All fields of a configuration and of its parts, by name.
+
+    Args:
+        config: A dataclass; fields that are dataclasses or of a `TypedDict` are its parts.
+
+    Examples:
+        >>> machine = MachineConfig(workers=2)
+        >>> flat(machine)["workers"]
+        2
+    """
+    hints, values = get_type_hints(type(config)), {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values.update(flat(value))
+        elif is_typeddict(hints[field.name]):
+            values.update(value)
+        else:
+            values[field.name] = value
+    return values
+
+
+def changed(config: C, **values: Any) -> C:
+    """The configuration with other values of its fields, or of fields of its parts.
+
+    Args:
+        config: A dataclass.
+        **values: New values by name, as `flat` has them.
+
+    Raises:
+        TypeError: If neither the configuration nor a part has such a field.
+
+    Examples:
+        >>> changed(DataConfig(), dataset="camvid").dataset
+        'camvid'
+    """
+    given, own = dict(values), {}
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]  # a dataclass, which C cannot say
+        if field.name in given:
+            own[field.name] = given.pop(field.name)
+        elif _is_part(hints[field.name]):
+            part = getattr(config, field.name)
+            inner = {name: given.pop(name) for name in _names(part) if name in given}
+            if inner:
+                own[field.name] = {**part, **inner} if isinstance(part, dict) else changed(part, **inner)
+    if given:
+        raise TypeError(f"{type(config).__name__} has no field {', '.join(given)}")
+    return dataclasses.replace(config, **own)  # type: ignore[type-var]
+
+
+def field_defaults(config: Any) -> dict[str, Any]:
+    """The default of every field that has one, flat and in JSON values: what an older config.json stands for.
+
+    Args:
+        config: A dataclass.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= field_defaults(value)
+        elif field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+            values |= default if isinstance(default, Mapping) and field.name not in flat(config) else {}
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = _json_value(field.default)
+    return values
+
+
+def _is_part(hint: Any) -> bool:
+    return is_typeddict(hint) or dataclasses.is_dataclass(hint)
+
+
+def _names(part: Any) -> list[str]:
+    """Names of the fields of a part, or of a class of parts."""
+    if dataclasses.is_dataclass(part):
+        return [field.name for field in dataclasses.fields(part)]
+    return list(get_type_hints(part)) if isinstance(part, type) else list(part)
+
+
+def _json_value(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

@@ -1,67 +1,110 @@
-"""The training loop that recipes share."""
+"""The training loop: one model, or many probes, is what a learner makes of it."""
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from segheads.data import PhotometricNormalize
+from segheads.errors import DivergedError
+from segheads.training.batches import Batch
+from segheads.training.config import LoopConfig
 from segheads.training.optimization import set_learning_rate
-from segheads.training.run_folder import RunFolder, check_finite
+from segheads.training.setup import Run
 
-Batch = tuple[Tensor, Tensor]
+log = logging.getLogger(__name__)
 
 
-def training_batches(
-    loader: Iterable[dict[str, Tensor]], prepare: PhotometricNormalize, *, channels_last: bool = False
-) -> Iterator[Batch]:
-    """Distort and normalise what `TrainingSamples` hands over, on the device that it is on.
+class Learner(Protocol):
+    """What `train` trains: it makes updates, and says of them what the log keeps."""
 
-    Where `prepare` is on a GPU, the copies that the loader makes and the distortion have a stream of their own: the GPU
-    does them while it still computes the step before.
+    def step(self, iteration: int, batches: Sequence[Any]) -> Tensor:
+        """Make one update.
+
+        Args:
+            iteration: Number of updates made before.
+            batches: What one update is made of: one batch, or several whose gradients are averaged.
+
+        Returns:
+            Losses `(n,)` without gradient, on the device; nothing waits for them.
+        """
+
+    def record(self, iteration: int, means: Sequence[float], first_bad: Sequence[int | None]) -> dict[str, Any]:
+        """What the log keeps, every `log_every` iterations and before each checkpoint.
+
+        Args:
+            iteration: Number of updates made.
+            means: Mean of each loss since the last record, over all processes.
+            first_bad: The first iteration at which each loss was not finite, in any process; None: it always was.
+
+        Returns:
+            JSON values, dicts among them; `loss` is shown beside the progress bar.
+
+        Raises:
+            DivergedError: If the run cannot go on; what was saved before is good.
+        """
+
+
+class ModelLearner:
+    """One model and its optimizer.
 
     Args:
-        loader: Yields collated `TrainingSamples`, on the device of `prepare`.
-        prepare: The backbone's normalisation.
-        channels_last: Yield images in PyTorch's channels-last memory format, for a model that is in it.
-
-    Shape:
-        Yields images `(B, 3, H, W)`, float32, and labels `(B, H, W)`, int64.
+        accelerator: What prepared both.
+        model: `model(images, labels)` gives the loss; it is put into training mode.
+        optimizer: Its learning rate is set before each step.
+        schedule: Learning rate as a function of the number of updates made.
+        max_grad_norm: Clip the norm of the gradient to this.
     """
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def prepared() -> Iterator[Batch]:
-        for batch in loader:
-            images = prepare(batch["image"], batch["distortion"], batch["valid"])
-            yield images.contiguous(memory_format=memory_format), batch["labels"].long()
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        schedule: Callable[[int], float],
+        max_grad_norm: float | None = None,
+    ) -> None:
+        self.accelerator, self.model, self.optimizer = accelerator, model.train(), optimizer
+        self.schedule, self.max_grad_norm = schedule, max_grad_norm
 
-    return _beside_the_step(prepared(), prepare.scale.device)
+    def step(self, iteration: int, batches: Sequence[Batch]) -> Tensor:
+        """One update at the schedule's rate; returns the loss `(1,)`."""
+        set_learning_rate(self.optimizer, self.schedule(iteration))
+        loss = train_step(self.accelerator, self.model, self.optimizer, batches, max_grad_norm=self.max_grad_norm)
+        return loss[None]
+
+    def record(self, iteration: int, means: Sequence[float], first_bad: Sequence[int | None]) -> dict[str, Any]:
+        """Loss and learning rate.
+
+        Raises:
+            DivergedError: If the loss was, or a weight is, not finite.
+        """
+        if first_bad[0] is not None:
+            raise DivergedError(
+                f"the loss was not finite at iteration {first_bad[0]}; the run stopped, and its last checkpoint is "
+                "from before",
+                first_bad[0],
+            )
+        if (name := first_not_finite(self.model)) is not None:
+            message = f"{name} is not finite after iteration {iteration}; no checkpoint was written"
+            raise DivergedError(message, iteration)
+        return {"loss": means[0], "learning_rate": self.schedule(iteration - 1)}
 
 
-def _beside_the_step(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Make batches on a stream of their own where the device is a GPU, and let the step's stream wait for each."""
-    if device.type != "cuda":
-        yield from batches
-        return
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))  # which wrote what is used to make them
-    while True:
-        # The host asks as soon as it has queued a step, long before the GPU is through with it.
-        with torch.cuda.stream(side):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        step = torch.cuda.current_stream(device)
-        step.wait_stream(side)
-        for tensor in batch:
-            tensor.record_stream(step)  # or the side stream could write to its memory before the step has read it
-        yield batch
+def first_not_finite(model: nn.Module) -> str | None:
+    """The name of the first weight that is not finite, or None; waits for the device once where all are."""
+    parameters = dict(model.named_parameters())
+    if not parameters or torch.stack([p.detach().isfinite().all() for p in parameters.values()]).all():
+        return None
+    return next(name for name, parameter in parameters.items() if not parameter.isfinite().all())
 
 
 def train_step(
@@ -98,110 +141,100 @@ def train_step(
 
 
 def train(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Optimizer,
-    batches: Iterator[Batch],
-    run: RunFolder,
+    run: Run,
+    learner: Learner,
+    batches: Iterator[Any],
+    loop: LoopConfig,
     *,
-    schedule: Callable[[int], float],
-    start: int,
-    iterations: int,
-    batch_size: int,
-    accumulation: int = 1,
-    max_grad_norm: float | None = None,
-    log_every: int = 50,
-    checkpoint_every: int = 1000,
-    evaluate_every: int = 0,
-    evaluate: Callable[[], dict[str, Any]] | None = None,
+    start: int = 0,
+    evaluate: Callable[[], Mapping[str, Any]] | None = None,
 ) -> None:
-    """Train from iteration `start` to `iterations`, with a progress bar, a log, evaluations and checkpoints.
+    """Train from iteration `start` to the end, with a progress bar, a log, evaluations and checkpoints.
 
-    Nothing in the loop waits for the device but the log, every `log_every` iterations. It is there that a loss that was
-    not finite ends the run, naming the iteration at which it first was; checkpoints follow that check.
+    Nothing in the loop waits for the device but the log, every `log_every` iterations, where the learner is told of a
+    loss that was not finite; checkpoints follow that.
 
     Args:
-        accelerator: What prepared model and optimizer.
-        model: `model(images, labels)` gives the loss.
-        optimizer: Its learning rate is set before each step.
-        batches: Yields `accumulation` pairs of images and labels for each iteration.
-        run: Where records and checkpoints go.
-        schedule: Learning rate as a function of the number of updates made.
+        run: Its `accelerator`, and its `folder`, where records and checkpoints go.
+        learner: What is trained.
+        batches: Yields `gradient_accumulation` batches for each iteration.
+        loop: Length of the run, and how often it logs, evaluates and keeps checkpoints.
         start: Number of updates made before.
-        iterations: Number of updates of the whole run.
-        batch_size: Images of one update over all processes, for the log.
-        accumulation: Batches of one update in each process.
-        max_grad_norm: Clip the norm of the gradient to this.
-        log_every: Iterations between records.
-        checkpoint_every: Iterations between checkpoints; there is one at the end, too.
-        evaluate_every: Iterations between evaluations; 0 means none.
-        evaluate: Gives the values to log.
+        evaluate: Gives the values to log; not asked at the end.
 
     Raises:
-        FloatingPointError: If a loss or a weight is not finite; the last checkpoint is good.
+        DivergedError: If the learner cannot go on; the last checkpoint is good.
     """
-    meter = _LossMeter(accelerator, start)
-    bar = tqdm(total=iterations, initial=start, unit="it", disable=not accelerator.is_main_process, dynamic_ncols=True)
-    model.train()
-    for iteration in range(start, iterations):
-        rate = schedule(iteration)
-        set_learning_rate(optimizer, rate)
-        step = [next(batches) for _ in range(accumulation)]
-        meter.add(train_step(accelerator, model, optimizer, step, max_grad_norm=max_grad_norm))
-        bar.update()
-        done = iteration + 1
-        evaluates = evaluate is not None and evaluate_every > 0 and done % evaluate_every == 0 and done < iterations
-        saves = done % checkpoint_every == 0 or done == iterations
-        if done % log_every == 0 or evaluates or saves:
-            loss, seconds, count = meter.read(done)
-            record = {"loss": loss, "learning_rate": rate, "images_per_second": batch_size * count / seconds}
-            _log(accelerator, run, done, record)
-            shown = {"loss": f"{loss:.3f}", "lr": f"{rate:.2e}", "img/s": f"{record['images_per_second']:.1f}"}
-            bar.set_postfix(shown)
+    meter = _Meter(run.accelerator, start)
+    main = run.accelerator.is_main_process
+    bar = tqdm(total=loop.iterations, initial=start, unit="it", disable=not main, dynamic_ncols=True)
+    with bar, logging_redirect_tqdm([logging.getLogger("segheads")]):
+        for iteration in range(start, loop.iterations):
+            step = [next(batches) for _ in range(loop.gradient_accumulation)]
+            meter.add(learner.step(iteration, step))
+            bar.update()
+            done = iteration + 1
+            evaluates = evaluate is not None and _is_due(done, loop.evaluate_every) and done < loop.iterations
+            saves = _is_due(done, loop.checkpoint_every) or done == loop.iterations
+            if not (_is_due(done, loop.log_every) or evaluates or saves):
+                continue
+            means, first_bad, seconds, count = meter.read(done)
+            try:
+                record = learner.record(done, means, first_bad)
+            except DivergedError as error:
+                kept = f"(iteration {run.folder.latest()} in {run.folder.checkpoints})"
+                raise DivergedError(f"{error} {kept}", error.iteration) from error
+            record["images_per_second"] = loop.batch_size * count / seconds
+            run.log(done, record)
+            bar.set_postfix(_shown(record))
             if evaluates and evaluate is not None:
                 values = evaluate()
-                _log(accelerator, run, done, values)
-                bar.write(f"iteration {done}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+                run.log(done, values)
+                numbers = [f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)]
+                log.info("iteration %d: %s", done, ", ".join(numbers) or "evaluated")
             if saves:
-                check_finite(model, done)
-                run.save(accelerator, done)
+                run.folder.save(run.accelerator, done)
             meter.restart_clock()
-    bar.close()
 
 
-def _log(accelerator: Accelerator, run: RunFolder, iteration: int, values: dict[str, Any]) -> None:
-    if accelerator.is_main_process:
-        run.log({"iteration": iteration, **values})
-    accelerator.log(values, step=iteration)
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
 
 
-class _LossMeter:
-    """Mean loss since the last reading, and the first iteration whose loss was not finite, kept on the device."""
+def _shown(record: Mapping[str, Any]) -> dict[str, str]:
+    """What stands beside the progress bar."""
+    loss = record["loss"]
+    shown = {"learning": str(len(loss))} if isinstance(loss, Mapping) else {"loss": f"{loss:.3f}"}
+    if "learning_rate" in record:
+        shown["lr"] = f"{record['learning_rate']:.2e}"
+    return shown | {"img/s": f"{record['images_per_second']:.1f}"}
+
+
+class _Meter:
+    """Mean of each loss since the last reading, and when each was first not finite, kept on the device."""
 
     def __init__(self, accelerator: Accelerator, start: int) -> None:
         self.accelerator = accelerator
-        self.total = torch.zeros((), device=accelerator.device)
-        self.first_bad = torch.zeros((), dtype=torch.long, device=accelerator.device)  # 0: none
+        self.total = torch.zeros(1, device=accelerator.device)
+        self.first_bad = torch.zeros(1, dtype=torch.long, device=accelerator.device)  # 0: none
         self.done = self.last_read = start
         self.restart_clock()
 
-    def add(self, loss: Tensor) -> None:
+    def add(self, losses: Tensor) -> None:
         self.done += 1
-        self.first_bad = torch.where((self.first_bad == 0) & ~loss.isfinite(), self.done, self.first_bad)
-        self.total = self.total + loss
+        self.first_bad = torch.where((self.first_bad == 0) & ~losses.isfinite(), self.done, self.first_bad)
+        self.total = self.total + losses
 
-    def read(self, iteration: int) -> tuple[float, float, int]:
-        """Mean loss, seconds and number of iterations since the last reading."""
+    def read(self, iteration: int) -> tuple[list[float], list[int | None], float, int]:
+        """Means, first bad iterations, and seconds and number of iterations since the last reading."""
         count = iteration - self.last_read
-        bad = self.accelerator.gather(self.first_bad.view(1))
-        if bad.any():
-            first = bad[bad > 0].min().item()
-            raise FloatingPointError(
-                f"the loss was not finite at iteration {first}; the run stopped, and its last checkpoint is from before"
-            )
-        mean = self.accelerator.reduce(self.total / count, reduction="mean").item()
+        bad = self.accelerator.gather(self.first_bad[None])  # (processes, losses)
+        never = torch.iinfo(torch.long).max
+        first = torch.where(bad == 0, never, bad).amin(0).tolist()
+        means = self.accelerator.reduce(self.total / count, reduction="mean").tolist()
         self.total, self.last_read = torch.zeros_like(self.total), iteration
-        return mean, max(time.perf_counter() - self.since, 1e-9), count
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        return means, [None if when == never else when for when in first], seconds, count
 
     def restart_clock(self) -> None:
         self.since = time.perf_counter()

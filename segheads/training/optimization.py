@@ -1,5 +1,6 @@
 """Learning rate and optimizer of the published training runs."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,66 @@ NOT_DECAYED = {
 
 # timm's names of what torch has fused kernels for, and where they are known to work
 FUSED, FUSED_ON = {"sgd", "nesterov", "momentum", "adam", "adamw"}, {"cpu", "cuda"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig:
+    """Optimizer, and learning rate over the run."""
+
+    optimizer: str
+    """In timm's words: sgd (which is Nesterov), momentum (which is not), adamw, and the rest."""
+    learning_rate: float
+    """The rate at the start of the decay."""
+    backbone_lr_scale: float = 1.0
+    """The backbone's rate over that of the rest."""
+    min_learning_rate: float
+    """The rate at the end of the decay."""
+    power: float
+    """Exponent of the decay."""
+    warmup_iterations: int = 0
+    """Updates over which the rate rises linearly, from 1e-6 of what the decay gives."""
+    momentum: float = 0.9
+    """Momentum, for sgd and momentum."""
+    weight_decay: float
+    """Decay of all weights but norms, biases, position tables, tokens and class embeddings."""
+    max_grad_norm: float | None = None
+    """Clip the norm of the gradient; None does not."""
+
+    def rate_at(self, iteration: int, iterations: int, learning_rate: float | None = None) -> float:
+        """The rate of the update that follows `iteration` updates of a run of `iterations`.
+
+        Args:
+            iteration: Number of updates made so far.
+            iterations: Length of the run.
+            learning_rate: The rate at the start of the decay; None means that of the field.
+        """
+        return poly_learning_rate(
+            iteration,
+            learning_rate=self.learning_rate if learning_rate is None else learning_rate,
+            max_iterations=iterations,
+            power=self.power,
+            min_learning_rate=self.min_learning_rate,
+            warmup_iterations=self.warmup_iterations,
+        )
+
+    def create(self, model: nn.Module, learning_rate: float | None = None) -> Optimizer:
+        """The optimizer of a model that is on its device.
+
+        Args:
+            model: What `create_optimizer` takes.
+            learning_rate: The rate at the start of the decay; None means that of the field.
+
+        Raises:
+            ValueError: As `create_optimizer` does.
+        """
+        return create_optimizer(
+            model,
+            self.optimizer,
+            learning_rate=self.learning_rate if learning_rate is None else learning_rate,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            backbone_lr_scale=self.backbone_lr_scale,
+        )
 
 
 def poly_learning_rate(

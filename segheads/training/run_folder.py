@@ -2,14 +2,15 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
+
+from segheads.errors import OptionError, RunError, RunExistsError
+from segheads.files import write_json, write_text
 
 CONFIG, LOG, CHECKPOINTS, INCOMPLETE = "config.json", "metrics.jsonl", "checkpoints", ".incomplete-"
 
@@ -25,11 +26,12 @@ class RunFolder:
         config: The run's configuration, of JSON values.
         resume: Go on with the run that the folder holds; with none there, a new one starts.
         may_differ: Names in `config` that a resumed run may change.
+        defaults: What a name stands for that the config.json of an older version lacks; None where it says nothing.
         keep: How many checkpoints to keep.
 
     Raises:
-        FileExistsError: If the folder holds a run and `resume` is False.
-        ValueError: If a resumed run was started with another configuration; the message shows both values.
+        RunExistsError: If the folder holds a run and `resume` is False.
+        OptionError: If a resumed run was started with another configuration; the message shows both values.
 
     Examples:
         >>> import tempfile
@@ -48,17 +50,20 @@ class RunFolder:
         *,
         resume: bool = False,
         may_differ: Collection[str] = (),
+        defaults: Mapping[str, Any] | None = None,
         keep: int = 3,
     ) -> None:
         self.path = Path(path)
         self.keep = keep
         if (self.path / CONFIG).is_file():
             if not resume:
-                raise FileExistsError(
-                    f"{self.path} holds a run (iteration {self.latest()}); give --resume to go on with it, "
-                    "or another --output"
-                )
-            _check_config(self.path / CONFIG, json.loads(json.dumps(config)), may_differ)
+                raise RunExistsError(f"{self.path} holds a run (iteration {self.latest()}); resume it, or use another")
+            _check_config(self.path / CONFIG, _as_read(config), _as_read(defaults or {}), may_differ)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / CHECKPOINTS
 
     def start(self, config: Mapping[str, Any]) -> int:
         """Write the configuration and forget records after the last checkpoint; to be called by one process.
@@ -66,11 +71,10 @@ class RunFolder:
         Returns:
             The iteration to go on from.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         iteration = self.latest()
-        _write(self.path / CONFIG, json.dumps(config, indent=2) + "\n")
+        write_json(self.path / CONFIG, config)
         kept = [record for record in self.records() if record["iteration"] <= iteration]
-        _write(self.path / LOG, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.path / LOG, "".join(json.dumps(record) + "\n" for record in kept))
         return iteration
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -92,7 +96,7 @@ class RunFolder:
 
     def save(self, accelerator: Accelerator, iteration: int) -> None:
         """Write a checkpoint; to be called by every process."""
-        folder = self.path / CHECKPOINTS
+        folder = self.checkpoints
         incomplete = folder / f"{INCOMPLETE}{iteration:08d}"
         if accelerator.is_main_process:
             for leftover in folder.glob(f"{INCOMPLETE}*"):
@@ -111,42 +115,33 @@ class RunFolder:
         """Restore a checkpoint; to be called by every process.
 
         Raises:
-            ValueError: If the checkpoint does not fit what was prepared.
+            RunError: If the checkpoint does not fit what was prepared.
         """
-        folder = self.path / CHECKPOINTS / f"{iteration:08d}"
+        folder = self.checkpoints / f"{iteration:08d}"
         try:
             accelerator.load_state(str(folder))
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"checkpoint {folder} does not fit this model and optimizer: {reason}") from error
+            raise RunError(f"checkpoint {folder} does not fit this model and optimizer: {reason}") from error
 
     def _iterations(self) -> list[int]:
-        return [int(path.name) for path in (self.path / CHECKPOINTS).glob("[0-9]*")]
+        return [int(path.name) for path in (self.checkpoints).glob("[0-9]*")]
 
 
-def check_finite(model: torch.nn.Module, iteration: int) -> None:
-    """Refuse weights that no checkpoint should hold.
-
-    Raises:
-        FloatingPointError: If a weight is not finite.
-    """
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise FloatingPointError(f"{name} is not finite after iteration {iteration}; no checkpoint was written")
+def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back: tuples are lists."""
+    read: dict[str, Any] = json.loads(json.dumps(values))
+    return read
 
 
-def _check_config(path: Path, config: Mapping[str, Any], may_differ: Collection[str]) -> None:
-    before = json.loads(path.read_text())
+def _check_config(
+    path: Path, config: Mapping[str, Any], defaults: Mapping[str, Any], may_differ: Collection[str]
+) -> None:
+    before = {**defaults, **json.loads(path.read_text())}
     changed = [
         f"{key} was {before.get(key)!r} and is {config.get(key)!r}"
         for key in sorted(before.keys() | config.keys())
         if key not in may_differ and before.get(key) != config.get(key)
     ]
     if changed:
-        raise ValueError(f"{path} is of a run with another configuration: {'; '.join(changed)}")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".incomplete")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+        raise OptionError(f"{path} is of a run with another configuration: {'; '.join(changed)}")

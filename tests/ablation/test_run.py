@@ -33,8 +33,10 @@ from segheads.ablation import (
 from segheads.ablation.cell import claimed
 from segheads.data import Scenes
 from segheads.data.samples import EvaluationSamples
+from segheads.errors import DataMissingError, OptionError
 from segheads.evaluation import evaluate
-from segheads.training import DEMO_RUN, load_data
+from segheads.training import DEMO_RUN
+from segheads.training.setup import open_data
 
 SMALL = {
     **DEMO_RUN,
@@ -92,6 +94,11 @@ loop.train_step = train_step
 
 
 @pytest.fixture(autouse=True)
+def _progress_is_heard(caplog):
+    caplog.set_level("INFO", "segheads")
+
+
+@pytest.fixture(autouse=True)
 def _a_process_of_its_own():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -99,7 +106,7 @@ def _a_process_of_its_own():
 
 
 def small(folder, **changes):
-    return GridConfig(output=folder, data_root=Path(os.environ["GRID_TEST_DATA"]), **{**SMALL, **changes})
+    return GridConfig.from_flat(output=folder, data_root=Path(os.environ["GRID_TEST_DATA"]), **{**SMALL, **changes})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -145,14 +152,14 @@ def test_a_training_is_made_once_and_read_by_every_row(finished):
 
     model = SegmentationModel.from_pretrained(config.output / CELLS[1] / "model")
     model.head.num_layers = 2
-    _, scenes = load_data(Accelerator(), config)
+    _, scenes = open_data(Accelerator(), config)
     samples = EvaluationSamples(scenes, model.data_config["mean"], model.data_config["std"], (32, 32))
     torch.testing.assert_close(read[0]["mIoU"], 100 * evaluate(Accelerator(), model, samples)["mIoU"].item())
     assert read[0]["multiply_adds"] > one[0]["multiply_adds"]
     assert read[0]["parameters"] == one[0]["parameters"] > none[0]["parameters"]
 
 
-def test_a_killed_sweep_goes_on_to_the_same_tables(finished, tmp_path, capsys):
+def test_a_killed_sweep_goes_on_to_the_same_tables(finished, tmp_path, caplog):
     script, folder = tmp_path / "sweep.py", tmp_path / "killed"
     body = "runpy.run_path(sys.argv[2])['sweep'](sys.argv[1])"
     script.write_text(f"{STOPPED}\nimport runpy\n{body}\n")
@@ -180,7 +187,7 @@ def test_a_killed_sweep_goes_on_to_the_same_tables(finished, tmp_path, capsys):
     resumed = []
     run_grid(small(folder), TABLES, build_model=lambda config, K: _build(config, K, resumed))
     assert resumed == CELLS[2:]
-    printed = capsys.readouterr().out
+    printed = caplog.text
     assert f"[3 of 4] {CELLS[2]}: iteration 2\n" in printed
     assert f"{CELLS[2]} at iteration 2 of 6\n" in printed
     assert {name: (folder / name / "results.json").stat().st_mtime_ns for name in CELLS[:2]} == before
@@ -200,14 +207,14 @@ def sweep(folder, tables=()):
     run_grid(small(Path(folder), tables=tables), TABLES)
 
 
-def test_a_finished_sweep_trains_and_reads_nothing(finished, monkeypatch, capsys):
+def test_a_finished_sweep_trains_and_reads_nothing(finished, monkeypatch, caplog):
     config, results = finished
     before = files(config.output)
     monkeypatch.setattr("segheads.ablation.cell.run_training", None)
     monkeypatch.setattr("segheads.ablation.cell.evaluate", None)
     assert run_grid(config, TABLES) == results
     assert files(config.output) == before
-    assert capsys.readouterr().out.count("kept") == len(CELLS)
+    assert caplog.text.count("kept") == len(CELLS)
     assert run_grid(small(config.output, tables=("rate",)), TABLES) == {"rate": results["rate"]}
 
 
@@ -247,20 +254,20 @@ def test_two_processes_are_one_sweep(finished, tmp_path):
             assert measured == pytest.approx(two[reading], abs=0.5)
 
 
-def test_render_only_makes_tables_of_what_is_there(tmp_path, capsys):
+def test_render_only_makes_tables_of_what_is_there(tmp_path, caplog):
     assert run_grid(small(tmp_path, render_only=True), TABLES)["rate"] == [[None], [None]]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
     assert "| 0.1 | – | not yet | – |" in (tmp_path / "table_rate.md").read_text()
-    assert "| 0.1 | – | not yet | – |" in capsys.readouterr().out
+    assert "| 0.1 | – | not yet | – |" in caplog.text
 
 
-def test_a_training_in_use_is_left_to_the_other_process(tmp_path, capsys):
+def test_a_training_in_use_is_left_to_the_other_process(tmp_path, caplog):
     with claimed(tmp_path / "default") as free:
         assert free
         with claimed(tmp_path / "default") as second:
             assert not second
         assert run_grid(small(tmp_path, tables=("t",)), {"t": Table("T", [Row("a")])}) == {"t": [[None]]}
-    assert "[1 of 1] default: another process is at it" in capsys.readouterr().out
+    assert "[1 of 1] default: another process is at it" in caplog.text
     with claimed(tmp_path / "default") as free:
         assert free
 
@@ -278,7 +285,7 @@ def test_another_configuration_is_refused_before_anything_is_trained(finished, c
     config, _ = finished
     before = files(config.output)
     tables = {"new": Table("New", [Row("new", {"learning_rate": 0.2}), Row("as it is")])}
-    with pytest.raises(SystemExit, match=f"default/config.json is of a run with .*{message}; give another --output"):
+    with pytest.raises(OptionError, match=f"default/config.json is of a run with .*{message}$"):
         run_grid(small(config.output, **change), tables)
     assert files(config.output) == before
     assert not (config.output / "learning_rate-0.2").exists()
@@ -303,12 +310,12 @@ def test_a_training_that_breaks_down_is_named_and_the_sweep_goes_on(tmp_path):
 
 def test_other_errors_end_the_sweep(tmp_path):
     rows = [Row("none", {"dataset": "camvid", "data_root": tmp_path / "nowhere"})]
-    with pytest.raises(SystemExit, match="there is no folder .*nowhere/train"):
+    with pytest.raises(DataMissingError, match="there is no folder .*nowhere/train"):
         run_grid(small(tmp_path / "runs"), {"t": Table("T", rows)})
 
 
 def test_wrong_declarations_are_named(tmp_path):
-    with pytest.raises(SystemExit, match="error: --tables 7 x must be some of shift rate"):
+    with pytest.raises(OptionError, match="^tables 7 x must be some of shift rate"):
         run_grid(small(tmp_path, tables=("7", "rate", "x")), TABLES)
     with pytest.raises(ValueError, match=r"row 'a' changes \['layers'\], which GridConfig does not have"):
         run_grid(small(tmp_path), {"t": Table("T", [Row("a", {"layers": 3})])})
@@ -319,7 +326,7 @@ def test_wrong_declarations_are_named(tmp_path):
 
 @pytest.mark.parametrize("shard", ["4/4", "1", "a/2", "-1/2", "0/0", "1/2/3"])
 def test_a_wrong_shard_is_named(shard):
-    with pytest.raises(SystemExit, match=f"--shard must be I/N with I from 0 to N - 1.*; got '{shard}'"):
+    with pytest.raises(OptionError, match=f"shard must be I/N with I from 0 to N - 1.*; got '{shard}'"):
         parse_shard(shard)
 
 
@@ -330,10 +337,10 @@ def test_axes_are_no_part_of_a_training(tmp_path):
     class Config(GridConfig):
         layers: tuple[int, ...] = axis((1, 2))
 
-    written = Config(output=tmp_path, **SMALL).as_json()
+    written = Config.from_flat(output=tmp_path, **SMALL).as_json()
     assert not {"layers", "tables", "seeds", "shard", "render_only"} & written.keys()
     assert {"iterations", "model_kwargs", "backbone_lr_scale"} <= written.keys()
-    assert Config(output=tmp_path, **SMALL).layers == (1, 2)
+    assert Config.from_flat(output=tmp_path, **SMALL).layers == (1, 2)
 
 
 def test_model_kwargs_are_merged_with_the_fields(tmp_path):

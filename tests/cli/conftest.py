@@ -13,6 +13,11 @@ def recipe(request):
 
 
 @pytest.fixture(autouse=True)
+def _progress_is_heard(caplog):
+    caplog.set_level("INFO", "segheads")
+
+
+@pytest.fixture(autouse=True)
 def _a_process_of_its_own():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -9,7 +9,9 @@ import tyro
 from PIL import Image
 
 from segheads import create_model
+from segheads.cli.run import parse
 from segheads.data import DataConfig, Scenes
+from segheads.errors import SegheadsError
 
 RECIPE = Path(__file__).parents[2] / "segheads" / "cli" / "analyse.py"
 SCENES = ["--dataset", "scenes", "--scenes-size", "40", "--scale", "60", "40"]
@@ -43,14 +45,14 @@ def saved(folder: Path, head: str, num_classes: int = 12, backbone: str = "test_
         ("fcn", "test_convnext", set()),
     ],
 )
-def test_every_picture_that_fits_and_no_other(recipe, tmp_path, capsys, head, backbone, pictures):
+def test_every_picture_that_fits_and_no_other(recipe, tmp_path, caplog, head, backbone, pictures):
     model = saved(tmp_path, head, backbone=backbone)
     options = ["--distance-images", "2", "--shifts", "2", "--pixel", "39", "3"]
     run(recipe, "--model", model, *SCENES, "--output", str(tmp_path / "out"), *options)
     assert {path.stem for path in (tmp_path / "out").iterdir()} == pictures
     for path in (tmp_path / "out").iterdir():
         assert len(Image.open(path).convert("RGB").getcolors(1 << 20)) > 30
-    printed = capsys.readouterr().out
+    printed = "\n".join(caplog.messages)
     assert f"pictures are in {tmp_path / 'out'}" in printed
     if head == "mean_shift":
         assert "without attention_head: attention of the head needs a MaskTransformerHead in it" in printed
@@ -68,17 +70,17 @@ def trained(name: str, tmp_path: Path, *args: str) -> Path:
     options = ["--backbone", "test_vit", "--depth", "1", "--scenes-size", "40", "--scale", "40", "40"]
     options += ["--crop-size", "32", "--batch-size", "2", "--iterations", "2", "--pictures", "0", "--seed", "7"]
     options += ["--tracker", "none", "--threads", "1", "--output", str(tmp_path / name), *args]
-    module.main(tyro.cli(module.Config, default=module.DEMO, args=options))
+    module.main(parse(module.Config, ["--demo", *options], demo=module.DEMO))
     return tmp_path / name
 
 
-def test_a_run_knows_its_data_and_two_runs_are_compared(recipe, tmp_path, capsys):
+def test_a_run_knows_its_data_and_two_runs_are_compared(recipe, tmp_path, caplog):
     first, second = trained("meanshifter_ade20k", tmp_path), saved(tmp_path, "linear")
     options = ["--distance-images", "1", "--shifts", "1", "--image", "5", "--class-name", "water"]
     run(recipe, "--model", str(first), "--other", second, "--output", str(tmp_path / "out"), *options)
     pictures = {path.stem for path in (tmp_path / "out").iterdir()}
     assert pictures == OF_ENCODER | OF_EMBEDDINGS | OF_SHIFT | {"disagreement"}
-    assert "val_00005, where the model sees " in capsys.readouterr().out
+    assert "val_00005, where the model sees " in "\n".join(caplog.messages)
     data = recipe.data_of(recipe.Config(model=str(first)))
     assert data == recipe.Data(DataConfig(dataset="scenes", scenes_size=40), (40, 40), 7)
     changed = recipe.data_of(recipe.Config(model=str(first), dataset="camvid", data_root=Path("here")))
@@ -88,29 +90,29 @@ def test_a_run_knows_its_data_and_two_runs_are_compared(recipe, tmp_path, capsys
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--pixel", "40", "0"], "error: --pixel must be inside the image of 40 x 40 pixels; got 40 0"),
-        (["--image", "100"], "error: --image must be 0 to 99; got 100"),
-        (["--class-name", "moon"], "error: --class-name must be one of sky, cloud, .*; got 'moon'"),
-        (["--model", "nowhere"], "error: 'nowhere' is no local folder"),
-        (["--dataset", "camvit"], "^error: no data set is called 'camvit'; .*did you mean 'camvid'[?]$"),
-        (["--dataset", "camvid", "--data-root", "nowhere"], "nowhere.*\n--data-root PATH says where the data is"),
+        (["--pixel", "40", "0"], "--pixel must be inside the image of 40 x 40 pixels; got 40 0"),
+        (["--image", "100"], "--image must be 0 to 99; got 100"),
+        (["--class-name", "moon"], "--class-name must be one of sky, cloud, .*; got 'moon'"),
+        (["--model", "nowhere"], "'nowhere' is no local folder"),
+        (["--dataset", "camvit"], "no data set is called 'camvit'; .*did you mean 'camvid'[?]$"),
+        (["--dataset", "camvid", "--data-root", "nowhere"], "there is no folder nowhere"),
     ],
 )
 def test_mistakes_are_named(recipe, tmp_path, monkeypatch, args, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     given = ["--model", saved(tmp_path, "linear"), *SCENES, "--output", str(tmp_path / "out"), *args]
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SegheadsError, match=message):
         run(recipe, *given)
 
 
 def test_a_model_alone_must_be_told_its_data(recipe, tmp_path):
     model = saved(tmp_path, "linear", num_classes=5)
-    with pytest.raises(SystemExit, match=f"error: {model} is no run that knows its data; say which with --dataset"):
+    with pytest.raises(SegheadsError, match=f"{model} is no run that knows its data; say which with --dataset"):
         run(recipe, "--model", model)
-    with pytest.raises(SystemExit, match=f"error: {model} has 5 classes, and the data set 12"):
+    with pytest.raises(SegheadsError, match=f"{model} has 5 classes, and the data set 12"):
         run(recipe, "--model", model, *SCENES)
     other = saved(tmp_path, "mask_transformer", num_classes=12)
-    with pytest.raises(SystemExit, match=f"error: {model} has 5 classes, and the data set 12"):
+    with pytest.raises(SegheadsError, match=f"{model} has 5 classes, and the data set 12"):
         run(recipe, "--model", other, "--other", model, *SCENES, "--output", str(tmp_path / "out"))
 
 

@@ -18,6 +18,7 @@ from segheads.evaluation import evaluate
 from segheads.inference.protocol import InferenceProtocol
 from segheads.plan import HeadChoice, parse_head
 from segheads.probing import (
+    ProbeLearner,
     build_probes,
     evaluate_probes,
     join_head,
@@ -26,10 +27,18 @@ from segheads.probing import (
     probe_rows,
     probe_step,
     save_probes,
-    train_probes,
 )
 from segheads.probing.learner import step_seed
-from segheads.training import RunFolder, create_optimizer, scores, set_learning_rate, train_step
+from segheads.training import (
+    LoopConfig,
+    Run,
+    RunFolder,
+    create_optimizer,
+    scores,
+    set_learning_rate,
+    train,
+    train_step,
+)
 
 K, SIZE = 5, 64
 
@@ -244,27 +253,20 @@ def run_of(folder, heads, rates, iterations, start=0, checkpoint_every=2, batche
     shared, probes = probes_of("test_vit", heads, rates)
     for probe in probes:
         probe.prepared, probe.optimizer = accelerator.prepare(probe.model, probe.optimizer)
-    run = RunFolder(folder, {}, resume=start > 0)
-    run.start({})
+    folder = RunFolder(folder, {}, resume=start > 0)
+    folder.start({})
     if start:
-        run.load(accelerator, start)
+        folder.load(accelerator, start)
+    run = Run(config=None, accelerator=accelerator, folder=folder, training_set=None, validation_set=None)
+    options = {"schedule": schedule, "seed": 7, "max_grad_norm": 0.1, "records": folder.records()}
+    learner = ProbeLearner(accelerator, shared, probes, **options)
     batches = batches or batches_of(iterations)
-    train_probes(
-        accelerator,
-        shared,
-        probes,
-        ((shared.compute(images), labels) for images, labels in batches[start:]),
-        run,
-        schedule=schedule,
-        seed=7,
-        start=start,
-        iterations=iterations,
-        batch_size=2,
-        max_grad_norm=0.1,
-        log_every=1,
-        checkpoint_every=checkpoint_every,
+    features = ((shared.compute(images), labels) for images, labels in batches[start:])
+    loop = LoopConfig(
+        iterations=iterations, batch_size=2, log_every=1, checkpoint_every=checkpoint_every, evaluate_every=0
     )
-    return shared, probes, run
+    train(run, learner, features, loop, start=start)
+    return shared, probes, folder
 
 
 def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path):

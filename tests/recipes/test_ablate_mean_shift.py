@@ -1,13 +1,15 @@
 """Mean shift's ablation: what it trains, what it reads, and the thesis' numbers beside it."""
 
-import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import tyro
 
 from segheads.ablation import folder_name
+from segheads.cli.run import parse
+from segheads.errors import OptionError
+from segheads.training import changed, flat
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ablate_mean_shift.py"
 TINY = {
@@ -21,7 +23,7 @@ def trained(rows):
 
 
 def test_default_is_the_authors_configuration(recipe):
-    config = recipe.Config()
+    config = SimpleNamespace(**flat(recipe.Config()))
     assert (config.optimizer, config.learning_rate, config.min_learning_rate) == ("momentum", 1e-3, 1e-4)
     assert (config.power, config.weight_decay, config.drop_path_rate) == (0.9, 0.0, 0.1)
     assert (config.iterations, config.batch_size, config.crop_size) == (160_000, 8, 512)
@@ -48,7 +50,7 @@ def test_the_thesis_numbers_stand_where_its_rows_are(recipe):
 
 
 def test_tables_share_trainings(recipe):
-    config = recipe.Config(seeds=2, steps=(0.5, 1.0), shift_channels=(192, 96))
+    config = recipe.Config.from_flat(seeds=2, steps=(0.5, 1.0), shift_channels=(192, 96))
     rows = {name: table.rows for name, table in recipe.tables(config).items()}
     assert trained(rows["2"]) < trained(rows["1"])
     assert trained(rows["inference"]) < trained(rows["grid"])
@@ -62,7 +64,7 @@ def test_tables_share_trainings(recipe):
 
 def test_variants_are_any_options_of_the_head(recipe):
     options = ["--variants", '{"kernel": "dot"}', '{"kernel": "gaussian", "bandwidth": 2.5}', "--shift-layers", "3"]
-    config = tyro.cli(recipe.Config, default=recipe.DEMO, args=options)
+    config = parse(recipe.Config, ["--demo", *options], demo=recipe.DEMO)
     dot, gaussian = recipe.tables(config)["variants"].rows[1:]
     assert gaussian.training["model_kwargs"]["head_kwargs"] == {
         **{"num_layers": 3, "shift_channels": 192, "kernel": "gaussian", "bandwidth": 2.5}
@@ -73,37 +75,35 @@ def test_variants_are_any_options_of_the_head(recipe):
 
 @pytest.mark.parametrize("variant", ["cosine", "[1, 2]"])
 def test_variants_that_are_no_options_are_named(recipe, variant):
-    with pytest.raises(SystemExit) as error:
-        recipe.tables(recipe.Config(variants=(variant,)))
-    assert f"--variants must be JSON objects; got {variant!r}" in str(error.value)
+    with pytest.raises(OptionError) as error:
+        recipe.tables(recipe.Config.from_flat(variants=(variant,)))
+    assert f"variants must be JSON objects; got {variant!r}" in str(error.value)
 
 
 def test_every_row_can_be_built(recipe):
     small = {"backbone": "test_vit", "pretrained": False, "crop_size": 32, "decoder": "mask_transformer"}
-    config = recipe.Config(**small, shift_layers=(0, 1, 3), thesis_channels=(32,), shift_channels=(16,))
+    config = recipe.Config.from_flat(**small, shift_layers=(0, 1, 3), thesis_channels=(32,), shift_channels=(16,))
     from segheads.ablation.run import build_from_fields
 
     for table in recipe.tables(config).values():
         for row in table.rows:
-            own = dataclasses.replace(config, **row.training)
+            own = changed(config, **row.training)
             model = build_from_fields(own, 5)
             for name, value in row.settings.items():
                 setattr(model.head, name, value)
-            decoder = model.head.decoder if own.head == "mean_shift" else model.head
+            decoder = model.head.decoder if own.model.head == "mean_shift" else model.head
             assert type(decoder).__name__ == "MaskTransformerHead"
 
 
-def test_demo_makes_the_thesis_tables(recipe, tmp_path, capsys):
-    recipe.main(
-        dataclasses.replace(recipe.DEMO, **TINY, output=tmp_path, scenes_size=32, shift_layers=(2,), read_layers=(0, 2))
-    )
+def test_demo_makes_the_thesis_tables(recipe, tmp_path, caplog):
+    recipe.main(changed(recipe.DEMO, **TINY, output=tmp_path, scenes_size=32, shift_layers=(2,), read_layers=(0, 2)))
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == [
         *("linear", "mean_shift__num_layers-2__shift_channels-192"),
         *("table_1.csv", "table_1.md", "table_1.png", "table_2.csv", "table_2.md", "table_2.png"),
     ]
     text = (tmp_path / "table_2.md").read_text()
-    assert text.strip() in capsys.readouterr().out
+    assert text.strip() in caplog.text
     assert "Ours: scenes, test_vit from random weights, crop 32, 2 iterations of 2 images, adamw at 0.001." in text
     read, trained_with = [line.split(" | ") for line in text.splitlines() if line.startswith("| dot")]
     results = json.loads((tmp_path / written[1] / "results.json").read_text())

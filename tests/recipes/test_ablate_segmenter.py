@@ -1,13 +1,16 @@
 """Segmenter's ablation: what it trains, and the published numbers beside it."""
 
-import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-import tyro
 from torch import nn
+
+from segheads.cli.run import parse
+from segheads.errors import SegheadsError
+from segheads.training import changed, flat
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ablate_segmenter.py"
 TINY = {
@@ -17,7 +20,7 @@ TINY = {
 
 
 def test_default_is_the_published_configuration(recipe):
-    config = recipe.Config()
+    config = SimpleNamespace(**flat(recipe.Config()))
     assert (config.optimizer, config.learning_rate, config.min_learning_rate) == ("sgd", 1e-3, 1e-5)
     assert (config.power, config.weight_decay, config.drop_path_rate) == (0.9, 0.0, 0.1)
     assert (config.iterations, config.batch_size, config.window, config.stride) == (160_000, 8, 512, 512)
@@ -34,17 +37,17 @@ def test_known_numbers_stand_where_the_models_are_the_papers(recipe):
         "vit_base_patch8_224.augreg_in21k_ft_in1k": 49.5,
     }
     assert known(recipe.Config()) == {**third, "mask_transformer": 45.3}
-    tiny = known(recipe.Config(backbone="vit_tiny_patch16_384.augreg_in21k_ft_in1k"))
+    tiny = known(recipe.Config.from_flat(backbone="vit_tiny_patch16_384.augreg_in21k_ft_in1k"))
     assert tiny == {**third, "linear": 39.03, "mask_transformer": 38.1, "dropout 0, stochastic depth 0.1": 39.03}
-    assert known(recipe.Config(patch_size=8)) == {}
+    assert known(recipe.Config.from_flat(patch_size=8)) == {}
     assert known(recipe.DEMO) == {}
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_dropout_is_everywhere_in_the_backbone(recipe, rate):
-    config = recipe.Config(backbone="test_vit", pretrained=False, crop_size=32)
+    config = recipe.Config.from_flat(backbone="test_vit", pretrained=False, crop_size=32)
     (row,) = [r for r in recipe.tables(config)["2"].rows if r.axes == {"dropout": rate, "stochastic depth": 0.2}]
-    model = recipe.build_model(dataclasses.replace(config, **row.training), 5)
+    model = recipe.build_model(changed(config, **row.training), 5)
     names = [name for name, m in model.backbone.named_modules() if isinstance(m, nn.Dropout) and m.p == 0.1]
     drops = {name.rpartition(".")[2] for name in names}
     attention = {block.attn.attn_drop.p for block in model.backbone.model.blocks}
@@ -53,8 +56,8 @@ def test_dropout_is_everywhere_in_the_backbone(recipe, rate):
 
 
 def test_the_mask_transformer_has_the_published_dropout(recipe):
-    config = recipe.Config(backbone="test_vit", pretrained=False, crop_size=32)
-    linear, mask = (dataclasses.replace(config, **row.training) for row in recipe.tables(config)["4"].rows)
+    config = recipe.Config.from_flat(backbone="test_vit", pretrained=False, crop_size=32)
+    linear, mask = (changed(config, **row.training) for row in recipe.tables(config)["4"].rows)
     assert type(recipe.build_model(linear, 5).head).__name__ == "LinearHead"
     blocks = recipe.build_model(mask, 5).head.blocks
     assert {module.p for module in blocks.modules() if isinstance(module, nn.Dropout)} >= {0.1}
@@ -62,20 +65,20 @@ def test_the_mask_transformer_has_the_published_dropout(recipe):
 
 
 def test_backbones_may_have_patches_of_another_size(recipe):
-    config = recipe.Config(backbones=("vit_tiny_patch16_224/8", "test_vit"), pretrained=False, crop_size=32, depth=1)
+    config = recipe.Config.from_flat(
+        backbones=("vit_tiny_patch16_224/8", "test_vit"), pretrained=False, crop_size=32, depth=1
+    )
     smaller, own = (row.training for row in recipe.tables(config)["3"].rows)
     assert smaller == {"backbone": "vit_tiny_patch16_224", "patch_size": 8}
     assert own == {"backbone": "test_vit"}
-    model = recipe.build_model(dataclasses.replace(config, **smaller), 5)
+    model = recipe.build_model(changed(config, **smaller), 5)
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 5, 32, 32)
     assert model.backbone.strides == [8]
 
 
 def test_demo_makes_tables_by_size_of_objects_and_of_the_data_set(recipe, tmp_path):
     recipe.main(
-        dataclasses.replace(
-            recipe.DEMO, **TINY, output=tmp_path, scenes_size=48, tables=("4", "5"), training_set_sizes=(3, 2000)
-        )
+        changed(recipe.DEMO, **TINY, output=tmp_path, scenes_size=48, tables=("4", "5"), training_set_sizes=(3, 2000))
     )
     fourth = (tmp_path / "table_4.md").read_text().splitlines()
     assert fourth[4].startswith("| | mIoU, paper | mIoU | small | medium | large | aAcc |")
@@ -94,5 +97,5 @@ def test_demo_makes_tables_by_size_of_objects_and_of_the_data_set(recipe, tmp_pa
 
 def test_more_images_than_there_are_is_an_error(recipe, tmp_path):
     options = ["--training-set-sizes", "2001", "--tables", "5", "--output", str(tmp_path), "--pictures", "0"]
-    with pytest.raises(SystemExit, match="a subset must have 1 to 2000 images.*got 2001"):
-        recipe.main(tyro.cli(recipe.Config, default=recipe.DEMO, args=options))
+    with pytest.raises(SegheadsError, match="a subset must have 1 to 2000 images.*got 2001"):
+        recipe.main(parse(recipe.Config, ["--demo", *options], demo=recipe.DEMO))

@@ -1,6 +1,5 @@
 """The recipe as its users run it: end to end, killed and resumed, and with everything missing."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -16,6 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from segheads import SegmentationModel
+from segheads.cli.run import advise, parse
+from segheads.errors import DataMissingError, DivergedError, PretrainedWeightsError, SegheadsError
+from segheads.training import changed
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "meanshifter_ade20k.py"
 TINY = ["--demo", "--backbone", "test_vit", "--depth", "2", "--scenes-size", "32"]
@@ -24,9 +26,7 @@ TINY += ["--checkpoint-every", "5", "--log-every", "2", "--pictures", "2", "--tr
 
 
 def tiny(recipe, output, *options):
-    import tyro
-
-    return tyro.cli(recipe.Config, default=recipe.DEMO, args=[*TINY, "--output", str(output), *options])
+    return parse(recipe.Config, [*TINY, "--output", str(output), *options], demo=recipe.DEMO)
 
 
 def run(recipe, output, *options):
@@ -43,11 +43,11 @@ def records(output):
     return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
 
 
-def test_end_to_end(recipe, tmp_path, capsys):
+def test_end_to_end(recipe, tmp_path, caplog):
     run(recipe, tmp_path, "--iterations", "6", "--tracker", "tensorboard", "--evaluate-every", "3", "--workers", "1")
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"config.json", "metrics.jsonl", "results.json", "per_class.md", "curves.png", "predictions.png"}
-    assert "aAcc" in capsys.readouterr().out
+    assert "aAcc" in caplog.text
     results = json.loads((tmp_path / "results.json").read_text())
     assert 0 <= results["mIoU"] <= results["mAcc"] <= 1
     assert len(results["classes"]) == 12
@@ -111,7 +111,7 @@ def test_other_heads(recipe, tmp_path, head):
 
 
 def test_real_images_of_150_classes(recipe, tmp_path, shared_data):
-    config = dataclasses.replace(
+    config = changed(
         tiny(recipe, tmp_path, "--iterations", "2"),
         dataset="ade20k",
         data_root=shared_data("ade20k_sample"),
@@ -144,25 +144,26 @@ def test_two_processes_are_one_run(tmp_path):
 
 def test_no_data_is_said_before_any_model_is_built(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "create_model", None)
-    config = recipe.Config(data_root=tmp_path / "nothing", output=tmp_path / "run", tracker="none")
-    with pytest.raises(SystemExit, match=r"(?s)error: .*nothing.*--data-root PATH.*--download fetches it.*--demo"):
+    config = recipe.Config.from_flat(data_root=tmp_path / "nothing", output=tmp_path / "run", tracker="none")
+    with pytest.raises(DataMissingError, match="nothing"):
         recipe.main(config)
     assert not (tmp_path / "run").exists()  # or the next try would be told that there is a run already
 
 
 def test_no_weights_name_the_ways_out(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    config = dataclasses.replace(recipe.DEMO, output=tmp_path / "a", tracker="none", pretrained=True)
+    config = changed(recipe.DEMO, output=tmp_path / "a", tracker="none", pretrained=True)
     for weights_path in (None, tmp_path / "no.safetensors"):
-        config = dataclasses.replace(config, backbone_weights=weights_path, output=tmp_path / str(weights_path is None))
-        with pytest.raises(SystemExit, match=r"(?s)error: .*--backbone-weights PATH.*--no-pretrained"):
+        config = changed(config, backbone_weights=weights_path, output=tmp_path / str(weights_path is None))
+        with pytest.raises(PretrainedWeightsError) as stop:
             recipe.main(config)
+        assert "--backbone-weights PATH takes a local checkpoint, and --no-pretrained" in advise(stop.value, config)
 
 
 def test_a_run_that_diverges_says_where_and_keeps_its_checkpoint(recipe, tmp_path):
     options = ["--optimizer", "momentum", "--learning-rate", "1e30", "--max-grad-norm", "1e30"]
     options += ["--warmup-iterations", "0", "--iterations", "20", "--checkpoint-every", "1"]
-    with pytest.raises(SystemExit, match=r"error: .*not finite.* iteration \d+.*\(iteration \d+ in .*checkpoints\)"):
+    with pytest.raises(DivergedError, match=r"not finite.* iteration \d+.*\(iteration \d+ in .*checkpoints\)"):
         run(recipe, tmp_path, *options)
     assert not (tmp_path / "results.json").exists()
     for state in (tmp_path / "checkpoints").glob("*/model.safetensors"):
@@ -171,11 +172,11 @@ def test_a_run_that_diverges_says_where_and_keeps_its_checkpoint(recipe, tmp_pat
 
 def test_other_mistakes_are_named(recipe, tmp_path):
     run(recipe, tmp_path / "run", "--iterations", "1")
-    with pytest.raises(SystemExit, match=r"run holds a run \(iteration 1\); give --resume"):
+    with pytest.raises(SegheadsError, match=r"run holds a run \(iteration 1\); resume it"):
         run(recipe, tmp_path / "run", "--iterations", "1")
-    with pytest.raises(SystemExit, match="learning_rate was 0.001 and is 0.5"):
+    with pytest.raises(SegheadsError, match="learning_rate was 0.001 and is 0.5"):
         run(recipe, tmp_path / "run", "--iterations", "1", "--resume", "--learning-rate", "0.5")
-    with pytest.raises(SystemExit, match="--batch-size 4 is over all 1 processes and 3 accumulated .* multiple of 3"):
+    with pytest.raises(SegheadsError, match="^batch_size 4 is over all 1 processes and 3 accumulated .* multiple of 3"):
         run(recipe, tmp_path / "new", "--gradient-accumulation", "3")
-    with pytest.raises(SystemExit, match="no head is called 'foo'; known: linear"):
+    with pytest.raises(SegheadsError, match="no head is called 'foo'; known: linear"):
         run(recipe, tmp_path / "new", "--head", "foo")

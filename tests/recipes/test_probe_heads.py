@@ -1,7 +1,6 @@
 """The probe's recipe: a table of heads, with and without the cache, resumed, and in two processes."""
 
 import csv
-import dataclasses
 import json
 import os
 import shutil
@@ -9,18 +8,22 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import tyro
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 
 from segheads import SegmentationModel
-from segheads.data import Scenes
-from segheads.probing import SharedBackbone
+from segheads.cli.run import parse
+from segheads.data import RandomScaleCrop, Scenes, TrainingSamples
+from segheads.errors import SegheadsError
+from segheads.heads import list_heads
+from segheads.plan import parse_head
+from segheads.probing import SharedBackbone, build_probes, run_probing
+from segheads.probing import run as probing
+from segheads.training import RunFolder, changed, setup
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "probe_heads.py"
 TINY = ["--backbone", "test_vit", "--scenes-size", "32", "--scale", "32", "32", "--crop-size", "32"]
@@ -31,26 +34,25 @@ SLUGS += ["mask_transformer_num_layers=1_at_0.001", "mask_transformer_num_layers
 
 
 def tiny(recipe, *options):
-    return tyro.cli(recipe.Config, default=recipe.DEMO, args=[*TINY, *options])
+    return parse(recipe.Config, ["--demo", *TINY, *options], demo=recipe.DEMO)
 
 
 def run(recipe, folder, *options, validation=3, **changes):
     """A run of its own, evaluated on the first few images."""
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
-    config = dataclasses.replace(tiny(recipe, "--output", str(folder), *options), **changes)
-    load_data = recipe.load_data
+    config = changed(tiny(recipe, "--output", str(folder), *options), **changes)
 
     def small(accelerator, config):
-        training_set, validation_set = load_data(accelerator, config)
+        training_set, validation_set = open_data(accelerator, config)
         validation_set.length = validation
         return training_set, validation_set
 
-    recipe.load_data = small
+    open_data, setup.open_data = setup.open_data, small
     try:
-        return recipe.main(config)
+        return run_probing(config)
     finally:
-        recipe.load_data = load_data
+        setup.open_data = open_data
 
 
 def weights(folder):
@@ -70,10 +72,10 @@ def records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_table_of_heads(recipe, tmp_path, capsys):
+def test_a_table_of_heads(recipe, tmp_path, caplog):
     rows = run(recipe, tmp_path / "all", "--evaluate-every", "2")
     assert [row["folder"] for row in rows] == SLUGS
-    printed = capsys.readouterr().out
+    printed = "\n".join(caplog.messages)
     assert "4 heads on test_vit, which is frozen: 2000 training and 3 validation images of 12 classes" in printed
     assert (tmp_path / "all" / "heads.md").read_text() in printed
     assert json.loads((tmp_path / "all" / "heads.json").read_text()) == rows
@@ -126,14 +128,12 @@ def test_with_the_cache_the_backbone_sees_each_batch_once(recipe, tmp_path, monk
 
 def test_what_names_the_folder_of_the_features(recipe, tmp_path):
     config = tiny(recipe, "--cache", str(tmp_path / "cache"))
-    samples = recipe.TrainingSamples(
-        Scenes(size=(32, 32), length=8), recipe.RandomScaleCrop(32, scale=(32, 32)), seed=0
-    )
-    create = partial(recipe.create_head, config, 12)
-    shared, _ = recipe.build_probes(create, recipe.chosen_heads(config)[:1], [1], seed=0)
+    samples = TrainingSamples(Scenes(size=(32, 32), length=8), RandomScaleCrop(32, scale=(32, 32)), seed=0)
+    create = partial(probing.create_head, config, 12)
+    shared, _ = build_probes(create, config.choices()[:1], [1], seed=0)
 
     def folder(**changes):
-        return recipe.open_cache(Accelerator(cpu=True), dataclasses.replace(config, **changes), shared, samples).folder
+        return probing.open_cache(Accelerator(cpu=True), changed(config, **changes), shared, samples).folder
 
     before = folder()
     for same in (
@@ -156,7 +156,7 @@ def test_what_names_the_folder_of_the_features(recipe, tmp_path):
 def test_a_killed_run_goes_on_with_the_same_bits(recipe, tmp_path, monkeypatch):
     options = ["--checkpoint-every", "2", "--cache", str(tmp_path / "cache"), "--distinct-batches", "3"]
     expected = run(recipe, tmp_path / "whole", *options)
-    save, step = recipe.RunFolder.save, []
+    save, step = RunFolder.save, []
 
     class Killed(BaseException):
         pass
@@ -167,7 +167,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(recipe, tmp_path, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(recipe.RunFolder, "save", killed)
+        patch.setattr(RunFolder, "save", killed)
         with pytest.raises(Killed):
             run(recipe, tmp_path / "killed", *options)
     assert step == [2]
@@ -176,11 +176,11 @@ def test_a_killed_run_goes_on_with_the_same_bits(recipe, tmp_path, monkeypatch):
     assert_same_bits(tmp_path / "whole", tmp_path / "killed")
     losses = [[r["loss"] for r in records(tmp_path / name)] for name in ("whole", "killed")]
     assert losses[0] == losses[1]
-    with pytest.raises(SystemExit, match="heads was .* and is "):
+    with pytest.raises(SegheadsError, match="heads was .* and is "):
         run(recipe, tmp_path / "killed", *options, "--resume", heads=("linear",))
-    with pytest.raises(SystemExit, match="backbone_weights was None and is 'other.pth'"):
+    with pytest.raises(SegheadsError, match="backbone_weights was None and is 'other.pth'"):
         run(recipe, tmp_path / "killed", *options, "--resume", backbone_weights=Path("other.pth"))
-    with pytest.raises(SystemExit, match="holds a run .iteration 4.; give --resume"):
+    with pytest.raises(SegheadsError, match="holds a run .iteration 4.; resume it"):
         run(recipe, tmp_path / "killed", *options)
 
 
@@ -207,32 +207,31 @@ def test_two_processes_are_one_run(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heads": ("liner",)}, "error: no head is called 'liner'"),
-        ({"heads": ("fcn(channels=0)",)}, r"error: head fcn\(channels=0\): "),
-        ({"heads": ()}, "error: needs one head and one learning rate or more; got 0 and 2"),
-        ({"batch_size": 3, "gradient_accumulation": 2}, "error: --batch-size 3 .* must be a multiple of 2"),
-        ({"mixed_precision": "fp16"}, "error: --mixed-precision fp16 .* use bf16 or no"),
-        ({"compile": True}, "error: --compile is for one model"),
-        ({"calibration": True}, "error: --calibration is for one model"),
-        ({"cache": Path("c"), "cache_gb": 0.0}, r"error: the features .* may take 0 GB; raise cache_gb"),
-        ({"distinct_batches": 0}, "error: distinct must be 1 batch or more; got 0"),
+        ({"heads": ("liner",)}, "no head is called 'liner'"),
+        ({"heads": ("fcn(channels=0)",)}, r"head fcn\(channels=0\): "),
+        ({"heads": ()}, "needs one head and one learning rate or more; got 0 and 2"),
+        ({"batch_size": 3, "gradient_accumulation": 2}, "^batch_size 3 .* must be a multiple of 2"),
+        ({"mixed_precision": "fp16"}, "^mixed_precision fp16 .* use bf16 or no"),
+        ({"compile": True}, "^compile is for one model"),
+        ({"calibration": True}, "^calibration is for one model"),
+        ({"cache": Path("c"), "cache_gb": 0.0}, r"the features .* may take 0 GB; raise cache_gb"),
+        ({"head": "linear"}, "^head and learning_rate are for one model; give heads and learning_rates"),
+        ({"learning_rate": 0.1}, "^head and learning_rate are for one model"),
+        ({"distinct_batches": 0}, "distinct must be 1 batch or more; got 0"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_folder(recipe, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SegheadsError, match=message):
         run(recipe, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "c").exists()
 
 
-def test_all_means_every_head_that_fits(recipe):
-    names = [choice.head for choice in recipe.chosen_heads(dataclasses.replace(recipe.DEMO, heads=("all",)))]
-    assert names == recipe.list_heads()
-
-    printed = []
-    accelerator = SimpleNamespace(print=printed.append)
-    choice = recipe.parse_head("smp:dpt")
-    assert recipe.leave_out(accelerator, tiny(recipe, "--heads", "all"), choice, ValueError("no maps"))
-    assert printed == ["left out: smp:dpt, because no maps"]
-    assert not recipe.leave_out(accelerator, tiny(recipe, "--heads", "all", "smp:dpt"), choice, ValueError("no maps"))
+def test_all_means_every_head_that_fits(recipe, caplog):
+    config = changed(recipe.DEMO, heads=("all",))
+    assert [choice.head for choice in config.choices()] == list_heads()
+    choice = parse_head("smp:dpt")
+    assert probing._leave_out(config, choice, ValueError("no maps"))
+    assert caplog.messages == ["left out: smp:dpt, because no maps"]
+    assert not probing._leave_out(changed(config, heads=("all", "smp:dpt")), choice, ValueError("no maps"))

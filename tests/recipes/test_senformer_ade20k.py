@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import tyro
 from torch import nn
 
 from segheads import SegmentationModel
+from segheads.cli.run import parse
+from segheads.errors import SegheadsError
+from segheads.training import changed, flat
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "senformer_ade20k.py"
 TINY = ["--backbone", "test_resnet", "--scenes-size", "32", "--scale", "32", "32", "--crop-size", "32"]
@@ -19,11 +21,11 @@ TINY += ["--tracker", "none", "--threads", "1"]
 
 
 def tiny(recipe, *options):
-    return tyro.cli(recipe.Config, default=recipe.DEMO, args=[*TINY, *options])
+    return parse(recipe.Config, ["--demo", *TINY, *options], demo=recipe.DEMO)
 
 
 def test_defaults_are_the_published_ones(recipe):
-    config = recipe.Config()
+    config = SimpleNamespace(**flat(recipe.Config()))
     assert (config.backbone.split(".")[0], config.head, config.learner) == ("resnet50", "senformer", "class_attention")
     assert (config.num_layers, config.shared_block, config.merge, config.share) == (6, True, "average", "none")
     assert (config.width, config.pyramid, config.auxiliary_weight) == (512, "auto", 0.4)
@@ -50,16 +52,16 @@ RESNET, OTHERS = (1e-4, 0.1, 1e-4, 3.0, 0.0), (6e-5, 1.0, 0.01, 1.0, 0.3)
     ],
 )
 def test_what_the_backbone_decides(recipe, backbone, expected):
-    config = recipe.resolve(recipe.Config(backbone=backbone))
+    config = recipe.resolve(recipe.Config.from_flat(backbone=backbone))
     names = ("learning_rate", "backbone_lr_scale", "weight_decay", "max_grad_norm", "drop_path_rate")
-    assert tuple(getattr(config, name) for name in names) == expected
+    assert tuple(flat(config)[name] for name in names) == expected
 
 
 def test_what_is_given_is_kept(recipe):
     given = {"learning_rate": 0.5, "backbone_lr_scale": 0.0, "weight_decay": 0.0, "max_grad_norm": 9.0}
-    config = recipe.resolve(recipe.Config(backbone="resnet18", drop_path_rate=0.2, **given))
-    assert {name: getattr(config, name) for name in given} == given
-    assert config.drop_path_rate == 0.2
+    config = recipe.resolve(recipe.Config.from_flat(backbone="resnet18", drop_path_rate=0.2, **given))
+    assert {name: flat(config)[name] for name in given} == given
+    assert config.model.drop_path_rate == 0.2
     assert recipe.resolve(config) == config
 
 
@@ -93,7 +95,7 @@ def test_options_of_other_heads_and_learners(recipe, options, expected):
     config = tiny(recipe, *options, "--auxiliary-weight", "0")
     made = recipe.head_options(config)
     assert {name: made[name] for name in expected} == expected
-    assert len(made) == len(expected) or config.head == "senformer"
+    assert len(made) == len(expected) or config.model.head == "senformer"
 
 
 @pytest.mark.parametrize(
@@ -116,15 +118,15 @@ def test_pyramid_and_width(recipe, options, pyramid, channels):
 @pytest.mark.parametrize(
     "options", [[], ["--backbone", "test_vit", "--mean-shift-layers", "1", "--merge", "hierarchical_attention"]]
 )
-def test_a_short_run(recipe, tmp_path, capsys, options):
-    config = dataclasses.replace(
+def test_a_short_run(recipe, tmp_path, caplog, options):
+    config = changed(
         tiny(recipe, "--output", str(tmp_path), *options), learning_rate=None, drop_path_rate=None, weight_decay=None
     )
     recipe.main(config)
     kept = json.loads((tmp_path / "config.json").read_text())
     rate, _, decay, _, drop_path = OTHERS if options else RESNET
     assert (kept["learning_rate"], kept["weight_decay"], kept["drop_path_rate"]) == (rate, decay, drop_path)
-    assert f"learning rate {rate:g} (backbone times 1), weight decay {decay:g}" in capsys.readouterr().out
+    assert f"learning rate {rate:g} (backbone times 1), weight decay {decay:g}" in caplog.text
     assert 0 <= json.loads((tmp_path / "results.json").read_text())["mIoU"] <= 1
     model = SegmentationModel.from_pretrained(tmp_path / "model")
     assert model.predict(torch.randn(1, 3, 40, 50)).shape == (1, 40, 50)
@@ -133,15 +135,15 @@ def test_a_short_run(recipe, tmp_path, capsys, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--levels", "0", "7"], r"error: levels must be some of \[0, 1, 2, 3\].* got \[0, 7\]"),
-        (["--learner", "nothing"], "error: no head is called 'nothing'"),
-        (["--merge", "nothing"], "error: no merge is called 'nothing'"),
-        (["--auxiliary-weight", "-1"], "error: auxiliary_weight must be 0 or more; got -1"),
-        (["--backbone", "resnet5O"], "error: name must be one of timm's"),
+        (["--levels", "0", "7"], r"levels must be some of \[0, 1, 2, 3\].* got \[0, 7\]"),
+        (["--learner", "nothing"], "no head is called 'nothing'"),
+        (["--merge", "nothing"], "no merge is called 'nothing'"),
+        (["--auxiliary-weight", "-1"], "auxiliary_weight must be 0 or more; got -1"),
+        (["--backbone", "resnet5O"], "name must be one of timm's"),
     ],
 )
 def test_mistakes_are_named(recipe, tmp_path, options, message):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SegheadsError, match=message):
         recipe.main(tiny(recipe, "--output", str(tmp_path / "run"), *options))
     assert not (tmp_path / "run").exists()
 
@@ -159,7 +161,7 @@ def test_batch_norms_are_shared_by_processes_on_gpus(recipe, monkeypatch, proces
 
 def test_help_describes_inherited_options(recipe, capsys):
     with pytest.raises(SystemExit):
-        tyro.cli(recipe.Config, default=recipe.Config(), description=recipe.__doc__, args=["--help"])
+        parse(recipe.Config, ["--help"], description=recipe.__doc__)
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "The rate at the start of the decay. None: 1e-4 for ResNets, 6e-5 for others. (default: None)" in text
     assert "Images of one update, over all processes and accumulated batches. (default: 16)" in text

@@ -1,17 +1,16 @@
 """Every data set that the command line knows, opened and trained on for two iterations."""
 
-import dataclasses
 import json
 import sys
 
 import miniatures
 import pytest
 import torch
-import tyro
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 from segheads import create_model
+from segheads.cli.run import advise, parse
 from segheads.data import (
     ADE20K,
     DATASETS,
@@ -23,8 +22,9 @@ from segheads.data import (
     Scenes,
     open_dataset,
 )
-from segheads.errors import OptionError
-from segheads.training import DEMO_RUN, TrainingConfig, load_data, run_training
+from segheads.errors import DataMissingError, OptionError, PackageMissingError
+from segheads.training import DEMO_RUN, TrainingConfig, run_training
+from segheads.training.setup import open_data
 
 SMALL = {
     **DEMO_RUN,
@@ -55,7 +55,7 @@ KINDS = {
 
 
 def config(dataset, **options):
-    return TrainingConfig(**{**SMALL, "dataset": dataset, **options})
+    return TrainingConfig.from_flat(**{**SMALL, "dataset": dataset, **options})
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_every_data_set_is_here():
 def test_both_splits(name, tmp_path, accelerator):
     kind, draw, options, values = KINDS[name]
     run = config(name, data_root=draw(tmp_path), output=tmp_path / "run", **options)
-    training_set, validation_set = load_data(accelerator, run)
+    training_set, validation_set = open_data(accelerator, run)
     assert type(training_set) is type(validation_set) is kind is DATASETS[name]
     assert (training_set.name(0)[0], validation_set.name(0)[0]) == ("a", "c")
     assert validation_set.read(0)[1][0, :3].tolist() == values
@@ -83,11 +83,11 @@ def test_both_splits(name, tmp_path, accelerator):
 def test_training(name, tmp_path, accelerator):
     _, draw, options, _ = KINDS[name]
     run = config(name, data_root=draw(tmp_path / "data"), output=tmp_path / "run", **options)
-    validation_set = open_dataset(run.data_config(), "val")
+    validation_set = open_dataset(run.data, "val")
     counted = torch.bincount(torch.cat([validation_set[index][1].flatten() for index in range(2)]), minlength=256)[
         : validation_set.num_classes
     ]
-    results = run_training(run, lambda c, n: create_model(c.backbone, c.head, n, **c.model_options()))
+    results = run_training(run, lambda c, n: create_model(c.model.backbone, c.model.head, n, **c.model_options()))
     torch.testing.assert_close(results["pixels"].long(), counted, rtol=0, atol=0)
     rows = (tmp_path / "run" / "per_class.md").read_text()
     assert all(f"| {class_name} |" in rows for class_name in validation_set.class_names)
@@ -98,13 +98,13 @@ def test_training(name, tmp_path, accelerator):
 def test_coco_stuff_as_released(tmp_path, accelerator):
     io = pytest.importorskip("scipy.io", reason="the .mat files of COCO-Stuff need SciPy")
     miniatures.coco_stuff(tmp_path, io.savemat)
-    sets = load_data(accelerator, config("coco_stuff_10k", data_root=tmp_path, output=tmp_path))
+    sets = open_data(accelerator, config("coco_stuff_10k", data_root=tmp_path, output=tmp_path))
     assert [one.read(0)[1][0, :3].tolist() for one in sets] == [[255, 0, 170]] * 2
 
 
 def test_pascal_context_without_background(tmp_path, accelerator):
     miniatures.pascal_context(tmp_path)
-    sets = load_data(accelerator, config("pascal_context", num_classes=59, data_root=tmp_path, output=tmp_path))
+    sets = open_data(accelerator, config("pascal_context", num_classes=59, data_root=tmp_path, output=tmp_path))
     assert [(one.num_classes, one.read(0)[1][0, :3].tolist()) for one in sets] == [(59, [255, 0, 58])] * 2
 
 
@@ -119,20 +119,20 @@ def test_pascal_context_without_background(tmp_path, accelerator):
 )
 def test_own_labels(tmp_path, options, values, expected):
     miniatures.own_folder(tmp_path, values)
-    dataset = open_dataset(config("folder", data_root=tmp_path, output=tmp_path, **options).data_config(), "val")
+    dataset = open_dataset(config("folder", data_root=tmp_path, output=tmp_path, **options).data, "val")
     assert dataset.read(0)[1][0, : len(values)].tolist() == expected
     assert dataset.class_names == options.get("class_names", ("class 0", "class 1", "class 2"))
 
 
 def test_names_on_the_command_line(tmp_path):
     arguments = ["--dataset", "folder", "--class-names", "lawn", "a path", "--ignore-index", "0", "--data-root", "d"]
-    given = tyro.cli(TrainingConfig, args=arguments, default=config("scenes", output=tmp_path))
-    assert (given.dataset, given.class_names, given.ignore_index) == ("folder", ("lawn", "a path"), 0)
-    assert dataclasses.replace(given, demo=False).as_json()["class_names"] == ("lawn", "a path")
+    given = parse(TrainingConfig, [*arguments, "--demo"], demo=config("scenes", output=tmp_path))
+    assert (given.data.dataset, given.data.class_names, given.data.ignore_index) == ("folder", ("lawn", "a path"), 0)
+    assert given.as_json()["class_names"] == ("lawn", "a path")
 
 
 def test_scenes(tmp_path):
-    data = config("scenes", output=tmp_path).data_config()
+    data = config("scenes", output=tmp_path).data
     sets = [open_dataset(data, split, seed=3) for split in ("train", "val")]
     assert [type(one) for one in sets] == [Scenes, Scenes]
     assert (len(sets[1]), sets[1].read(0)[0].size) == (100, (32, 32))
@@ -140,53 +140,56 @@ def test_scenes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "remedy"),
+    ("name", "place", "fetches"),
     [
-        ("ade20k", "data/ADEChallengeData2016/images/training", "--data-root PATH .*--download fetches it"),
-        ("camvid", "data/camvid/train", "--data-root PATH says where it is, and --demo"),
-        ("cityscapes", "data/cityscapes/leftImg8bit/train", "--data-root PATH says where it is, and --demo"),
-        ("coco_stuff_10k", "data/coco_stuff10k/images", "--data-root PATH says where it is, and --demo"),
-        ("pascal_context", "data/VOCdevkit/JPEGImages", "--data-root PATH says where it is, and --demo"),
+        ("ade20k", "data/ADEChallengeData2016/images/training", True),
+        ("camvid", "data/camvid/train", False),
+        ("cityscapes", "data/cityscapes/leftImg8bit/train", False),
+        ("coco_stuff_10k", "data/coco_stuff10k/images", False),
+        ("pascal_context", "data/VOCdevkit/JPEGImages", False),
     ],
 )
-def test_usual_places(name, place, remedy, tmp_path, accelerator, monkeypatch):
+def test_usual_places(name, place, fetches, tmp_path, accelerator, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=rf"(?s)^error: there is no (folder )?{place}; .*\n{remedy}"):
-        load_data(accelerator, config(name, output=tmp_path / "run"))
+    run = config(name, output=tmp_path / "run")
+    with pytest.raises(DataMissingError, match=rf"^there is no (folder )?{place}; ") as stop:
+        open_data(accelerator, run)
+    fetch = ", --download fetches it (about 1 GB)" if fetches else ""
+    assert advise(stop.value, run) == f"--data-root PATH says where it is{fetch}, and --demo trains without any data"
 
 
 def test_download_before_both_splits(tmp_path, accelerator, monkeypatch):
     monkeypatch.chdir(tmp_path)
     download = "segheads.data.ade20k.download_ade20k"
     monkeypatch.setattr(download, lambda root: miniatures.ade20k(root / "ADEChallengeData2016"))
-    assert [len(one) for one in load_data(accelerator, config("ade20k", download=True, output=tmp_path))] == [2, 2]
+    assert [len(one) for one in open_data(accelerator, config("ade20k", download=True, output=tmp_path))] == [2, 2]
 
 
 def test_data_sets_that_cannot_be_downloaded(tmp_path, accelerator):
-    with pytest.raises(SystemExit, match="^error: CamVid cannot be downloaded by segheads; .* leave out download$"):
-        load_data(accelerator, config("camvid", download=True, output=tmp_path))
+    with pytest.raises(OptionError, match="^CamVid cannot be downloaded by segheads; .* leave out download$"):
+        open_data(accelerator, config("camvid", download=True, output=tmp_path))
 
 
 def test_part_of_the_training_images(tmp_path, accelerator):
-    sets = load_data(accelerator, config("scenes", train_images=3, seed=4, output=tmp_path))
+    sets = open_data(accelerator, config("scenes", train_images=3, seed=4, output=tmp_path))
     assert [len(one) for one in sets] == [3, 100]
     assert (sets[0].dataset.seed, sets[1].seed) == (4, 4)
-    with pytest.raises(SystemExit, match="^error: a subset must have 1 to 2000 images, .* got 0$"):
-        load_data(accelerator, config("scenes", train_images=0, output=tmp_path))
+    with pytest.raises(OptionError, match="^a subset must have 1 to 2000 images, .* got 0$"):
+        open_data(accelerator, config("scenes", train_images=0, output=tmp_path))
 
 
 def test_labels_that_need_a_package(tmp_path, accelerator, monkeypatch):
     miniatures.coco_stuff(tmp_path, lambda path, *args, **kwargs: path.write_bytes(b""))
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(SystemExit, match=r"error: the \.mat labels .*pip install scipy"):
-        load_data(accelerator, config("coco_stuff_10k", data_root=tmp_path, output=tmp_path))
+    with pytest.raises(PackageMissingError, match=r"^the \.mat labels .*pip install scipy"):
+        open_data(accelerator, config("coco_stuff_10k", data_root=tmp_path, output=tmp_path))
 
 
 def test_own_folder_without_validation_images(tmp_path, accelerator):
     miniatures.own_folder(tmp_path)
     (tmp_path / "images/val").rename(tmp_path / "images/validation")
-    with pytest.raises(SystemExit, match=r"error: there is no folder .*images/val; it should hold image files"):
-        load_data(accelerator, config("folder", num_classes=2, data_root=tmp_path, output=tmp_path))
+    with pytest.raises(DataMissingError, match=r"^there is no folder .*images/val; it should hold image files"):
+        open_data(accelerator, config("folder", num_classes=2, data_root=tmp_path, output=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -215,13 +218,13 @@ def test_own_folder_without_validation_images(tmp_path, accelerator):
 def test_options_that_do_not_fit(name, options, message, tmp_path, accelerator):
     chosen = config(name, **{"data_root": tmp_path, "output": tmp_path / "run", **options})
     with pytest.raises(OptionError, match=f"^{message}"):
-        open_dataset(chosen.data_config(), "val")
-    with pytest.raises(SystemExit, match=f"^error: {message}") as stop:
-        load_data(accelerator, chosen)
+        open_dataset(chosen.data, "val")
+    with pytest.raises(OptionError, match=f"^{message}") as stop:
+        open_data(accelerator, chosen)
     assert "\n" not in str(stop.value)
 
 
 def test_a_number_of_classes_that_pascal_context_has_not(tmp_path, accelerator):
     miniatures.pascal_context(tmp_path)
-    with pytest.raises(SystemExit, match="error: num_classes must be 59, or 60 with background, not 20"):
-        load_data(accelerator, config("pascal_context", num_classes=20, data_root=tmp_path, output=tmp_path))
+    with pytest.raises(OptionError, match="^num_classes must be 59, or 60 with background, not 20"):
+        open_data(accelerator, config("pascal_context", num_classes=20, data_root=tmp_path, output=tmp_path))

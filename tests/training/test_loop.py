@@ -10,8 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 from segheads import create_model, from_reference
 from segheads.data import PhotometricNormalize
+from segheads.errors import DivergedError
 from segheads.heads import HEADS
 from segheads.training import (
+    LoopConfig,
+    ModelLearner,
+    Run,
     RunFolder,
     create_optimizer,
     poly_learning_rate,
@@ -76,25 +80,27 @@ class Slope(nn.Module):
         return (self.w * images).mean() + extra
 
 
-def run_slope(tmp_path, batches, iterations, **options):
+def run_slope(tmp_path, batches, iterations, evaluate=None, max_grad_norm=None, **options):
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(Slope(), torch.optim.SGD(Slope().parameters(), lr=1.0))
     optimizer = accelerator.prepare(torch.optim.SGD(model.parameters(), lr=1.0))
-    run = RunFolder(tmp_path, {})
-    run.start({})
-    train(
+    folder = RunFolder(tmp_path, {})
+    folder.start({})
+    run = Run(config=None, accelerator=accelerator, folder=folder, training_set=None, validation_set=None)
+    learner = ModelLearner(
         accelerator,
         model,
         optimizer,
-        iter(batches),
-        run,
         schedule=lambda iteration: 0.1 / (1 + iteration),
-        start=0,
+        max_grad_norm=max_grad_norm,
+    )
+    loop = LoopConfig(
         iterations=iterations,
         batch_size=4,
-        **{"log_every": 2, "checkpoint_every": 4, **options},
+        **{"log_every": 2, "checkpoint_every": 4, "evaluate_every": 0, **options},
     )
-    return run, model
+    train(run, learner, iter(batches), loop, evaluate=evaluate)
+    return folder, model
 
 
 def batch(value, label=0):
@@ -123,7 +129,7 @@ def test_accumulated_batches_are_one_update(tmp_path):
     whole = [(images, labels)]
     halves = [(images[:4], labels[:4]), (images[4:], labels[4:])]
     _, one = run_slope(tmp_path / "one", whole * 3, 3)
-    _, two = run_slope(tmp_path / "two", halves * 3, 3, accumulation=2)
+    _, two = run_slope(tmp_path / "two", halves * 3, 3, gradient_accumulation=2)
     torch.testing.assert_close(one.w, two.w)
 
 
@@ -134,14 +140,14 @@ def test_gradients_are_clipped(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     batches = [batch(0)] * 6 + [batch(0, label=1)] + [batch(0)] * 20
-    with pytest.raises(FloatingPointError, match="loss was not finite at iteration 7; the run stopped"):
+    with pytest.raises(DivergedError, match="loss was not finite at iteration 7; the run stopped"):
         run_slope(tmp_path, batches, 20, log_every=10)
     assert RunFolder(tmp_path, {}, resume=True).latest() == 4
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     batches = [batch(0)] * 7 + [batch(0, label=2)]
-    with pytest.raises(FloatingPointError, match="w is not finite after iteration 8; no checkpoint was written"):
+    with pytest.raises(DivergedError, match="w is not finite after iteration 8; no checkpoint was written"):
         run_slope(tmp_path, batches, 8)
     assert RunFolder(tmp_path, {}, resume=True).latest() == 4
 
@@ -191,21 +197,12 @@ def test_nothing_waits_for_the_device(tmp_path, monkeypatch, head):
     model, optimizer = accelerator.prepare(model, create_optimizer(model, "adamw", **options))
     prepare = PhotometricNormalize(HALF, HALF).to(meta)
     batches = training_batches(list(handed_over(4, meta)), prepare)
+    folder = RunFolder(tmp_path, {})
+    run = Run(config=None, accelerator=accelerator, folder=folder, training_set=None, validation_set=None)
+    learner = ModelLearner(accelerator, model, optimizer, schedule=lambda iteration: 1e-3, max_grad_norm=1.0)
     monkeypatch.setattr(torch, "tensor", tensor)
     with NothingCrosses(), pytest.raises(StopIteration):  # the batches ended before the first record
-        train(
-            accelerator,
-            model,
-            optimizer,
-            batches,
-            RunFolder(tmp_path, {}),
-            schedule=lambda iteration: 1e-3,
-            start=0,
-            iterations=10,
-            batch_size=2,
-            accumulation=2,
-            max_grad_norm=1.0,
-        )
+        train(run, learner, batches, LoopConfig(iterations=10, batch_size=2, gradient_accumulation=2))
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))

@@ -1,6 +1,5 @@
 """The run that recipes share; what it does with real options is tested in tests/recipes."""
 
-import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from segheads import SegmentationModel, TimmBackbone, create_model
-from segheads.training import DEMO_RUN, TrainingConfig, run_training, scores
+from segheads.errors import DataMissingError, DivergedError, OptionError, PretrainedWeightsError
+from segheads.training import DEMO_RUN, TrainingConfig, changed, flat, run_training, scores
 from segheads.training.config import MAY_DIFFER
-from segheads.training.run import is_convolutional
+from segheads.training.machine import is_convolutional
 
 SMALL = {
     **DEMO_RUN,
@@ -46,7 +46,7 @@ def _a_process_of_its_own():
 
 
 def build(config, num_classes):
-    return create_model(config.backbone, config.head, num_classes, **config.model_options())
+    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
 
 
 def test_results_are_returned_and_runs_follow_each_other(tmp_path):
@@ -59,7 +59,7 @@ def test_results_are_returned_and_runs_follow_each_other(tmp_path):
 
     returned = []
     for width in (1, 2):
-        config = Config(**SMALL, output=tmp_path / str(width), width=width)
+        config = Config.from_flat(**SMALL, output=tmp_path / str(width), width=width)
         returned.append(run_training(config, build_and_look))
     assert seen == [(1, 12), (2, 12)]
     for name, results in zip("12", returned, strict=True):
@@ -79,60 +79,66 @@ def test_the_backbones_rate_reaches_the_optimizer(tmp_path):
         models.append(build(config, num_classes))
         return models[-1]
 
-    run_training(Config(**SMALL, output=tmp_path), keep, backbone_lr_scale=0.0)
+    run_training(Config.from_flat(**SMALL, output=tmp_path, backbone_lr_scale=0.0), keep)
     torch.manual_seed(0)
-    fresh = build(Config(**SMALL, output=tmp_path), 12)
+    fresh = build(Config.from_flat(**SMALL, output=tmp_path), 12)
     for name, parameter in models[0].named_parameters():
         moved = not torch.equal(parameter, fresh.get_parameter(name))
         assert moved == name.startswith("head."), name
 
 
-def test_numbers_of_the_run_are_printed_and_kept(tmp_path, capsys):
-    run_training(Config(**SMALL, output=tmp_path / "run"), build, backbone_lr_scale=0.25)
-    printed = capsys.readouterr().out
+def test_numbers_of_the_run_are_told_and_kept(tmp_path, caplog):
+    caplog.set_level("INFO", "segheads")
+    run_training(Config.from_flat(**SMALL, output=tmp_path / "run", backbone_lr_scale=0.25), build)
+    printed = caplog.text
     assert "linear on test_vit: " in printed
     assert "adamw: learning rate 0.001 (backbone times 0.25), weight decay 0.05, gradients clipped at 1.0" in printed
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["output"] == str(tmp_path / "run")
     assert kept["scale"] == [32, 32]
-    assert kept.keys() == {field.name for field in dataclasses.fields(Config)}
+    assert kept.keys() == flat(Config.from_flat(**SMALL, output=tmp_path)).keys()
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "kind", "message"),
     [
-        ({"optimizer": "nonsense"}, "error: .*nonsense"),
-        ({"head": "nonsense"}, "error: no head is called 'nonsense'"),
-        ({"pretrained": True, "backbone_weights": Path("none.pth")}, r"(?s)error: .*none\.pth.*--no-pretrained"),
-        ({"batch_size": 0}, "error: --batch-size 0 is over all 1 processes"),
+        ({"optimizer": "nonsense"}, OptionError, "nonsense"),
+        ({"head": "nonsense"}, OptionError, "^no head is called 'nonsense'"),
+        ({"iterations": 0}, OptionError, "at least 1; got 0 of 0"),
+        ({"scale": None}, OptionError, "^training resizes images about a scale, got scale None"),
+        ({"pretrained": True, "backbone_weights": Path("none.pth")}, PretrainedWeightsError, r"none\.pth"),
+        ({"batch_size": 0}, OptionError, "^batch_size 0 is over all 1 processes and 1 accumulated batches"),
+        ({"batch_size": 3, "gradient_accumulation": 2}, OptionError, "must be a multiple of 2$"),
+        ({"dataset": "camvid", "data_root": Path("nothing")}, DataMissingError, "nothing"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_no_folder(tmp_path, change, message):
-    with pytest.raises(SystemExit, match=message):
-        run_training(Config(**{**SMALL, **change}, output=tmp_path / "run"), build)
+def test_mistakes_leave_no_folder(tmp_path, change, kind, message):
+    with pytest.raises(kind, match=message):
+        run_training(Config.from_flat(**{**SMALL, **change}, output=tmp_path / "run"), build)
     assert not (tmp_path / "run").exists()
 
 
-def test_camvid_that_is_not_there(tmp_path):
-    config = Config(**{**SMALL, "dataset": "camvid"}, data_root=tmp_path / "nothing", output=tmp_path / "run")
-    with pytest.raises(SystemExit, match=r"(?s)error: .*nothing.*--data-root PATH says where it is, and --demo"):
-        run_training(config, build)
+def test_a_run_that_diverges_says_where_its_last_checkpoint_is(tmp_path):
+    options = {**SMALL, "iterations": 6, "checkpoint_every": 1, "optimizer": "momentum", "learning_rate": 1e30}
+    with pytest.raises(DivergedError, match=rf"\(iteration \d+ in {tmp_path}/run/checkpoints\)$") as stop:
+        run_training(Config.from_flat(**{**options, "max_grad_norm": None}, output=tmp_path / "run"), build)
+    assert 1 <= stop.value.iteration <= 6
 
 
 def test_options_of_the_model():
-    config = Config(**{**SMALL, "drop_path_rate": 0.2}, output=Path("run"), depth=3, patch_size=8)
+    config = Config.from_flat(**{**SMALL, "drop_path_rate": 0.2}, output=Path("run"), depth=3, patch_size=8)
     assert config.model_options() == {
         "pretrained": False,
         "backbone_kwargs": {"img_size": 32, "drop_path_rate": 0.2, "model_kwargs": {"patch_size": 8, "depth": 3}},
         "loss_reduction": "valid",
     }
-    weights = dataclasses.replace(config, backbone_weights=Path("weights.pth"), depth=None)
+    weights = changed(config, backbone_weights=Path("weights.pth"), depth=None)
     assert weights.model_options()["pretrained"] == Path("weights.pth")
     assert weights.model_options()["backbone_kwargs"]["model_kwargs"] == {"patch_size": 8}
 
 
 def test_what_may_differ_is_there():
-    assert {field.name for field in dataclasses.fields(TrainingConfig)} >= MAY_DIFFER
+    assert flat(Config.from_flat(**SMALL, output=Path("run"))).keys() >= MAY_DIFFER
 
 
 @pytest.mark.parametrize(
@@ -154,9 +160,10 @@ def losses(folder):
     return torch.tensor([record["loss"] for record in records if "loss" in record])
 
 
-def test_memory_format_changes_nothing_but_rounding(tmp_path, capsys):
+def test_memory_format_changes_nothing_but_rounding(tmp_path, caplog):
     """In the middle of a run, too: half of the iterations with, half without."""
     models = []
+    caplog.set_level("INFO", "segheads")
 
     def keep(config, num_classes):
         models.append(build(config, num_classes))
@@ -164,16 +171,17 @@ def test_memory_format_changes_nothing_but_rounding(tmp_path, capsys):
 
     common = {**SMALL, "backbone": "test_resnet", "iterations": 4, "log_every": 1, "checkpoint_every": 2}
     for name, channels_last in (("chosen", None), ("without", False)):
-        run_training(Config(**common, output=tmp_path / name, channels_last=channels_last), keep)
-        assert (", channels last" in capsys.readouterr().out) == (name == "chosen")
+        run_training(Config.from_flat(**common, output=tmp_path / name, channels_last=channels_last), keep)
+        assert (", channels last" in caplog.text) == (name == "chosen")
+        caplog.clear()
     for name, model in zip(("chosen", "without"), models, strict=True):
         weight = model.backbone.get_parameter("model.conv1.0.weight")
         assert weight.is_contiguous(memory_format=torch.channels_last) == (name == "chosen")
     torch.testing.assert_close(losses(tmp_path / "chosen"), losses(tmp_path / "without"), rtol=1e-4, atol=1e-5)
 
     shutil.rmtree(tmp_path / "without" / "checkpoints" / "00000004")
-    run_training(Config(**common, output=tmp_path / "without", resume=True, channels_last=True), keep)
-    assert "resuming" in capsys.readouterr().out
+    run_training(Config.from_flat(**common, output=tmp_path / "without", resume=True, channels_last=True), keep)
+    assert "resuming" in caplog.text
     torch.testing.assert_close(losses(tmp_path / "chosen"), losses(tmp_path / "without"), rtol=1e-4, atol=1e-5)
 
 
@@ -186,13 +194,13 @@ def test_a_run_goes_on_compiled_but_not_in_another_precision(tmp_path, monkeypat
 
     monkeypatch.setattr(SegmentationModel, "compile", quickly)
     common = {**SMALL, "iterations": 4, "log_every": 1, "checkpoint_every": 2, "output": tmp_path}
-    run_training(Config(**common), build)
+    run_training(Config.from_flat(**common), build)
     expected = losses(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "00000004")
     AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision
-    with pytest.raises(SystemExit, match="mixed_precision was 'no' and is 'bf16'"):
-        run_training(Config(**common, resume=True, mixed_precision="bf16"), build)
+    with pytest.raises(OptionError, match="mixed_precision was 'no' and is 'bf16'"):
+        run_training(Config.from_flat(**common, resume=True, mixed_precision="bf16"), build)
     AcceleratorState._reset_state(reset_partial_state=True)
-    run_training(Config(**common, resume=True, compile=True), build)
+    run_training(Config.from_flat(**common, resume=True, compile=True), build)
     assert len(calls) == 1
     torch.testing.assert_close(losses(tmp_path), expected, rtol=1e-4, atol=1e-5)

@@ -5,6 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from segheads.errors import OptionError, RunError
 from segheads.training import RunFolder
 
 
@@ -37,7 +38,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, prepared):
     run.save(accelerator, 4)
     other = Accelerator(cpu=True)
     other.prepare(nn.Linear(5, 7))
-    with pytest.raises(ValueError, match="checkpoint .*00000004 does not fit this model and optimizer"):
+    with pytest.raises(RunError, match="checkpoint .*00000004 does not fit this model and optimizer"):
         run.load(other, 4)
 
 
@@ -56,9 +57,7 @@ def test_records_after_the_checkpoint_are_forgotten(tmp_path, prepared):
 
 def test_a_run_is_not_overwritten(tmp_path):
     RunFolder(tmp_path, {}).start({})
-    with pytest.raises(
-        FileExistsError, match=r"holds a run \(iteration 0\); give --resume to go on with it, or another"
-    ):
+    with pytest.raises(FileExistsError, match=r"holds a run \(iteration 0\); resume it, or use another"):
         RunFolder(tmp_path, {})
 
 
@@ -66,8 +65,15 @@ def test_a_run_goes_on_as_it_began(tmp_path):
     config = {"seed": 0, "crop": (1, 2), "workers": 4}
     RunFolder(tmp_path, config).start(config)
     RunFolder(tmp_path, config | {"workers": 2}, resume=True, may_differ={"workers"})
-    with pytest.raises(ValueError, match=r"config.json is of a run with another configuration: seed was 0 and is 1$"):
+    with pytest.raises(OptionError, match=r"config.json is of a run with another configuration: seed was 0 and is 1$"):
         RunFolder(tmp_path, config | {"seed": 1, "workers": 2}, resume=True, may_differ={"workers"})
+
+
+def test_a_field_that_an_older_version_had_not_is_its_default(tmp_path):
+    RunFolder(tmp_path, {"seed": 0}).start({"seed": 0})
+    RunFolder(tmp_path, {"seed": 0, "scales": (1.0,)}, resume=True, defaults={"scales": (1.0,)})
+    with pytest.raises(OptionError, match=r"scales was \[1.0\] and is \[0.5\]$"):
+        RunFolder(tmp_path, {"seed": 0, "scales": (0.5,)}, resume=True, defaults={"scales": (1.0,)})
 
 
 def test_nothing_to_resume_is_a_new_run(tmp_path):

@@ -1,0 +1,178 @@
+"""From words of a command line to a run, and from errors to one line: the one place that catches and prints."""
+
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+
+from segheads.data import DATASETS
+from segheads.errors import (
+    DataMissingError,
+    DownloadError,
+    PretrainedWeightsError,
+    RunExistsError,
+    SegheadsError,
+    options_become_parts,
+)
+from segheads.heads import list_heads
+from segheads.merges import MERGES
+from segheads.training.config import flat
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+USAGE = 2  # the exit status of a run that cannot begin or go on
+
+# What helps, by the option that does; offered where the command has that option.
+WEIGHTS = {
+    "backbone_weights": "--backbone-weights PATH takes a local checkpoint",
+    "pretrained": "--no-pretrained starts from random weights",
+}
+DATA = {
+    "data_root": "--data-root PATH says where it is",
+    "download": "--download fetches it ({size})",
+    "demo": "--demo trains without any data",
+}
+FOLDER = {"resume": "--resume goes on with it", "output": "--output PATH takes another folder"}
+ADVICE: tuple[tuple[type[Exception], Mapping[str, str]], ...] = (
+    (PretrainedWeightsError, WEIGHTS),
+    (DataMissingError, DATA),
+    (DownloadError, DATA),
+    (RunExistsError, FOLDER),
+)
+
+# Options whose values are names in a table, for the help
+NAMES: dict[str, Callable[[], Sequence[str]]] = {
+    "head": list_heads,
+    "dataset": lambda: list(DATASETS),
+    "merge": lambda: list(MERGES),
+}
+
+
+def run(
+    main: Callable[[C], R],
+    config: type[C],
+    *,
+    demo: C | None = None,
+    description: str | None = None,
+    args: Sequence[str] | None = None,
+    prog: str | None = None,
+) -> R:
+    """Read a configuration from the command line and run it; say what the user can mend in one line.
+
+    Progress goes to standard output and errors to standard error, of the main process alone. A bug keeps its traceback.
+
+    Args:
+        main: What runs.
+        config: A dataclass; its fields and those of its parts are the options.
+        demo: What the options default to with `--demo`.
+        description: Stands at the top of the help.
+        args: The words of the command line; None means `sys.argv`'s.
+        prog: What the help calls the program; None means the file's name.
+
+    Returns:
+        What `main` returns.
+
+    Raises:
+        SystemExit: With 2 after an error that the user can mend, as tyro does for words that it cannot read; with 0
+            after the help.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    given: Any = None
+    with _messages():
+        try:
+            given = parse(config, words, demo=demo, description=description, prog=prog)
+            return main(given)
+        except (SegheadsError, OSError) as error:
+            if _is_main_process():
+                print(f"error: {error}", file=sys.stderr)
+                if advice := advise(error, given):
+                    print(advice, file=sys.stderr)
+            raise SystemExit(USAGE) from error
+
+
+def parse(
+    config: type[C],
+    words: Sequence[str],
+    *,
+    demo: C | None = None,
+    description: str | None = None,
+    prog: str | None = None,
+) -> C:
+    """Read a configuration from words; fields of its parts are options of their own names.
+
+    Args:
+        config: A dataclass.
+        words: Of the command line.
+        demo: What the options default to with `--demo`.
+        description: Stands at the top of the help.
+        prog: What the help calls the program.
+
+    Raises:
+        SystemExit: As tyro does, for the help and for words that it cannot read.
+        OptionError: If a part refuses its values.
+    """
+    options: dict[str, Any] = {"default": demo} if demo is not None and "--demo" in words else {}
+    shown = "\n\n".join(part for part in (description, _names(config)) if part)
+    with options_become_parts():
+        return tyro.cli(
+            config, args=words, prog=prog, description=shown, config=(tyro.conf.OmitArgPrefixes,), **options
+        )
+
+
+def advise(error: Exception, config: Any) -> str:
+    """Which options help against an error; empty where none is known.
+
+    Args:
+        error: What was raised.
+        config: The configuration with which it was; None where that could not be read.
+    """
+    fields = {} if config is None else flat(config)
+    dataset = DATASETS.get(str(fields.get("dataset")))
+    size = dataset.download_size if dataset else None
+    offers = [
+        words.format(size=size)
+        for kind, options in ADVICE
+        if isinstance(error, kind)
+        for option, words in options.items()
+        if option in fields and (option != "download" or size)
+    ]
+    return ", ".join(offers[:-1]) + (", and " if len(offers) > 1 else "") + offers[-1] if offers else ""
+
+
+def _names(config: Any) -> str:
+    """The names that options take from tables, for the help."""
+    known = _option_names(config)
+    return "\n".join(f"--{name}: {', '.join(names())}" for name, names in NAMES.items() if name in known)
+
+
+def _option_names(config: Any) -> set[str]:
+    names: set[str] = set()
+    for name, hint in get_type_hints(config).items():
+        names |= _option_names(hint) if dataclasses.is_dataclass(hint) else {name}
+    return names
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Let what segheads says of its progress reach standard output, in the main process."""
+    logger, handler = logging.getLogger("segheads"), logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    if _is_main_process():
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # before Accelerate is set up, too

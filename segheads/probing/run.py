@@ -1,0 +1,222 @@
+"""A whole run of probes, from the configuration to the table."""
+
+import logging
+import re
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from segheads.build import create_model
+from segheads.data import EvaluationSamples, PhotometricNormalize, TrainingSamples, collate_samples
+from segheads.errors import options_become_parts
+from segheads.model import SegmentationModel
+from segheads.plan import HeadChoice
+from segheads.probing.backbone import SharedBackbone
+from segheads.probing.config import PROBES_MAY_DIFFER, ProbeConfig
+from segheads.probing.evaluate import evaluate_probes
+from segheads.probing.features import (
+    CachedSamples,
+    FeatureCache,
+    RoundSampler,
+    as_it_is,
+    fingerprint_data,
+    fingerprint_module,
+)
+from segheads.probing.learner import ProbeLearner, feature_batches
+from segheads.probing.probes import Probe, build_probes
+from segheads.probing.report import probe_markdown, probe_rows, write_probe_report
+from segheads.probing.saving import join_head, save_probes
+from segheads.training.batches import batch_loader, sampler_options, training_samples
+from segheads.training.loop import train
+from segheads.training.report import scores
+from segheads.training.run import shown
+from segheads.training.setup import Run, open_run
+
+log = logging.getLogger(__name__)
+
+
+def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
+    """Train all heads on one frozen backbone, evaluate them, write the table and the heads.
+
+    Args:
+        config: Every number of the run.
+
+    Returns:
+        What `probe_rows` gives, in every process.
+
+    Raises:
+        OptionError: An option is out of range, unknown, or does not fit the others.
+        SegheadsError: As `segheads.training.run_training` does, but for a loss that is not finite.
+    """
+    config.check()
+    with open_run(config, may_differ=PROBES_MAY_DIFFER) as run:
+        with options_become_parts():
+            shared, probes, samples, cache = _build(run, config)
+        mean, std = (shared.backbone.data_config[key] for key in ("mean", "std"))
+        evaluate = partial(
+            evaluate_probes,
+            run.accelerator,
+            shared,
+            probes,
+            EvaluationSamples(run.validation_set, mean, std, config.protocol.scale),
+            shown(config),
+            workers=config.machine.workers,
+        )
+        start = run.start()
+        loader = run.accelerator.prepare(_loader(config, samples, cache, start))
+        if start:
+            run.folder.load(run.accelerator, start)
+        log.info(
+            f"{len(probes)} heads on {config.model.backbone}, which is frozen: {len(run.training_set)} training and "
+            f"{len(run.validation_set)} validation images of {run.training_set.num_classes} classes; "
+            f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
+        )
+        learner = ProbeLearner(
+            run.accelerator,
+            shared,
+            probes,
+            schedule=partial(_rate, config),
+            seed=config.seed,
+            max_grad_norm=config.optimization.max_grad_norm,
+            records=run.folder.records(),
+        )
+        prepare = PhotometricNormalize(mean, std).to(run.accelerator.device)
+        batches = feature_batches(
+            run.accelerator, loader, prepare, shared, cache=cache, channels_last=shared.channels_last
+        )
+        train(run, learner, batches, config.loop, start=start, evaluate=partial(_evaluated, config, probes, evaluate))
+        rows = probe_rows(probes, [scores(results) for results in evaluate()])
+        if run.accelerator.is_main_process:
+            _report(run, config, shared, probes, rows)
+    return rows
+
+
+def _build(run: Run, config: ProbeConfig) -> tuple[SharedBackbone, list[Probe], TrainingSamples, FeatureCache | None]:
+    """Backbone, heads with their optimizers, crops, and the cache of the backbone's maps."""
+    samples = training_samples(config, run.training_set)
+    sampler(config, len(samples))  # refuses what is out of range
+    shared, probes = build_probes(
+        partial(create_head, config, run.training_set.num_classes),
+        config.choices(),
+        config.learning_rates,
+        seed=config.seed,
+        channels_last=config.machine.channels_last,
+        leave_out=partial(_leave_out, config),
+    )
+    for probe in probes:  # under several processes its gradients are averaged over them (DDP)
+        optimizer = config.optimization.create(probe.model.to(run.accelerator.device), probe.learning_rate)
+        probe.prepared, probe.optimizer = run.accelerator.prepare(probe.model, optimizer)
+    shared.to(run.accelerator.device)
+    cache = None if config.cache is None else open_cache(run.accelerator, config, shared, samples)
+    return shared, probes, samples, cache
+
+
+def _leave_out(config: ProbeConfig, choice: HeadChoice, error: ValueError) -> bool:
+    """Go on without a head that does not fit the backbone, unless it was asked for by name."""
+    if config.names(choice):
+        return False
+    log.info("left out: %s, because %s", choice, error)
+    return True
+
+
+def create_head(config: ProbeConfig, num_classes: int, choice: HeadChoice) -> SegmentationModel:
+    """The model of one head.
+
+    Args:
+        config: Says the backbone.
+        num_classes: Of the data set.
+        choice: The head.
+    """
+    options = {**choice.create_kwargs(), **config.model_options()}
+    return create_model(config.model.backbone, choice.head, num_classes, **options)
+
+
+def _rate(config: ProbeConfig, iteration: int, learning_rate: float) -> float:
+    return config.optimization.rate_at(iteration, config.loop.iterations, learning_rate)
+
+
+def _evaluated(config: ProbeConfig, probes: list[Probe], evaluate: Any) -> dict[str, Any]:
+    """The scores of every head that learns, for the log."""
+    results = zip(probes, evaluate(limit=config.loop.evaluate_images), strict=True)
+    return {"scores": {probe.name: scores(found) for probe, found in results if probe.diverged_at is None}}
+
+
+def sampler(config: ProbeConfig, length: int, start: int = 0) -> RoundSampler:
+    """The batches of the run from iteration `start` on.
+
+    Args:
+        config: Numbers of the run.
+        length: How many samples there are.
+        start: Number of updates made before.
+
+    Raises:
+        ValueError: If a size is out of range.
+    """
+    return RoundSampler(length, distinct=config.distinct_batches, **sampler_options(config, start))
+
+
+def _loader(config: ProbeConfig, samples: TrainingSamples, cache: FeatureCache | None, start: int) -> Any:
+    """Crops of the data set from iteration `start` on, or the maps that the cache has of them."""
+    batches = sampler(config, len(samples), start)
+    if cache is None:
+        return batch_loader(config, samples, batches, collate_samples)
+    return batch_loader(config, CachedSamples(samples, cache), batches, as_it_is)
+
+
+def open_cache(
+    accelerator: Accelerator, config: ProbeConfig, shared: SharedBackbone, samples: TrainingSamples
+) -> FeatureCache:
+    """The cache of this backbone on these samples, if there is room for it.
+
+    Args:
+        accelerator: Tells device, precision and processes.
+        config: Numbers of the run.
+        shared: The backbone.
+        samples: What it sees.
+
+    Raises:
+        ValueError: If there is no room.
+    """
+    size = config.crop_size
+    with accelerator.autocast():
+        maps = shared.compute(torch.zeros(1, 3, size, size, device=accelerator.device))
+    about = {
+        "backbone": config.model.backbone,
+        "weights": fingerprint_module(shared.backbone),
+        "levels": shared.backbone.indices,
+        "dataset": config.data.dataset,
+        "samples": fingerprint_data(samples.dataset),
+        "scale": config.protocol.scale,
+        "crop_size": size,
+        "seed": config.seed,
+        "maps": [f"{x.dtype} {tuple(x.shape[1:])}" for x in maps],
+        # what changes the last bits of a sum
+        "precision": config.machine.mixed_precision,
+        "channels_last": shared.channels_last,
+        "device": accelerator.device.type,
+        "threads": torch.get_num_threads() if accelerator.device.type == "cpu" else None,
+        "torch": torch.__version__,
+    }
+    cache = FeatureCache(config.cache or "", about)
+    batches, processes = sampler(config, len(samples)), accelerator.num_processes
+    pieces = (keys for process in range(processes) for keys in batches.parts(process, processes))
+    bytes_per_image = sum(x.numel() * x.element_size() for x in maps) + size * size
+    with accelerator.main_process_first():
+        cache.prepare(pieces, bytes_per_image, round(config.cache_gb * 1e9))
+    return cache
+
+
+def _report(
+    run: Run, config: ProbeConfig, shared: SharedBackbone, probes: list[Probe], rows: list[dict[str, Any]]
+) -> None:
+    """Write every head, a whole model of each at its best rate, and the table; to be called by one process."""
+    save_probes(config.output, shared, probes)
+    for probe, row in zip(probes, rows, strict=True):
+        if row["best"]:
+            folder = config.output / "models" / re.sub(r"[^\w.=+-]+", "_", str(probe.choice))
+            join_head(config.output, probe.slug).save_pretrained(folder)
+    title = f"Heads on a frozen {config.model.backbone}, {config.data.dataset}, {config.loop.iterations} iterations"
+    write_probe_report(config.output, rows, run.folder.records(), title)
+    log.info("%s\ntables, curves and models are in %s", probe_markdown(rows, title), config.output)

@@ -1,0 +1,131 @@
+"""Batches of a training: crops of a data set, distorted and normalised beside the step."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from segheads.data import (
+    IterationSampler,
+    PhotometricNormalize,
+    RandomScaleCrop,
+    SegmentationDataset,
+    TrainingSamples,
+    collate_samples,
+)
+from segheads.errors import OptionError
+from segheads.training.config import TrainingConfig
+
+Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) and labels (B, H, W)
+
+
+def training_samples(config: TrainingConfig, dataset: SegmentationDataset) -> TrainingSamples:
+    """Crops of a data set, resized about the protocol's scale.
+
+    Args:
+        config: Size and scale of the crops, and the seed.
+        dataset: The training set.
+
+    Raises:
+        OptionError: If the protocol has no scale.
+    """
+    if config.protocol.scale is None:
+        raise OptionError("training resizes images about a scale, got scale None; give the longer and the shorter side")
+    return TrainingSamples(dataset, RandomScaleCrop(config.crop_size, scale=config.protocol.scale), seed=config.seed)
+
+
+def sampler_options(config: TrainingConfig, start: int = 0) -> dict[str, int]:
+    """The arguments of a sampler for the run from iteration `start` on: a batch for each accumulated part.
+
+    Args:
+        config: Length of the run, size and parts of a batch, seed.
+        start: Number of updates made before.
+    """
+    parts = config.loop.gradient_accumulation
+    return {
+        "batch_size": config.loop.batch_size // parts,
+        "seed": config.seed,
+        "num_iterations": config.loop.iterations * parts,
+        "start_iteration": start * parts,
+    }
+
+
+def batch_loader(config: TrainingConfig, samples: Any, sampler: Any, collate: Any = collate_samples) -> DataLoader[Any]:
+    """A loader of the whole run, which draws no random number that a checkpoint keeps.
+
+    Args:
+        config: How many processes load.
+        samples: What the sampler's keys stand for.
+        sampler: Yields the keys of each batch.
+        collate: Makes a batch of samples.
+    """
+    workers = config.machine.workers
+    return DataLoader(
+        samples,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else each new iterator draws from the random state that a checkpoint keeps
+    )
+
+
+def training_loader(config: TrainingConfig, dataset: SegmentationDataset, start: int) -> DataLoader[Any]:
+    """Crops of the data set from iteration `start` on, one batch for each update and accumulated part.
+
+    Args:
+        config: Numbers of the run.
+        dataset: The training set.
+        start: Number of updates made before.
+    """
+    sampler = IterationSampler(len(dataset), **sampler_options(config, start))
+    return batch_loader(config, training_samples(config, dataset), sampler)
+
+
+def training_batches(
+    loader: Iterable[dict[str, Tensor]], prepare: PhotometricNormalize, *, channels_last: bool = False
+) -> Iterator[Batch]:
+    """Distort and normalise what `TrainingSamples` hands over, on the device that it is on.
+
+    Where `prepare` is on a GPU, the copies that the loader makes and the distortion have a stream of their own: the GPU
+    does them while it still computes the step before.
+
+    Args:
+        loader: Yields collated `TrainingSamples`, on the device of `prepare`.
+        prepare: The backbone's normalisation.
+        channels_last: Yield images in PyTorch's channels-last memory format, for a model that is in it.
+
+    Shape:
+        Yields images `(B, 3, H, W)`, float32, and labels `(B, H, W)`, int64.
+    """
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def prepared() -> Iterator[Batch]:
+        for batch in loader:
+            images = prepare(batch["image"], batch["distortion"], batch["valid"])
+            yield images.contiguous(memory_format=memory_format), batch["labels"].long()
+
+    return _beside_the_step(prepared(), prepare.scale.device)
+
+
+def _beside_the_step(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Make batches on a stream of their own where the device is a GPU, and let the step's stream wait for each."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))  # which wrote what is used to make them
+    while True:
+        # The host asks as soon as it has queued a step, long before the GPU is through with it.
+        with torch.cuda.stream(side):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        step = torch.cuda.current_stream(device)
+        step.wait_stream(side)
+        for tensor in batch:
+            tensor.record_stream(step)  # or the side stream could write to its memory before the step has read it
+        yield batch

@@ -1,0 +1,62 @@
+"""The machine that a run has: processes, threads, precision, memory format."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """How a run uses the machine that it is on."""
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the forward pass. With fp16, SGD waits for the device in each step; with bf16 nothing does."""
+    channels_last: bool | None = None
+    """Keep maps in the memory format that convolutions like; None does so where the backbone is made of them."""
+    compile: bool = False
+    """torch.compile the training step."""
+    threads: int | None = None
+    """CPU threads of each training process; None shares all cores out (accelerate launch alone would give 1)."""
+    workers: int = 4
+    """Processes that load images, for each process that trains."""
+
+
+def start_accelerator(machine: MachineConfig, *, tracker: str = "none", folder: Path | None = None) -> Accelerator:
+    """Set up what connects processes and devices, and share the CPU's cores out.
+
+    Args:
+        machine: Precision and threads.
+        tracker: A tracker of Accelerate, or `"none"`.
+        folder: Where the tracker writes.
+    """
+    accelerator = Accelerator(
+        mixed_precision=machine.mixed_precision,
+        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+        log_with=None if tracker == "none" else tracker,
+        project_dir=folder,
+    )
+    share_cores(accelerator, machine.threads)
+    return accelerator
+
+
+def share_cores(accelerator: Accelerator, threads: int | None) -> None:
+    """Give each process on a CPU its threads.
+
+    Args:
+        accelerator: Tells the device and how many processes there are.
+        threads: How many; None shares all cores out.
+    """
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+
+
+def is_convolutional(backbone: nn.Module) -> bool:
+    """Whether a quarter of the layers or more are convolutions: ConvNeXt has 2 of 5, a ViT or Swin its patches' one."""
+    layers = [layer for layer in backbone.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    return 4 * sum(isinstance(layer, nn.Conv2d) for layer in layers) >= max(len(layers), 1)

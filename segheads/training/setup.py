@@ -1,0 +1,151 @@
+"""What every run is set up with: processes, folder, data sets, trackers."""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+
+from segheads.data import SegmentationDataset, open_dataset
+from segheads.errors import OptionError
+from segheads.training.config import MAY_DIFFER, TrainingConfig, field_defaults
+from segheads.training.machine import start_accelerator
+from segheads.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """A run that `open_run` set up.
+
+    Attributes:
+        config: Its numbers.
+        accelerator: What connects its processes and devices.
+        folder: Where it keeps what must not be lost.
+        training_set: What it trains on.
+        validation_set: What it is evaluated on.
+    """
+
+    config: TrainingConfig
+    accelerator: Accelerator
+    folder: RunFolder
+    training_set: SegmentationDataset
+    validation_set: SegmentationDataset
+
+    def start(self) -> int:
+        """Write the configuration and start the trackers, once all that may be missing is there.
+
+        Returns:
+            The iteration to go on from; 0 for a new run.
+        """
+        self.accelerator.wait_for_everyone()  # all have looked before the first writes
+        values = self.config.as_json()
+        if self.accelerator.is_main_process:
+            self.folder.start(values)
+        self.accelerator.wait_for_everyone()
+        start = self.folder.latest()
+        if self.config.resume:
+            log.info("resuming %s at iteration %d of %d", self.folder.path, start, self.config.loop.iterations)
+        self.accelerator.init_trackers(
+            "tensorboard" if self.config.tracker == "tensorboard" else "segheads",  # a folder of the run, or a project
+            config={key: v if isinstance(v, (int, float, str)) else str(v) for key, v in values.items()},
+            init_kwargs={"tensorboard": {"purge_step": start}},
+        )
+        return start
+
+    def log(self, iteration: int, values: Mapping[str, Any]) -> None:
+        """Keep a record in the folder and in the trackers; to be called by every process.
+
+        Args:
+            iteration: Number of updates made.
+            values: JSON values by name, dicts among them.
+        """
+        if self.accelerator.is_main_process:
+            self.folder.log({"iteration": iteration, **values})
+        self.accelerator.log(flat_record(values), step=iteration)
+
+
+@contextmanager
+def open_run(
+    config: TrainingConfig, *, may_differ: Collection[str] = MAY_DIFFER, is_last: bool = True
+) -> Iterator[Run]:
+    """Set up processes, check the folder, open the data sets; at the end, close the trackers.
+
+    Nothing is written before `Run.start`.
+
+    Args:
+        config: Every number of the run.
+        may_differ: Names of fields that a resumed run may change.
+        is_last: Whether the processes part afterwards; False where another run follows.
+
+    Raises:
+        RunExistsError: The folder holds a run that was not to be resumed.
+        OptionError: Options are out of range, do not fit, or are not those of the run that is resumed.
+        SegheadsError: As `open_dataset` does.
+    """
+    accelerator = start_accelerator(config.machine, tracker=config.tracker, folder=config.output)
+    _check_batch_size(config, accelerator.num_processes)
+    folder = RunFolder(
+        config.output,
+        config.as_json(),
+        resume=config.resume,
+        may_differ=may_differ,
+        defaults=field_defaults(config),
+        keep=config.loop.keep_checkpoints,
+    )
+    yield Run(config, accelerator, folder, *open_data(accelerator, config))
+    accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
+    if is_last:
+        accelerator.end_training()
+    else:  # without taking down what connects the processes
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
+def open_data(accelerator: Accelerator, config: TrainingConfig) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Training and validation set; what is to be fetched is fetched by one process.
+
+    Args:
+        accelerator: Tells the process.
+        config: Data set and seed.
+
+    Raises:
+        SegheadsError: As `open_dataset` does.
+    """
+    with accelerator.main_process_first() if config.data.download else nullcontext():
+        training_set, validation_set = (open_dataset(config.data, part, seed=config.seed) for part in ("train", "val"))
+    return training_set, validation_set
+
+
+def flat_record(values: Mapping[str, Any], *path: str) -> dict[str, float]:
+    """A record without dicts in it, for trackers; the innermost name comes second, so that heads stand side by side.
+
+    Args:
+        values: JSON values by name.
+        *path: Names of the dicts around them.
+
+    Examples:
+        >>> flat_record({"scores": {"linear": {"mIoU": 0.5}}, "seconds": 2.0})
+        {'scores/mIoU/linear': 0.5, 'seconds': 2.0}
+    """
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat_record(value, *path, name)
+        else:
+            first, *others = (*path, name)
+            found["/".join((first, *reversed(others)))] = value
+    return found
+
+
+def _check_batch_size(config: TrainingConfig, processes: int) -> None:
+    size, accumulation = config.loop.batch_size, config.loop.gradient_accumulation
+    parts = accumulation * processes
+    if accumulation < 1 or size < 1 or size % parts:
+        raise OptionError(
+            f"batch_size {size} is over all {processes} processes and {accumulation} accumulated batches, and must be "
+            f"a multiple of {parts}"
+        )

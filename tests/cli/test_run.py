@@ -1,0 +1,148 @@
+"""The one place that catches and prints, and the list of commands."""
+
+import logging
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from segheads.cli import list_commands
+from segheads.cli import main as segheads_main
+from segheads.cli.run import USAGE, advise, run
+from segheads.data import DataConfig
+from segheads.errors import DataMissingError, DivergedError, OptionError, PretrainedWeightsError, RunExistsError
+from segheads.inference import InferenceProtocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Nothing to do."""
+
+    demo: bool = False
+    """Another default."""
+    output: Path = Path("here")
+    """A folder."""
+    data: DataConfig = DataConfig()
+    """The data."""
+    protocol: InferenceProtocol = InferenceProtocol()
+    """The protocol."""
+
+
+def test_options_of_parts_stand_side_by_side_and_the_result_comes_back():
+    read = run(lambda config: config, Config, args=["--dataset", "camvid", "--scales", "0.5", "1", "--output", "there"])
+    assert (read.data.dataset, read.protocol.scales, read.output) == ("camvid", (0.5, 1.0), Path("there"))
+
+
+def test_demo_has_defaults_of_its_own():
+    demo = Config(demo=True, data=DataConfig(dataset="scenes"))
+    assert run(lambda config: config, Config, demo=demo, args=["--demo"]).data.dataset == "scenes"
+    assert run(lambda config: config, Config, demo=demo, args=[]).data.dataset == "ade20k"
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (OptionError("depth must be 1 or more; got 0"), "error: depth must be 1 or more; got 0\n"),
+        (DivergedError("not finite", 7), "error: not finite\n"),
+        (OSError("disk full"), "error: disk full\n"),
+        (RunExistsError("there is one"), "error: there is one\n--output PATH takes another folder\n"),
+        (
+            DataMissingError("no data"),
+            "error: no data\n--data-root PATH says where it is, --download fetches it (about 1 GB), and --demo trains "
+            "without any data\n",
+        ),
+        (PretrainedWeightsError("no weights"), "error: no weights\n"),  # this program has no option that helps
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_what_helps(capsys, error, shown):
+    def main(config):
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, Config, args=[])
+    assert stop.value.code == USAGE == 2
+    captured = capsys.readouterr()
+    assert captured.err == shown
+    assert captured.out == ""
+
+
+def test_values_that_a_part_refuses_are_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(print, Config, args=["--stride", "3"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: a stride needs a window, got stride 3")
+
+
+def test_other_processes_are_silent(capsys, monkeypatch):
+    def main(config):
+        logging.getLogger("segheads.x").info("progress")
+        raise OptionError("no")
+
+    for rank, shown in (("0", ("progress\n", "error: no\n")), ("1", ("", ""))):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stop:
+            run(main, Config, args=[])
+        assert stop.value.code == 2
+        assert tuple(capsys.readouterr()) == shown
+
+
+@pytest.mark.parametrize("bug", [TypeError("x"), ValueError("x"), RuntimeError("x")])
+def test_a_bug_keeps_its_traceback(bug):
+    def main(config):
+        raise bug
+
+    with pytest.raises(type(bug)):
+        run(main, Config, args=[])
+    assert not logging.getLogger("segheads").handlers
+
+
+def test_advice_only_for_data_that_can_be_fetched():
+    config = Config(data=DataConfig(dataset="camvid"))
+    assert "download" not in advise(DataMissingError("no"), config)
+    assert advise(OptionError("no"), config) == ""
+    assert advise(DataMissingError("no"), None) == ""
+
+
+def test_help_lists_the_names_that_options_take(capsys):
+    with pytest.raises(SystemExit):
+        run(print, Config, args=["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--dataset: ade20k, camvid, " in text
+    assert "--head:" not in text
+
+
+def test_commands_are_the_modules():
+    folder = Path(sys.modules["segheads.cli"].__file__).parent
+    assert list(list_commands()) == sorted(
+        path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "run")
+    )
+    assert all(text.endswith(".") for text in list_commands().values())
+
+
+def test_a_command_that_is_not_there(capsys):
+    with pytest.raises(SystemExit) as stop:
+        segheads_main(["nothing"])
+    assert stop.value.code == 2
+    assert "evaluate" in capsys.readouterr().err
+
+
+def test_the_list_of_commands_comes_without_torch():
+    program = "import sys, runpy; sys.argv = ['segheads', '--help']\n"
+    program += "try: runpy.run_module('segheads', run_name='__main__')\n"
+    program += "except SystemExit as stop: print(stop.code, sorted({'torch', 'timm', 'accelerate'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    assert "evaluate" in done.stdout
+
+
+def test_a_command_names_its_options_and_mistakes(capsys):
+    with pytest.raises(SystemExit) as stop:
+        segheads_main(["evaluate", "--help"])
+    assert stop.value.code == 0
+    assert "usage: segheads evaluate" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        segheads_main(["evaluate", "--model", "nowhere", "--whole", "--slide", "--dataset", "scenes"])
+    assert stop.value.code == 2
+    assert "leave one out" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def test_values_that_a_part_refuses_are_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
         run(print, Config, args=["--stride", "3"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: a stride needs a window, got stride 3")
+    assert "a stride needs a window, got stride 3" in " ".join(capsys.readouterr().err.split())
 
 
 def test_other_processes_are_silent(capsys, monkeypatch):

@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 from segheads import SegmentationModel, create_model, list_heads
 from segheads.data import PhotometricNormalize, RandomScaleCrop, SegmentationDataset, TrainingSamples, collate_samples
 from segheads.data.samples import EvaluationSamples
+from segheads.evaluation import scores
 from segheads.functional.upsample import Reduction
 from segheads.inference.protocol import InferenceProtocol
 from segheads.plan import HeadChoice, parse_head
@@ -64,7 +65,6 @@ from segheads.training import (
     create_optimizer,
     load_data,
     poly_learning_rate,
-    scores,
 )
 from segheads.training.run import begin_run, errors_in_a_line
 

@@ -3,7 +3,6 @@
 import gc
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from segheads.ablation.table import BROKE_DOWN, Measured, Row
 from segheads.data import EvaluationSamples, open_dataset
 from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate
+from segheads.files import write_json
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.config import MAY_DIFFER
@@ -144,9 +144,7 @@ class Cell:
     def _keep(self, known: Mapping[str, Measured]) -> None:
         state = PartialState()
         if state.is_main_process:
-            temporary = self.folder / f"{MEASURED}.incomplete"
-            temporary.write_text(json.dumps(known, indent=2) + "\n")
-            os.replace(temporary, self.folder / MEASURED)
+            write_json(self.folder / MEASURED, known)
         state.wait_for_everyone()
 
 

@@ -3,16 +3,7 @@
 from segheads.training.config import DEMO_RUN, MAY_DIFFER, TrainingConfig
 from segheads.training.loop import train, train_step, training_batches
 from segheads.training.optimization import create_optimizer, poly_learning_rate, set_learning_rate
-from segheads.training.report import (
-    plot_curves,
-    plot_predictions,
-    plot_reliability,
-    plot_uncertainty,
-    plot_worst,
-    scores,
-    write_report,
-    write_results,
-)
+from segheads.training.report import plot_curves, write_report
 from segheads.training.run import load_data, run_training
 from segheads.training.run_folder import RunFolder
 
@@ -24,17 +15,11 @@ __all__ = [
     "create_optimizer",
     "load_data",
     "plot_curves",
-    "plot_predictions",
-    "plot_reliability",
-    "plot_uncertainty",
-    "plot_worst",
     "poly_learning_rate",
     "run_training",
-    "scores",
     "set_learning_rate",
     "train",
     "train_step",
     "training_batches",
     "write_report",
-    "write_results",
 ]

@@ -28,12 +28,14 @@ from segheads.data import (
 )
 from segheads.errors import OptionError, PretrainedWeightsError, SegheadsError
 from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty
+from segheads.evaluation.plots import plot_uncertainty
+from segheads.evaluation.report import scores
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.config import MAY_DIFFER, TrainingConfig
 from segheads.training.loop import train, training_batches
 from segheads.training.optimization import create_optimizer, poly_learning_rate
-from segheads.training.report import plot_uncertainty, scores, write_report
+from segheads.training.report import write_report
 from segheads.training.run_folder import RunFolder
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
@@ -142,7 +144,7 @@ def run_training(
     except FloatingPointError as error:
         raise SystemExit(f"error: {error} (iteration {run.latest()} in {config.output / 'checkpoints'})") from error
 
-    results = evaluate_now(calibration=config.calibration)
+    results = evaluate_now(metrics=("iou", "calibration") if config.calibration else ("iou",))
     accelerator.log(scores(results), step=config.iterations)
     if accelerator.is_main_process:
         run.log({"iteration": config.iterations, **scores(results)})

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-CONFIG, LOG, CHECKPOINTS, INCOMPLETE = "config.json", "metrics.jsonl", "checkpoints", ".incomplete-"
+from segheads.files import INCOMPLETE, write_json, write_text
+
+CONFIG, LOG, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 
 
 class RunFolder:
@@ -68,9 +69,9 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         iteration = self.latest()
-        _write(self.path / CONFIG, json.dumps(config, indent=2) + "\n")
+        write_json(self.path / CONFIG, config)
         kept = [record for record in self.records() if record["iteration"] <= iteration]
-        _write(self.path / LOG, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.path / LOG, "".join(json.dumps(record) + "\n" for record in kept))
         return iteration
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -144,9 +145,3 @@ def _check_config(path: Path, config: Mapping[str, Any], may_differ: Collection[
     ]
     if changed:
         raise ValueError(f"{path} is of a run with another configuration: {'; '.join(changed)}")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".incomplete")
-    temporary.write_text(text)
-    os.replace(temporary, path)

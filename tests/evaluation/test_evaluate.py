@@ -9,11 +9,12 @@ from segheads import SegmentationMetrics, create_model
 from segheads.data import Scenes
 from segheads.data.samples import EvaluationSamples
 from segheads.evaluation import evaluate
-from segheads.evaluation.evaluate import image_scores, predict, predict_uncertainty
+from segheads.evaluation.evaluate import predict, predict_uncertainty
 from segheads.inference.predict import predict_labels, predict_probabilities
 from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.metrics.boundary import BoundaryIoU
 from segheads.metrics.calibration import CalibrationError
+from segheads.metrics.images import image_scores
 from segheads.metrics.object_size import ObjectSizeIoU
 from segheads.training import DEMO_RUN, MAY_DIFFER, TrainingConfig, run_training
 
@@ -56,7 +57,7 @@ def test_limit(model):
 def test_calibration_is_of_the_same_protocol_and_changes_no_score(model, protocol):
     samples = EvaluationSamples(Scenes("val", size=(32, 48), length=3), HALF, HALF, scale=(72, 48))
     plain = evaluate(Accelerator(cpu=True), model, samples, protocol)
-    results = evaluate(Accelerator(cpu=True), model, samples, protocol, calibration=True)
+    results = evaluate(Accelerator(cpu=True), model, samples, protocol, metrics=("iou", "calibration"))
     assert "ECE" not in plain
     for name, expected in plain.items():
         torch.testing.assert_close(results[name], expected, rtol=0, atol=0, equal_nan=True)
@@ -79,7 +80,7 @@ def test_calibration_drops_ignored_pixels(model):
             return image, labels
 
     samples = EvaluationSamples(HalfIgnored("val", size=(32, 48), length=1), HALF, HALF)
-    results = evaluate(Accelerator(cpu=True), model, samples, calibration=True)
+    results = evaluate(Accelerator(cpu=True), model, samples, metrics=("iou", "calibration"))
     assert results["bin_pixels"].sum() == results["pixels"].sum() == 16 * 48
 
 
@@ -131,7 +132,7 @@ def test_more_metrics_are_of_the_same_predictions(model):
     protocol = InferenceProtocol(window=24, stride=16, scales=(0.5, 1.0), flip=True)
     accelerator = Accelerator(cpu=True)
     plain = evaluate(accelerator, model, samples, protocol)
-    more = evaluate(accelerator, model, samples, protocol, object_sizes=True, boundary=True, per_image=True)
+    more = evaluate(accelerator, model, samples, protocol, metrics=("boundary", "object_sizes"), per_image=True)
     asked, iou, right = [ObjectSizeIoU(12), BoundaryIoU(12)], torch.full((4, 12), torch.nan, dtype=torch.float64), []
     model.eval()
     for i, (image, labels) in enumerate(samples):

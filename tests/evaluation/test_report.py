@@ -10,12 +10,12 @@ from PIL import Image
 from segheads import SegmentationMetrics
 from segheads.classes import Classes
 from segheads.data import Scenes
-from segheads.evaluation.evaluate import image_scores
-from segheads.evaluation.report import evaluation_markdown, worst_images, write_evaluation
+from segheads.evaluation.plots import WRONG, plot_worst
+from segheads.evaluation.report import evaluation_markdown, per_class_markdown, scores, worst_images, write_evaluation
 from segheads.metrics.boundary import BoundaryIoU
 from segheads.metrics.calibration import CalibrationError
+from segheads.metrics.images import image_scores
 from segheads.metrics.object_size import ObjectSizeIoU
-from segheads.training.report import WRONG, plot_worst, scores
 
 PROTOCOL = {"dataset": "scenes", "scales": [0.5, 1.0], "flip": True, "window": "whole image"}
 
@@ -132,6 +132,26 @@ def test_markdown_of_the_usual_scores_alone(scenes):
     assert "size" not in text
 
 
+def test_table_of_classes():
+    def measure(preds, labels, num_classes):
+        metrics = SegmentationMetrics(num_classes)
+        metrics.update(torch.tensor(preds), torch.tensor(labels))
+        return metrics.compute()
+
+    result = measure([[0, 1, 1, 1]], [[0, 0, 1, 255]], 3)
+    assert per_class_markdown(result, ["wall", "a|b", "sky"]).splitlines() == [
+        "| class | IoU | Acc | pixels |",
+        "|---|--:|--:|--:|",
+        "| wall | 50.00 | 50.00 | 2 |",
+        "| a\\|b | 50.00 | 100.00 | 1 |",
+        "| sky | – | – | 0 |",
+    ]
+    with pytest.raises(ValueError, match="each of 3 classes is required, got 1;"):
+        per_class_markdown(result, ["wall"])
+    one_class = measure([[0]], [[0]], 1)
+    assert per_class_markdown(one_class, ["all"]).endswith("| all | 100.00 | 100.00 | 1 |")
+
+
 def test_sheet_of_the_worst(tmp_path, monkeypatch, scenes, everything):
     _, rows = everything
     figures, save = [], matplotlib.figure.Figure.savefig
@@ -172,7 +192,12 @@ def test_sheet_of_the_worst_explains_what_is_missing(tmp_path, scenes):
 
 def test_legend_shows_the_classes_of_most_pixels_where_there_is_no_room_for_all(tmp_path, monkeypatch):
     figures, save = [], matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *a, **k: figures.append(figure))
+
+    def keep(figure, path, **kwargs):
+        figures.append(figure)
+        path.touch()
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
     names = tuple(f"class {k}" for k in range(90))
 
     class Many(Scenes):

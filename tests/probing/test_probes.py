@@ -14,7 +14,7 @@ from torch import nn
 from segheads import SegmentationModel, create_model, list_heads
 from segheads.data import Scenes
 from segheads.data.samples import EvaluationSamples
-from segheads.evaluation import evaluate
+from segheads.evaluation import evaluate, scores
 from segheads.inference.protocol import InferenceProtocol
 from segheads.plan import HeadChoice, parse_head
 from segheads.probing import (
@@ -29,7 +29,7 @@ from segheads.probing import (
     train_probes,
 )
 from segheads.probing.learner import step_seed
-from segheads.training import RunFolder, create_optimizer, scores, set_learning_rate, train_step
+from segheads.training import RunFolder, create_optimizer, set_learning_rate, train_step
 
 K, SIZE = 5, 64
 

@@ -11,7 +11,8 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from segheads import SegmentationModel, TimmBackbone, create_model
-from segheads.training import DEMO_RUN, TrainingConfig, run_training, scores
+from segheads.evaluation import scores
+from segheads.training import DEMO_RUN, TrainingConfig, run_training
 from segheads.training.config import MAY_DIFFER
 from segheads.training.run import is_convolutional
 

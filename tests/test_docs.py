@@ -17,12 +17,13 @@ from segheads import create_model
 from segheads.data import DATASETS, Scenes
 from segheads.heads import HEADS
 from segheads.merges import MERGES
+from segheads.metrics import METRICS
 from segheads.pyramids import PYRAMIDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-REGISTRIES = {"heads": HEADS, "merges": MERGES, "data sets": DATASETS, "pyramids": PYRAMIDS}
+REGISTRIES = {"heads": HEADS, "merges": MERGES, "data sets": DATASETS, "pyramids": PYRAMIDS, "metrics": METRICS}
 ALL_PAGES = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 BLOCKS = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")

@@ -88,8 +88,8 @@ def test_metrics_are_chosen_by_name(recipe, run, tmp_path):
     assert {"mBIoU", "mIoU", "image_mIoU"} <= results.keys()
     assert not {"ECE", "mIoU_small"} & results.keys()
     assert not (tmp_path / "reliability.png").exists()
-    message = refused(recipe, "--model", run, "--metrics", "iou", "dice")
-    assert message.endswith(f"--metrics: no metric is called 'dice'; known: {', '.join(METRICS)}")
+    message = refused(recipe, "--model", run, "--metrics", "iou", "sharpness")
+    assert message.endswith(f"--metrics: no metric is called 'sharpness'; known: {', '.join(METRICS)}")
 
 
 def test_whole_images_and_slides(recipe, run):

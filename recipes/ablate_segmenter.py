@@ -141,7 +141,7 @@ def tables(config: Config) -> dict[str, Table]:
                 Row(
                     decoder,
                     {"head": decoder},
-                    evaluation={"object_sizes": True},
+                    evaluation={"metrics": ("iou", "object_sizes")},
                     paper=paper(config, config.model.backbone, decoder),
                     seeds=seeds,
                 )

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib.patheffects as effects
 import numpy as np
@@ -15,6 +16,8 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segheads.files import whole_file
+
 Colour = tuple[float, float, float]
 
 # Okabe and Ito's, https://jfly.uni-koeln.de/color/, black last; then the same, halfway to white
@@ -23,6 +26,8 @@ OKABE_ITO: tuple[Colour, ...] = tuple(to_rgb(code) for code in _OKABE_ITO)
 COLOURS: tuple[Colour, ...] = OKABE_ITO + tuple(
     (0.45 * r + 0.55, 0.45 * g + 0.55, 0.45 * b + 0.55) for r, g, b in OKABE_ITO
 )
+# For lines: without yellow, which is too light on white; neighbours far apart
+LINE_COLOURS: tuple[Colour, ...] = tuple(OKABE_ITO[k] for k in (0, 5, 2, 3, 4, 1, 7))
 OTHER: Colour = (0.62, 0.62, 0.62)
 NO_CLASS: Colour = (1.0, 1.0, 1.0)
 MOST_IN_LEGEND = 24
@@ -31,15 +36,64 @@ SMALL = 7  # points
 Palette = Sequence[tuple[int, int, int]]
 
 
-def sheet(panels: int, columns: int, proportion: float, cell: float = 2.5) -> tuple[Figure, list[Any]]:
-    """A figure of panels in rows of at most `columns`, and its axes; of a panel, height over width, and inches."""
-    rows = math.ceil(panels / columns)
-    columns = math.ceil(panels / rows)  # 3 and 2 rather than 4 and 1
-    figure = Figure(figsize=(columns * cell + 1.6, rows * (cell * proportion + 0.45) + 0.5), layout="compressed")
+def sheet(
+    panels: int,
+    columns: int,
+    size: tuple[float, float],
+    *,
+    margins: tuple[float, float] = (0, 0),
+    layout: Literal["constrained", "compressed"] = "constrained",
+) -> tuple[Figure, list[Any]]:
+    """A figure of panels in rows, and its axes.
+
+    Args:
+        panels: How many.
+        columns: Panels in a row, at most.
+        size: Width and height of a panel with its titles, inches.
+        margins: What the figure is wider and higher than its panels, inches.
+        layout: matplotlib's; "compressed" keeps panels of fixed proportions together.
+    """
+    rows, columns = math.ceil(panels / columns), min(columns, panels)
+    figure = Figure(figsize=(columns * size[0] + margins[0], rows * size[1] + margins[1]), layout=layout)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[panels:]:
         axis.remove()
     return figure, axes[:panels]
+
+
+def picture_sheet(panels: int, columns: int, proportion: float, cell: float = 2.5) -> tuple[Figure, list[Any]]:
+    """A `sheet` of images: their height over width, and their width in inches."""
+    columns = math.ceil(panels / math.ceil(panels / columns))  # 3 and 2 rather than 4 and 1
+    return sheet(panels, columns, (cell, cell * proportion + 0.45), margins=(1.6, 0.5), layout="compressed")
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
+    """Write a picture, whole or not at all.
+
+    Args:
+        figure: What to draw.
+        path: The file; its ending tells the format.
+        dpi: Pixels per inch.
+    """
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+
+
+def colour_labels(labels: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
+    """A label map as a picture; what is no class is white.
+
+    Args:
+        labels: Integers.
+        palette: A colour for each of K classes, uint8 or floats in [0, 1].
+
+    Shape:
+        labels `(...)`, palette `(K, 3)` to `(..., 3)`.
+    """
+    K = len(palette)
+    white = np.full((1, 3), 255 if palette.dtype == np.uint8 else 1, dtype=palette.dtype)
+    index = np.where((labels >= 0) & (labels < K), labels.astype(np.int64), K)
+    coloured: NDArray[Any] = np.concatenate([palette, white])[index]
+    return coloured
 
 
 def in_pixels(axis: Any, size: tuple[int, int], title: str, *, is_leftmost: bool | None = None) -> None:
@@ -129,26 +183,20 @@ class ClassColours:
         counts = torch.bincount(labels[(labels >= 0) & (labels < K)], minlength=K)
         frequent = [k for k in counts.argsort(descending=True, stable=True).tolist() if counts[k]]
         self.names = list(names)
-        self.seen = sorted(frequent[:MOST_IN_LEGEND])
-        self.others = len(frequent) - len(self.seen)
+        self.frequent, self.rarer = frequent, 0
         self.has_no_class = bool(((labels < 0) | (labels >= K)).any())
         if palette is not None:
             self.colours = {k: (r / 255, g / 255, b / 255) for k, (r, g, b) in enumerate(palette)}
         elif len(COLOURS) >= K:
             self.colours = dict(enumerate(COLOURS[:K]))
         else:
-            chosen = sorted(frequent[: len(COLOURS)])
-            self.colours = dict.fromkeys(range(K), OTHER) | dict(zip(chosen, COLOURS, strict=False))
-            self.seen, self.others = chosen, len(frequent) - len(chosen)
+            self.frequent, self.rarer = frequent[: len(COLOURS)], max(0, len(frequent) - len(COLOURS))
+            self.colours = dict.fromkeys(range(K), OTHER) | dict(zip(sorted(self.frequent), COLOURS, strict=False))
 
     def of(self, labels: Tensor) -> NDArray[np.float64]:
         """Labels `(...)` as colours `(..., 3)`."""
-        K = len(self.names)
-        table = np.array([*(self.colours[k] for k in range(K)), NO_CLASS])
-        index = labels.long().cpu().clone()
-        index[(index < 0) | (index >= K)] = K
-        coloured: NDArray[np.float64] = table[index.numpy()]
-        return coloured
+        table = np.array([self.colours[k] for k in range(len(self.names))])
+        return colour_labels(labels.long().cpu().numpy(), table)
 
     def show(self, axis: Any, labels: Tensor, title: str) -> None:
         """A label map `(H, W)` with the names of its larger classes written on it."""
@@ -160,14 +208,32 @@ class ClassColours:
             text.set_path_effects([effects.withStroke(linewidth=1.8, foreground="white")])
         in_pixels(axis, (H, W), title)
 
-    def legend(self, figure: FigureBase) -> None:
-        """The classes that occur, the most frequent ones of many, on the right of a figure or of a part of one."""
-        patches = [Patch(facecolor=self.colours[k], edgecolor="grey", label=self.names[k]) for k in self.seen]
-        if self.others:
-            patches.append(Patch(facecolor=OTHER, edgecolor="grey", label=f"{self.others} rarer classes"))
+    def legend(
+        self,
+        figure: FigureBase,
+        *,
+        most: int = MOST_IN_LEGEND,
+        more: Sequence[Patch] = (),
+        title: str | None = "class",
+    ) -> None:
+        """The classes that occur, the most frequent ones of many, on the right of a figure or of a part of one.
+
+        Args:
+            figure: Where to.
+            most: How many classes there is room for.
+            more: What else is to be told.
+            title: Above the classes.
+        """
+        seen = sorted(self.frequent[:most])
+        patches = [Patch(facecolor=self.colours[k], edgecolor="grey", label=self.names[k]) for k in seen]
+        if others := len(self.frequent) - len(seen):
+            patches.append(Patch(facecolor="none", label=f"and {others} more"))
+        if self.rarer:
+            patches.append(Patch(facecolor=OTHER, edgecolor="grey", label=f"{self.rarer} rarer classes"))
         if self.has_no_class:
             patches.append(Patch(facecolor=NO_CLASS, edgecolor="grey", label="(ignored)"))
-        figure.legend(handles=patches, loc="outside right upper", fontsize=SMALL, title="class", title_fontsize=SMALL)
+        style: dict[str, Any] = {"fontsize": SMALL, "title": title, "title_fontsize": SMALL}
+        figure.legend(handles=[*patches, *more], loc="outside right upper", **style)
 
 
 def _places(labels: Tensor, num_classes: int, smallest: float = 0.04) -> dict[int, tuple[float, float]]:

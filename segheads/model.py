@@ -152,6 +152,15 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         logits = self.logits(images)
         return logits, self._covered_size(logits, (images.shape[2], images.shape[3]), self._stride)
 
+    def predictions(self, images: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
+        """What `head.predictions` gives on the head's grid, each `(B, K, h, w)`, and the size as of `low_resolution`.
+
+        The first is the final one; an ensemble's others are its learners'.
+        """
+        logits, *others = self.head.predictions(self._for_head(self._maps(images)))
+        covered = self._covered_size(logits, (images.shape[2], images.shape[3]), self._stride)
+        return [logits, *others], covered
+
     @overload
     def predict(self, images: Tensor, *, return_uncertainty: Literal[False] = False) -> Tensor: ...
 
@@ -180,12 +189,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
                 f"return_uncertainty needs a head with learners, such as senformer; got {type(self.head).__name__}"
             )
         with evaluating(self):
-            x, (H, W) = self._for_head(self._maps(images)), images.shape[2:]
-            logits, *learners = self.head.predictions(x) if return_uncertainty else [self.head(x)]
-            covered = self._covered_size(logits, (H, W), self._stride)
-            labels = upsample_argmax(logits, covered)[:, :H, :W]
+            H, W = images.shape[2:]
             if not return_uncertainty:
-                return labels
+                return upsample_argmax(*self.low_resolution(images))[:, :H, :W]
+            (logits, *learners), covered = self.predictions(images)
+            labels = upsample_argmax(logits, covered)[:, :H, :W]
             maps = torch.stack(ensemble_uncertainty(logits, learners), dim=1)  # (B, 3, h, w)
             return labels, Uncertainty(*upsample(maps, covered)[:, :, :H, :W].unbind(1))
 

@@ -253,6 +253,18 @@ def test_uncertainty_comes_with_the_labels(ensemble):
     assert not uncertainty.entropy.requires_grad
 
 
+def test_predictions_are_the_heads_on_its_grid(ensemble):
+    images = torch.randn(2, 3, 50, 75)
+    expected, covered = ensemble.head.predictions(ensemble.pyramid(ensemble.backbone(images))), (52, 76)
+    predictions, size = ensemble.predictions(images)
+    assert size == ensemble.low_resolution(images)[1] == covered
+    assert len(predictions) == len(expected) > 1
+    torch.testing.assert_close(predictions, expected)
+    torch.testing.assert_close(predictions[0], ensemble.logits(images))
+    ensemble.stretch_logits = True
+    assert ensemble.predictions(images)[1] == (50, 75)
+
+
 def test_uncertainty_needs_an_ensemble(model):
     with pytest.raises(ValueError, match="needs a head with learners, such as senformer; got MeanShiftHead"):
         model.predict(torch.randn(1, 3, 32, 32), return_uncertainty=True)

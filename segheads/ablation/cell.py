@@ -5,7 +5,6 @@ import gc
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from segheads.data import EvaluationSamples, open_dataset
 from segheads.errors import DivergedError, options_become_parts
 from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate
+from segheads.files import write_json
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.config import MAY_DIFFER, field_defaults
@@ -143,9 +143,7 @@ class Cell:
     def _keep(self, known: Mapping[str, Measured]) -> None:
         state = PartialState()
         if state.is_main_process:
-            temporary = self.folder / f"{MEASURED}.incomplete"
-            temporary.write_text(json.dumps(known, indent=2) + "\n")
-            os.replace(temporary, self.folder / MEASURED)
+            write_json(self.folder / MEASURED, known)
         state.wait_for_everyone()
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from segheads.ablation.table import DASH, Measured, Results, Row, Table, values_of
+from segheads.ablation.table import Measured, Results, Row, Table, values_of
+from segheads.drawing import LINE_COLOURS
+from segheads.evaluation.tables import DASH
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1, 1, 1, 1, 1)), "v"))
 
 
@@ -32,7 +33,7 @@ def _draw_rows(table: Table, results: Results) -> Figure:
     axis = figure.subplots()
     names = {column.key: column.header for column in table.columns}
     for number, key in enumerate(table.drawn):
-        colour, shift = OKABE_ITO[number % len(OKABE_ITO)], 0.2 * (number - (len(table.drawn) - 1) / 2)
+        colour, shift = LINE_COLOURS[number % len(LINE_COLOURS)], 0.2 * (number - (len(table.drawn) - 1) / 2)
         for y, (row, values) in enumerate(zip(table.rows, results, strict=True)):
             if key in row.paper:
                 axis.plot(row.paper[key], y + shift, "D", color=colour, fillstyle="none", label=f"{names[key]}, paper")
@@ -100,7 +101,7 @@ def _line_styles(table: Table) -> dict[str, dict[str, Any]]:
     rest = list(dict.fromkeys(str([row.axes.get(n) for n in names[1:]]) for row in lines.values()))
     styles = {}
     for label, row in lines.items():
-        colour = OKABE_ITO[first.index(str([row.axes.get(n) for n in names[:1]])) % len(OKABE_ITO)]
+        colour = LINE_COLOURS[first.index(str([row.axes.get(n) for n in names[:1]])) % len(LINE_COLOURS)]
         dashes, marker = LINES[rest.index(str([row.axes.get(n) for n in names[1:]])) % len(LINES)]
         styles[label] = {"color": colour, "ls": dashes, "marker": marker}
     return styles

@@ -1,11 +1,9 @@
 """Many trainings declared as tables: made once each, kept, gone on with after a kill, shared out, rendered."""
 
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha1
-from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +14,9 @@ from segheads.ablation.config import GridConfig, merge
 from segheads.ablation.plot import plot_table
 from segheads.ablation.table import Measured, Results, Row, Table, csv_text, markdown, values_of
 from segheads.build import create_model
+from segheads.drawing import save_figure
 from segheads.errors import OptionError
+from segheads.files import write_text
 from segheads.model import SegmentationModel
 from segheads.training.config import changed, flat
 
@@ -101,15 +101,10 @@ def write_table(path: Path, table: Table, results: Results) -> None:
         table: The table.
         results: What was measured for each row and seed; None where there is nothing yet.
     """
-    picture = BytesIO()
+    write_text(path.parent / f"{path.name}.md", f"{markdown(table, results)}\n")
+    write_text(path.parent / f"{path.name}.csv", csv_text(table, results))
     if any(values_of(row, key) for row in results for key in table.drawn):
-        plot_table(table, results).savefig(picture, dpi=120, format="png")
-    files = {"md": f"{markdown(table, results)}\n".encode(), "csv": csv_text(table, results).encode()}
-    for ending, data in {**files, "png": picture.getvalue()}.items():
-        if data:
-            temporary = path.parent / f".{path.name}.{ending}.{os.getpid()}"
-            temporary.write_bytes(data)
-            os.replace(temporary, path.parent / f"{path.name}.{ending}")
+        save_figure(plot_table(table, results), path.parent / f"{path.name}.png", dpi=120)
 
 
 def parse_shard(shard: str) -> tuple[int, int]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
 
+from segheads.evaluation.tables import DASH, markdown_table
+
 # What one reading gave, by name: scores in percent, parameters in millions, multiply-adds in billions; None: no number
 Measured = dict[str, float | None]
 
 Results = Sequence[Sequence[Measured | None]]  # by row and seed; None: nothing yet
 
-DASH = "–"
 BROKE_DOWN: Measured = {"mIoU": None}  # what a training gave whose loss was no longer finite
 
 
@@ -50,7 +51,7 @@ class Row:
         name: What stands in the first column.
         training: Fields of the configuration that this training changes. Rows with the same read from one training.
         settings: Attributes of the trained model's head to set before it is evaluated (again).
-        evaluation: Further options of `segheads.training.evaluate`, for what a run does not measure by itself.
+        evaluation: Further options of `segheads.evaluation.evaluate`, for what a run does not measure by itself.
         paper: The paper's numbers, by column.
         axes: Where the row is on the axes of a plot, by name.
         seeds: From how many seeds the row is trained.
@@ -120,18 +121,17 @@ def markdown(table: Table, results: Results) -> str:
         headers += [f"{column.header}, paper"] if column.key in published else []
         headers.append(column.header)
     headers += ["seeds"] if several else []
-    lines = [table.title, "", *([table.note, ""] if table.note else [])]
-    lines += [f"| {' | '.join(headers).lstrip()} |", "|---|" + "--:|" * (len(headers) - 1)]
+    lines = []
     for row, values in zip(table.rows, results, strict=True):
-        cells = [row.name.replace("|", "\\|")]
+        cells = [row.name]
         for column in table.columns:
             if column.key in published:
                 cells.append(f"{row.paper[column.key]:g}" if column.key in row.paper else DASH)
             cells.append(_cell(column, values, table.drawn[0]))
         done = sum(value is not None for value in values)
         cells += [f"{done}" if done == row.seeds else f"{done} of {row.seeds}"] if several else []
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return "\n\n".join([table.title, *([table.note] if table.note else []), markdown_table(headers, lines)])
 
 
 def csv_text(table: Table, results: Results) -> str:

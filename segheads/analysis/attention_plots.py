@@ -14,7 +14,7 @@ from segheads.drawing import (
     in_pixels,
     mark_patch,
     part_title,
-    sheet,
+    picture_sheet,
     show_picture,
     show_shares,
 )
@@ -64,7 +64,7 @@ def plot_attention(
     if per_head:  # a column for the image
         columns += 1
         panels = [panel for row in range(len(maps)) for panel in (None, *panels[row * (columns - 1) :][: columns - 1])]
-    figure, axes = sheet(len(panels), columns, size[0] / size[1])
+    figure, axes = picture_sheet(len(panels), columns, size[0] / size[1])
     for place, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
         if panel is None and place:
             axis.remove()

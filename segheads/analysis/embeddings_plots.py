@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from segheads.analysis.embeddings import Projection
-from segheads.drawing import OKABE_ITO, SMALL, part_title, write_names
+from segheads.drawing import OKABE_ITO, SMALL, part_title, sheet, write_names
 
 MOST_TICKS = 40  # names along an axis that can still be read
 
@@ -121,10 +121,4 @@ def _panels(
     for head, count in zip(drawn, counts, strict=True):
         if count != len(names):
             raise ValueError(f"names must be as many as the classes; got {len(names)} for {count} of {head}")
-    columns = min(columns, len(drawn))
-    rows = -(-len(drawn) // columns)
-    figure = Figure(figsize=(columns * width + 0.8, rows * height), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[len(drawn) :]:
-        axis.remove()
-    return figure, axes[: len(drawn)]
+    return sheet(len(drawn), columns, (width, height), margins=(0.8, 0))

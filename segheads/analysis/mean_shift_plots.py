@@ -18,6 +18,7 @@ from segheads.drawing import (
     colour_bar,
     mark_patch,
     part_title,
+    picture_sheet,
     sheet,
     show_picture,
     show_shares,
@@ -60,12 +61,7 @@ def plot_trajectory(
         ['no shift', 'after shift 1', 'after shift 2', 'spread']
     """
     steps = _chosen_steps(len(way.points) - 1)
-    count, columns = len(steps) + 1, min(len(steps) + 1, 3)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(columns * 2.9 + (1.3 if labels is not None else 0), rows * 2.7), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[count:]:
-        axis.remove()
+    figure, axes = sheet(len(steps) + 1, 3, (2.9, 2.7), margins=(1.3 if labels is not None else 0, 0))
     colours: Any = [OKABE_ITO[0]]
     if labels is not None:
         if not names:
@@ -88,7 +84,7 @@ def plot_trajectory(
         axis.set_xlabel(f"component 1 ({100 * shares[0]:.0f} % of the variance)", fontsize=SMALL + 1)
         axis.set_ylabel(f"component 2 ({100 * shares[1]:.0f} %)", fontsize=SMALL + 1)
         axis.tick_params(labelsize=SMALL)
-    _draw_spread(axes[count - 1], way)
+    _draw_spread(axes[-1], way)
     figure.suptitle(title or f"tokens under mean shift ({part_title(way.name)})", fontsize=10)
     return figure
 
@@ -144,7 +140,7 @@ def plot_affinity(rows: Sequence[Affinity], picture: Tensor, pixel: tuple[int, i
     if not rows:
         raise ValueError("a figure of affinities needs one or more; got none")
     size = check_picture(picture)
-    figure, axes = sheet(1 + len(rows), columns, size[0] / size[1])
+    figure, axes = picture_sheet(1 + len(rows), columns, size[0] / size[1])
     show_picture(axes[0], picture)
     mark_patch(axes[0], pixel, rows[0].cell)
     for axis, row in zip(axes[1:], rows, strict=True):
@@ -187,7 +183,7 @@ def plot_labels_by_shift(
     if truth is not None and tuple(truth.shape) != size:
         raise ValueError(f"truth must be of the labels' size {size}; got {tuple(truth.shape)}")
     classes = ClassColours([*truths, *maps.labels], names, palette)
-    figure, axes = sheet(1 + len(truths) + len(maps.labels), columns, size[0] / size[1])
+    figure, axes = picture_sheet(1 + len(truths) + len(maps.labels), columns, size[0] / size[1])
     show_picture(axes[0], picture)
     for true in truths:
         classes.show(axes[1], true, "truth")

@@ -55,6 +55,7 @@ from segheads.analysis import (
     shift_trajectories,
 )
 from segheads.data import DataConfig, SegmentationDataset, open_dataset, resize_keep_ratio, to_input
+from segheads.drawing import save_figure
 from segheads.errors import OptionError
 
 log = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class Drawer:
             return
         for number, figure in enumerate(drawn, 1):
             path = self.folder / (f"{name}.png" if len(drawn) == 1 else f"{name}_{number}.png")
-            figure.savefig(path, dpi=110)
+            save_figure(figure, path)
             log.info("  %s", path.name)
 
 

@@ -29,12 +29,12 @@ from torch import Tensor
 
 from segheads import SegmentationModel
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
-from segheads.errors import DataError, OptionError
-from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
+from segheads.errors import DataError, OptionError, options_become_parts
+from segheads.evaluation import evaluate, predict, scores, worst_images, write_evaluation
+from segheads.evaluation.plots import Row
 from segheads.inference.protocol import InferenceProtocol, SmallImages
-from segheads.training import scores
+from segheads.metrics import METRICS, find_metric
 from segheads.training.machine import share_cores
-from segheads.training.report import Row
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,10 @@ class Config:
     small_images: SmallImages = "shrink_window"
     """Make the window smaller for an image below its size (MMSegmentation), or enlarge the image (Segmenter)."""
 
+    # The scores
+    metrics: tuple[str, ...] = tuple(METRICS)
+    """What to measure; iou, from which the scores of single images come, is always among it."""
+
     # The machine and the pictures
     batch_size: int = 4
     """Windows in one call of the model."""
@@ -132,9 +136,7 @@ def main(config: Config) -> dict[str, Tensor]:
             batch_size=config.batch_size,
             limit=config.limit,
             workers=config.workers,
-            calibration=True,
-            object_sizes=True,
-            boundary=True,
+            metrics=config.metrics,
             per_image=True,
         )
     except DataError as error:
@@ -178,6 +180,9 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
         raise OptionError(f"--dataset {dataset} is not known; choose one of {known}")
     if config.limit is not None and config.limit < 1:
         raise OptionError(f"--limit must be 1 or more; got {config.limit}")
+    with options_become_parts():
+        for name in config.metrics:
+            find_metric(name)
     if not config.scales or min(config.scales) <= 0:
         raise OptionError(f"--scales must be one or more numbers above 0; got {config.scales}")
     if config.whole and (config.slide or config.window or config.stride):

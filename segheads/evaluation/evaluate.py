@@ -1,13 +1,12 @@
-"""Evaluation of a model on a data set, as the papers do."""
+"""Evaluation of models on a data set, as the papers do."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from torchmetrics import Metric
 from tqdm.auto import tqdm
 
 from segheads.data.samples import EvaluationSamples
@@ -15,14 +14,13 @@ from segheads.functional.uncertainty import Uncertainty
 from segheads.inference.predict import predict_labels, predict_with_confidence
 from segheads.inference.predict import predict_uncertainty as uncertainty_of
 from segheads.inference.protocol import WHOLE, InferenceProtocol
-from segheads.metrics.boundary import BoundaryIoU
-from segheads.metrics.calibration import CalibrationError
-from segheads.metrics.confusion import SegmentationMetrics
-from segheads.metrics.object_size import ObjectSizeIoU
+from segheads.metrics import METRICS, SegmentationMetric, find_metric
+from segheads.metrics.images import class_counts, image_scores
 from segheads.model import SegmentationModel
 from segheads.modules import evaluating
 
 T = TypeVar("T")
+IOU = "iou"  # its confusion matrix also gives the scores of single images
 
 
 def evaluate(
@@ -31,109 +29,163 @@ def evaluate(
     samples: EvaluationSamples,
     protocol: InferenceProtocol = WHOLE,
     *,
+    metrics: Sequence[str] = (IOU,),
+    per_image: bool = False,
     batch_size: int = 8,
     limit: int | None = None,
     workers: int = 0,
-    calibration: bool = False,
-    object_sizes: bool = False,
-    boundary: bool = False,
-    per_image: bool = False,
 ) -> dict[str, Tensor]:
     """aAcc, mAcc, mIoU and per-class values, each label map at its own size; on demand more.
 
     Every process takes its share of the images, none twice, and counts are summed, so that the result does not depend
-    on the number of processes. What is asked for beside the first changes no label. Calibration takes the memory of
-    one more `(K, H, W)` for an image.
+    on the number of processes. No metric changes a label. Calibration takes the memory of one more `(K, H, W)` for an
+    image.
 
     Args:
         accelerator: Tells the process, the device and the precision.
         model: The model, not prepared or unwrapped; its mode is restored afterwards.
         samples: What to evaluate on.
         protocol: How the model is shown each image.
+        metrics: What to measure, by the names of `METRICS`.
+        per_image: Also give the scores of each image; "iou" is then measured, too.
         batch_size: Windows in one call of the model.
         limit: Evaluate on the first so many images; None means all.
         workers: Processes that load images.
-        calibration: Also measure the expected calibration error.
-        object_sizes: Also measure mIoU for small, medium and large segments.
-        boundary: Also measure boundary IoU.
-        per_image: Also give the scores of each image.
 
     Returns:
-        What `SegmentationMetrics.compute` gives, and on demand what the `compute` of `CalibrationError`,
-        `ObjectSizeIoU` and `BoundaryIoU` and what `image_scores` give.
+        What the `compute` of every metric gives, in the order of `METRICS`, and on demand what `image_scores` gives.
+
+    Raises:
+        ValueError: If there is no such metric, or none is asked for.
+    """
+    (results,) = evaluate_each(
+        accelerator,
+        [model],
+        samples,
+        protocol,
+        metrics=metrics,
+        per_image=per_image,
+        batch_size=batch_size,
+        limit=limit,
+        workers=workers,
+    )
+    return results
+
+
+def evaluate_each(
+    accelerator: Accelerator,
+    models: Sequence[SegmentationModel],
+    samples: EvaluationSamples,
+    protocol: InferenceProtocol = WHOLE,
+    *,
+    metrics: Sequence[str] = (IOU,),
+    per_image: bool = False,
+    batch_size: int = 8,
+    limit: int | None = None,
+    workers: int = 0,
+    in_turn: Callable[[Sequence[SegmentationModel]], Iterable[SegmentationModel]] = iter,
+) -> list[dict[str, Tensor]]:
+    """What `evaluate` gives of each of several models, while every image is read once.
+
+    Args:
+        accelerator: Tells the process, the device and the precision.
+        models: The models, not prepared or unwrapped; their modes are restored afterwards.
+        samples: What to evaluate on.
+        protocol: How the models are shown each image.
+        metrics: What to measure, by the names of `METRICS`.
+        per_image: Also give the scores of each image; "iou" is then measured, too.
+        batch_size: Windows in one call of a model.
+        limit: Evaluate on the first so many images; None means all.
+        workers: Processes that load images.
+        in_turn: Called for every image with all models; yields each as its turn comes, in their order. What models
+            share may so be kept from one to the next.
+
+    Raises:
+        ValueError: If there is no such metric, or none is asked for.
     """
     count = len(samples) if limit is None else min(limit, len(samples))
-    own = range(accelerator.process_index, count, accelerator.num_processes)
+    names = _in_order([*metrics, *([IOU] if per_image else [])])
+    measured = [_Measured(accelerator, names, model.num_classes, samples, per_image) for model in models]
+    function = predict_with_confidence if measured and measured[0].needs_confidence else _labels_alone
+    with evaluating(*models):
+        for image, labels in _own_images(accelerator, samples, count, workers):
+            image, labels = (x.to(accelerator.device, non_blocking=True) for x in (image, labels))
+            for model, of_model in zip(in_turn(models), measured, strict=True):
+                found = _predict(function, accelerator, model, image, labels.shape, protocol, batch_size)
+                of_model.update(*found, labels)
+    return [of_model.compute(count) for of_model in measured]
+
+
+class _Measured:
+    """The metrics of one model, and the counts of each image where these are asked for."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        names: Sequence[str],
+        num_classes: int,
+        samples: EvaluationSamples,
+        per_image: bool,
+    ) -> None:
+        self.accelerator, self.num_classes, self.per_image = accelerator, num_classes, per_image
+        self.metrics: dict[str, SegmentationMetric] = {
+            name: METRICS[name](num_classes, ignore_index=samples.dataset.ignore_index).to(accelerator.device)
+            for name in names
+        }
+        self.needs_confidence = any(metric.needs_confidence for metric in self.metrics.values())
+        self.counts: list[Tensor] = []
+
+    def update(self, preds: Tensor, confidence: Tensor | None, labels: Tensor) -> None:
+        """Count one image."""
+        before = self._confusion() if self.per_image else 0
+        for metric in self.metrics.values():
+            more = {"confidence": confidence} if metric.needs_confidence else {}
+            metric.update(preds=preds, labels=labels, **more)
+        if self.per_image:
+            self.counts.append(class_counts(self._confusion() - before))
+
+    def compute(self, count: int) -> dict[str, Tensor]:
+        """The results of all processes on so many images."""
+        results = {key: value for metric in self.metrics.values() for key, value in metric.compute().items()}
+        if self.per_image:
+            results |= image_scores(_of_all_images(self.accelerator, self.counts, count, self.num_classes))
+        return results
+
+    def _confusion(self) -> Tensor:
+        iou: Any = self.metrics[IOU]
+        confusion: Tensor = iou.confusion
+        return confusion
+
+
+def _in_order(names: Sequence[str]) -> list[str]:
+    """Each metric once, in the order of `METRICS`."""
+    if not names:
+        raise ValueError(f"metrics must name one metric or more; got none; known: {', '.join(METRICS)}")
+    for name in names:
+        find_metric(name)
+    return [name for name in METRICS if name in names]
+
+
+def _own_images(
+    accelerator: Accelerator, samples: EvaluationSamples, count: int, workers: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Image and labels of this process' share of the first images, with a progress bar."""
     loader = DataLoader(
-        Subset(samples, own),
+        Subset(samples, range(accelerator.process_index, count, accelerator.num_processes)),
         batch_size=None,
         num_workers=workers,
         generator=torch.Generator(),  # else it draws from the random state that a checkpoint keeps
         pin_memory=accelerator.device.type == "cuda",
     )
-    ignore_index = samples.dataset.ignore_index
-    metrics = SegmentationMetrics(model.num_classes, ignore_index=ignore_index).to(accelerator.device)
-    error = CalibrationError(ignore_index=ignore_index).to(accelerator.device) if calibration else None
-    asked: list[Metric] = []
-    if object_sizes:
-        asked.append(ObjectSizeIoU(model.num_classes, ignore_index=ignore_index).to(accelerator.device))
-    if boundary:
-        asked.append(BoundaryIoU(model.num_classes, ignore_index=ignore_index).to(accelerator.device))
-    counts = []
-    with evaluating(model):
-        for image, labels in tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process):
-            labels = labels.to(accelerator.device, non_blocking=True)
-            if error is None:
-                prediction = _predict(predict_labels, accelerator, model, image, labels.shape, protocol, batch_size)
-            else:
-                prediction, confidence = _predict(
-                    predict_with_confidence, accelerator, model, image, labels.shape, protocol, batch_size
-                )
-                error.update(confidence, prediction, labels)
-            before = metrics.confusion
-            metrics.update(prediction, labels)
-            for metric in asked:
-                metric.update(prediction, labels)
-            if per_image:
-                counts.append(_class_counts(metrics.confusion - before))
-    results: dict[str, Tensor] = {}
-    for measured in (metrics, *([error] if error else []), *asked):
-        results |= measured.compute()
-    if per_image:
-        results |= image_scores(_of_all_images(accelerator, counts, count, model.num_classes))
-    return results
+    shown: Iterable[tuple[Tensor, Tensor]] = tqdm(
+        loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process
+    )
+    return shown
 
 
-def image_scores(counts: Tensor) -> dict[str, Tensor]:
-    """Scores of each image alone, to find the worst ones.
-
-    An image's mIoU is the mean over the classes that occur in its truth. Those that only its prediction has are wrong
-    pixels of these, and a speck of a class that is not there does not weigh as much as a class that is.
-
-    Args:
-        counts: Right, true and predicted pixels of each class in each image.
-
-    Shape:
-        (N, 3, K) -> (N, K) float64 `"image_IoU"`, NaN where the truth lacks the class; (N,) float64 `"image_mIoU"` and
-        `"image_aAcc"`, NaN without a labelled pixel; (N,) int64 `"image_pixels"`, the labelled ones.
-
-    Examples:
-        >>> image_scores(torch.tensor([[[6, 0, 0], [8, 2, 0], [7, 0, 3]]]))["image_mIoU"]  # 6 / 9 and 0 / 2
-        tensor([0.3333], dtype=torch.float64)
-    """
-    correct, true, predicted = counts.unbind(1)
-    iou = torch.where(true > 0, correct.double() / (true + predicted - correct), torch.nan)
-    return {
-        "image_IoU": iou,
-        "image_mIoU": iou.nanmean(1),
-        "image_aAcc": correct.sum(1).double() / true.sum(1),
-        "image_pixels": true.sum(1),
-    }
-
-
-def _class_counts(confusion: Tensor) -> Tensor:
-    """Right, true and predicted pixels of each class `(3, K)` from a confusion matrix `(K, K + 1)`."""
-    return torch.stack([confusion.diagonal(), confusion.sum(1), confusion[:, :-1].sum(0)])
+def _labels_alone(*inputs: Any, **options: Any) -> tuple[Tensor, None]:
+    """What `predict_with_confidence` gives, without the confidence."""
+    return predict_labels(*inputs, **options), None
 
 
 def _of_all_images(accelerator: Accelerator, own: Sequence[Tensor], count: int, num_classes: int) -> Tensor:

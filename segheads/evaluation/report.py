@@ -1,19 +1,19 @@
 """What an evaluation leaves behind: tables, scores of single images, pictures of the worst."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from segheads.data import SegmentationDataset
-from segheads.files import write_text
-from segheads.metrics.confusion import per_class_markdown, percent
+from segheads.evaluation.plots import BINS, Row, plot_reliability, plot_worst
+from segheads.evaluation.tables import listed, markdown_table, percent, words
+from segheads.files import whole_file, write_json, write_text
+from segheads.metrics import METRICS
 from segheads.metrics.object_size import SIZES
-from segheads.training.report import Row, plot_worst, write_results
 
-TITLES = {"aAcc": "aAcc", "mAcc": "mAcc", "mIoU": "mIoU", "mBIoU": "boundary IoU", "ECE": "ECE"}
 LIMITS = {"small": "small, under 32²", "medium": "medium", "large": "large, over 96²"}
 
 
@@ -42,6 +42,39 @@ def write_evaluation(
         plot_worst(rows, results["image_mIoU"][worst].tolist(), dataset, folder / "worst.png")
 
 
+def scores(results: Mapping[str, Tensor]) -> dict[str, float]:
+    """The numbers of a results table, as fractions: aAcc, mAcc, mIoU and, where they were measured, ECE and the like.
+
+    Args:
+        results: What `evaluate` gave.
+    """
+    return {key: results[key].item() for metric in METRICS.values() for key in metric.scores if key in results}
+
+
+def write_results(
+    folder: Path,
+    results: Mapping[str, Tensor],
+    dataset: SegmentationDataset,
+    protocol: Mapping[str, Any] | None = None,
+) -> None:
+    """Write results.json: scores, classes and bins; where calibration was measured, reliability.png, too.
+
+    Args:
+        folder: Where to.
+        results: What `evaluate` gave.
+        dataset: Tells the names of the classes.
+        protocol: How it was measured, JSON values that the file begins with.
+    """
+    classes = {"name": dataset.class_names} | {key: listed(results[key]) for key, _ in _class_scores(results)}
+    written: dict[str, Any] = {} if protocol is None else {"protocol": dict(protocol)}
+    written |= {name: None if x != x else x for name, x in scores(results).items()}  # JSON has no NaN
+    written["classes"] = _records(classes)
+    if "ECE" in results:
+        written["bins"] = _records({name: listed(results[key]) for name, key in BINS.items()})
+        plot_reliability(results, folder / "reliability.png")
+    write_json(folder / "results.json", written)
+
+
 def worst_images(results: Mapping[str, Tensor], count: int) -> list[int]:
     """The images of lowest mIoU, worst first; those without a labelled pixel have none and are never named.
 
@@ -66,16 +99,54 @@ def evaluation_markdown(results: Mapping[str, Tensor], protocol: Mapping[str, An
         protocol: How it was measured.
         class_names: The K names.
     """
-    shown = [name for name in TITLES if name in results]
+    titles = {key: title for metric in METRICS.values() for key, title in metric.scores.items()}
+    shown = {key: percent(value) for key, value in scores(results).items() if titles[key]}
+    options = [[name, words(value)] for name, value in protocol.items()]
     parts = [
-        _table([TITLES[name] for name in shown], [[percent(results[name].item()) for name in shown]]),
+        markdown_table([titles[key] for key in shown], [list(shown.values())], left=0) if shown else "",
         _by_size(results) if "mIoU_small" in results else "",
         "## Protocol",
-        _table(["option", "value"], [[name, _words(value)] for name, value in protocol.items()], left=True),
+        markdown_table(["option", "value"], options, left=2),
         "## Classes",
         per_class_markdown(results, class_names),
     ]
     return "\n\n".join(["# Evaluation", "All scores in percent.", *(part for part in parts if part)])
+
+
+def per_class_markdown(results: Mapping[str, Tensor], class_names: Sequence[str]) -> str:
+    """A Markdown table of what was measured of each class, one row for each in the labels' order.
+
+    Fractions come first, in percent, then counts.
+
+    Args:
+        results: What `evaluate` gave, or the `compute` of metrics.
+        class_names: The K names.
+
+    Raises:
+        ValueError: If there are more or fewer names than classes.
+
+    Examples:
+        >>> import torch
+        >>> from segheads import SegmentationMetrics
+        >>> metrics = SegmentationMetrics(num_classes=2)
+        >>> metrics.update(torch.tensor([[0, 0, 0, 0]]), torch.tensor([[0, 0, 0, 255]]))
+        >>> print(per_class_markdown(metrics.compute(), ["road", "sky"]))
+        | class | IoU | Acc | pixels |
+        |---|--:|--:|--:|
+        | road | 100.00 | 100.00 | 3 |
+        | sky | – | – | 0 |
+    """
+    shown = [(title, results[key].reshape(-1)) for key, title in _class_scores(results) if title]
+    shown.sort(key=lambda column: not column[1].is_floating_point())
+    columns = []
+    for _, values in shown:
+        if len(class_names) != len(values):
+            raise ValueError(
+                f"one name for each of {len(values)} classes is required, got {len(class_names)}; name them all"
+            )
+        columns.append([percent(x) if values.is_floating_point() else str(x) for x in values.tolist()])
+    rows = [list(row) for row in zip(class_names, *columns, strict=True)]
+    return markdown_table(["class", *(title for title, _ in shown)], rows)
 
 
 def write_images(path: Path, results: Mapping[str, Tensor], dataset: SegmentationDataset) -> None:
@@ -87,7 +158,7 @@ def write_images(path: Path, results: Mapping[str, Tensor], dataset: Segmentatio
         dataset: Tells the names of images and classes.
     """
     iou = results["image_IoU"]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "mIoU", "aAcc", "pixels", "classes", "lowest class", "its IoU"])
         for index, (own, mean) in enumerate(zip(iou, results["image_mIoU"].tolist(), strict=True)):
@@ -101,21 +172,22 @@ def write_images(path: Path, results: Mapping[str, Tensor], dataset: Segmentatio
 def _by_size(results: Mapping[str, Tensor]) -> str:
     """The mIoU of each size, and how much there is of it."""
     rows = []
+    labelled = sum(results[f"pixels_{size}"].sum() for size in SIZES)
     for size in SIZES:
         segments, pixels = (results[f"{name}_{size}"].reshape(-1) for name in ("segments", "pixels"))
-        share = (pixels.sum() / results["pixels"].sum()).item()
+        share = (pixels.sum() / labelled).item()
         miou = percent(results[f"mIoU_{size}"].item())
         rows.append([LIMITS[size], miou, str(int((segments > 0).sum())), str(int(segments.sum())), percent(share)])
     head = ["segments (pixels)", "mIoU", "classes", "segments", "share of pixels"]
-    return "## By size of segments\n\n" + _table(head, rows)
+    return "## By size of segments\n\n" + markdown_table(head, rows, left=0)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: bool = False) -> str:
-    line = "|" + ("---|" if left else "--:|") * len(head)
-    return "\n".join([f"| {' | '.join(head)} |", line, *(f"| {' | '.join(row)} |" for row in rows)])
+def _class_scores(results: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Keys and titles of what was measured of each class."""
+    for metric in METRICS.values():
+        yield from ((key, title) for key, title in metric.class_scores.items() if key in results)
 
 
-def _words(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(str(x) for x in value) if isinstance(value, (list, tuple)) else str(value)
+def _records(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """One object for each row of a table."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

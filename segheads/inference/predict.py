@@ -221,9 +221,7 @@ class _Doubts:
         return self.low_resolution(images)[0]
 
     def low_resolution(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        model = self.model
-        merged, *learners = model.head.predictions(model._for_head(model._maps(images)))
-        covered = model._covered_size(merged, tuple(images.shape[2:]), model._stride)
+        (merged, *learners), covered = self.model.predictions(images)
         return torch.stack(ensemble_uncertainty(merged, learners), dim=1), covered
 
 

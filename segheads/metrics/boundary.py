@@ -1,18 +1,18 @@
 """IoU of the pixels near contours: boundary IoU over a whole data set."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric
 
-from segheads.metrics.confusion import class_maps, count_classes
+from segheads.metrics.base import SegmentationMetric
+from segheads.metrics.maps import class_maps, count_classes
 
 
-class BoundaryIoU(Metric):
+class BoundaryIoU(SegmentationMetric):
     """Boundary IoU of each class and its mean, counted over all images before any division.
 
     With G the pixels of a class in the truth, P those in the prediction, and G_d, P_d the pixels within d of their
@@ -52,9 +52,9 @@ class BoundaryIoU(Metric):
         [0.768, 0.5]
     """
 
-    full_state_update = False
+    scores: ClassVar[Mapping[str, str]] = {"mBIoU": "boundary IoU"}
+    class_scores: ClassVar[Mapping[str, str]] = {"BIoU": "boundary IoU"}
     higher_is_better = True
-    is_differentiable = False
     both: Tensor
     true: Tensor
     predicted: Tensor
@@ -62,20 +62,13 @@ class BoundaryIoU(Metric):
     def __init__(
         self, num_classes: int, ignore_index: int = 255, *, dilation_ratio: float = 0.02, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)  # torchmetrics' own options; it refuses unknown ones
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}; give the number of classes")
+        super().__init__(num_classes, ignore_index, **kwargs)
         if not 0 < dilation_ratio < 1:
             raise ValueError(f"dilation_ratio must be between 0 and 1, got {dilation_ratio}; the paper's is 0.02")
-        self.num_classes, self.ignore_index, self.dilation_ratio = num_classes, ignore_index, dilation_ratio
+        self.dilation_ratio = dilation_ratio
         for name in ("both", "true", "predicted"):
             counts = torch.zeros(num_classes, dtype=torch.int64)
             self.add_state(name, counts, dist_reduce_fx="sum", persistent=True)
-
-    @property
-    def update_called(self) -> bool:
-        """Always true: empty, merged or loaded counts are a state like any other, not worth torchmetrics' warning."""
-        return True
 
     def update(self, preds: Tensor, labels: Tensor) -> None:
         """Count one batch of predicted and true label maps."""

@@ -1,17 +1,18 @@
 """Whether a model is as often right as it claims: expected calibration error over a whole data set."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from segheads.metrics.confusion import check_maps
+from segheads.metrics.base import SegmentationMetric
+from segheads.metrics.maps import check_maps
 
 SCALE = 2**30  # confidences are added as int64 multiples of 2^-30: to 8e9 pixels a bin, to 1e-9
 
 
-class CalibrationError(Metric):
+class CalibrationError(SegmentationMetric):
     """Expected calibration error of all labelled pixels of a data set, and the bins of its reliability diagram.
 
     Pixels are put into bins of equal width by their confidence, the highest class probability. The error is the mean,
@@ -24,8 +25,9 @@ class CalibrationError(Metric):
     confidence of exactly 1 in a bin of its own. Each image must reach one process only, as with `SegmentationMetrics`.
 
     Args:
-        num_bins: Bins of equal width between 0 and 1.
+        num_classes: Changes nothing: only the best class counts. It is taken as by every other metric.
         ignore_index: The label of pixels that do not count.
+        num_bins: Bins of equal width between 0 and 1.
 
     Shape:
         `update(confidence, preds, labels)`: maps of one shape, (B, H, W) or (H, W); the first floating-point, the
@@ -45,29 +47,26 @@ class CalibrationError(Metric):
         0.4
     """
 
-    full_state_update = False
+    scores: ClassVar[Mapping[str, str]] = {"ECE": "ECE"}
+    needs_confidence: ClassVar[bool] = True
     higher_is_better = False
-    is_differentiable = False
     confidence: Tensor
     correct: Tensor
     pixels: Tensor
     lowest: Tensor
     highest: Tensor
 
-    def __init__(self, num_bins: int = 15, ignore_index: int = 255, **kwargs: Any) -> None:
-        super().__init__(**kwargs)  # torchmetrics' own options; it refuses unknown ones
+    def __init__(
+        self, num_classes: int | None = None, *, ignore_index: int = 255, num_bins: int = 15, **kwargs: Any
+    ) -> None:
+        super().__init__(1 if num_classes is None else num_classes, ignore_index, **kwargs)
         if num_bins < 1:
             raise ValueError(f"num_bins must be 1 or more; got {num_bins}")
-        self.num_bins, self.ignore_index = num_bins, ignore_index
+        self.num_bins = num_bins
         for name in ("confidence", "correct", "pixels"):
             self.add_state(name, torch.zeros(num_bins, dtype=torch.int64), dist_reduce_fx="sum", persistent=True)
         self.add_state("lowest", torch.tensor(0.0), dist_reduce_fx="min", persistent=True)
         self.add_state("highest", torch.tensor(0.0), dist_reduce_fx="max", persistent=True)
-
-    @property
-    def update_called(self) -> bool:
-        """Always true: empty, merged or loaded counts are a state like any other, not worth torchmetrics' warning."""
-        return True
 
     def update(self, confidence: Tensor, preds: Tensor, labels: Tensor) -> None:
         """Count one batch of confidences, predicted and true label maps."""

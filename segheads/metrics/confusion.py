@@ -1,17 +1,18 @@
 """aAcc, mAcc and mIoU from one confusion matrix over a whole data set."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from segheads.metrics.base import SegmentationMetric
+from segheads.metrics.maps import NO_LABEL, check_labels, check_maps, class_or_last
 
 Average = Literal["present", "scene_parsing"]
-NO_LABEL = torch.iinfo(torch.int64).min
 
 
-class SegmentationMetrics(Metric):
+class SegmentationMetrics(SegmentationMetric):
     """Pixel accuracy, mean accuracy and mean IoU, counted over all images before any division.
 
     One confusion matrix (K, K + 1) of int64 is summed over batches, images and processes, so the result depends on
@@ -44,27 +45,20 @@ class SegmentationMetrics(Metric):
         {'aAcc': 0.667, 'mAcc': 0.75, 'mIoU': 0.5}
     """
 
-    full_state_update = False
+    scores: ClassVar[Mapping[str, str]] = {"aAcc": "aAcc", "mAcc": "mAcc", "mIoU": "mIoU"}
+    class_scores: ClassVar[Mapping[str, str]] = {"IoU": "IoU", "Acc": "Acc", "pixels": "pixels"}
     higher_is_better = True
-    is_differentiable = False
     confusion: Tensor
     wrong_label: Tensor
 
     def __init__(self, num_classes: int, ignore_index: int = 255, *, average: Average = "present", **kwargs: Any):
-        super().__init__(**kwargs)  # torchmetrics' own options; it refuses unknown ones
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}; give the number of classes")
+        super().__init__(num_classes, ignore_index, **kwargs)
         if average not in get_args(Average):
             raise ValueError(f"average must be one of {', '.join(get_args(Average))}, got {average!r}; choose one")
-        self.num_classes, self.ignore_index, self.average = num_classes, ignore_index, average
+        self.average = average
         confusion = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
         self.add_state("confusion", confusion, dist_reduce_fx="sum", persistent=True)
         self.add_state("wrong_label", torch.tensor(NO_LABEL), dist_reduce_fx="max", persistent=True)
-
-    @property
-    def update_called(self) -> bool:
-        """Always true: an empty, merged or loaded matrix is a state like any other, not worth torchmetrics' warning."""
-        return True
 
     def update(self, preds: Tensor, labels: Tensor) -> None:
         """Count one batch of predicted and true label maps."""
@@ -104,112 +98,3 @@ class SegmentationMetrics(Metric):
         if self.average == "present" or per_class.isnan().all():
             return per_class.nanmean()
         return per_class.nan_to_num(0).mean()
-
-
-def per_class_markdown(metrics: Mapping[str, Tensor], class_names: Sequence[str]) -> str:
-    """A Markdown table of IoU and Acc in percent and labelled pixels, one row for each class in the labels' order.
-
-    Where boundary IoU was measured, it has a column, too.
-
-    Args:
-        metrics: what `SegmentationMetrics.compute` returned, and maybe what `BoundaryIoU.compute` did.
-        class_names: the K names.
-
-    Raises:
-        ValueError: when there are more or fewer names than classes.
-
-    Examples:
-        >>> metrics = SegmentationMetrics(num_classes=2)
-        >>> metrics.update(torch.tensor([[0, 0, 0, 0]]), torch.tensor([[0, 0, 0, 255]]))
-        >>> print(per_class_markdown(metrics.compute(), ["road", "sky"]))
-        | class | IoU | Acc | pixels |
-        |---|--:|--:|--:|
-        | road | 100.00 | 100.00 | 3 |
-        | sky | – | – | 0 |
-    """
-    shown = {"IoU": "IoU", "Acc": "Acc", **({"BIoU": "boundary IoU"} if "BIoU" in metrics else {})}
-    # torchmetrics squeezes (1,) to ()
-    columns = [metrics[name].reshape(-1).tolist() for name in shown]
-    pixels = metrics["pixels"].reshape(-1).tolist()
-    if len(class_names) != len(pixels):
-        raise ValueError(
-            f"one name for each of {len(pixels)} classes is required, got {len(class_names)}; name them all"
-        )
-    rows = [f"| class | {' | '.join(shown.values())} | pixels |", f"|---|{'--:|' * (len(shown) + 1)}"]
-    for name, *fractions, count in zip(class_names, *columns, pixels, strict=True):
-        escaped = name.replace("|", "\\|")
-        rows.append(f"| {escaped} | {' | '.join(percent(x) for x in fractions)} | {count} |")
-    return "\n".join(rows)
-
-
-def percent(fraction: float) -> str:
-    """Two digits after the point, or a dash for NaN."""
-    return "–" if fraction != fraction else f"{100 * fraction:.2f}"  # only NaN differs from itself
-
-
-def check_maps(preds: Tensor, labels: Tensor) -> None:
-    """Refuse predicted and true label maps that cannot be compared.
-
-    Raises:
-        ValueError: If one is not of an integer type, or they are not (B, H, W) or (H, W) of one shape.
-    """
-    for name, x in (("preds", preds), ("labels", labels)):
-        if x.is_floating_point() or x.is_complex():
-            raise ValueError(
-                f"{name} must be an integer label map, got {x.dtype} of shape {tuple(x.shape)}; "
-                "take logits.argmax(dim=1) first"
-            )
-    if preds.shape != labels.shape or preds.ndim not in (2, 3):
-        raise ValueError(
-            f"preds and labels must have one shape, (B, H, W) or (H, W), got {tuple(preds.shape)} and "
-            f"{tuple(labels.shape)}; predict at the labels' size"
-        )
-
-
-def check_labels(wrong_label: int, num_classes: int, ignore_index: int) -> None:
-    """Refuse a label that is neither a class nor ignored; `NO_LABEL` stands for none found.
-
-    Raises:
-        ValueError: If there is a wrong label.
-    """
-    if wrong_label != NO_LABEL:
-        raise ValueError(
-            f"labels must be 0..{num_classes - 1} or the ignore_index {ignore_index}, got {wrong_label}; "
-            f"map it to a class or to {ignore_index}"
-        )
-
-
-def class_or_last(values: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Values that name no class become K."""
-    names_class = (values >= 0) & (values < num_classes) & (values != ignore_index)
-    return torch.where(names_class, values, num_classes)
-
-
-def class_maps(preds: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Predicted and true classes of a batch, checked, for metrics that look at a pixel's neighbours.
-
-    Where the label is ignored both maps hold K, as predictions that name no class do.
-
-    Shape:
-        (B, H, W) or (H, W) -> two maps (B, H, W) of int64 in 0..K.
-
-    Raises:
-        ValueError: See `check_maps` and `check_labels`; looking for a wrong label waits for the device.
-    """
-    check_maps(preds, labels)
-    if labels.ndim == 2:
-        preds, labels = preds[None], labels[None]
-    labels = labels.long()
-    classes = class_or_last(labels, num_classes, ignore_index)
-    wrong = (classes == num_classes) & (labels != ignore_index)
-    if wrong.any():
-        check_labels(int(labels[wrong].amax()), num_classes, ignore_index)
-    preds = class_or_last(preds.long(), num_classes, ignore_index)
-    return torch.where(classes == num_classes, num_classes, preds), classes
-
-
-def count_classes(classes: Tensor, num_classes: int, weights: Tensor | None = None) -> Tensor:
-    """Pixels of each class in a map of 0..K, or the sum of their integer weights; what is K is dropped."""
-    classes = classes.flatten()
-    weights = torch.ones_like(classes) if weights is None else weights.flatten()
-    return classes.new_zeros(num_classes + 1).scatter_add_(0, classes, weights)[:-1]

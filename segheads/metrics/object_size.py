@@ -1,19 +1,20 @@
 """mIoU of small, medium and large objects, where labels tell classes but no objects."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric
 
-from segheads.metrics.confusion import class_maps, count_classes
+from segheads.metrics.base import SegmentationMetric
+from segheads.metrics.maps import class_maps, count_classes
 
 SIZES = ("small", "medium", "large")
 SMALL_BELOW, LARGE_ABOVE = 32**2, 96**2  # pixels; COCO's
 
 
-class ObjectSizeIoU(Metric):
+class ObjectSizeIoU(SegmentationMetric):
     """IoU and mIoU of small (below 32² pixels), medium, and large (above 96² pixels) segments, over a whole data set.
 
     A segment is a connected region of one class in the true label map: pixels that touch by a side or a corner. Its
@@ -56,27 +57,19 @@ class ObjectSizeIoU(Metric):
         {'mIoU_small': 0.0, 'mIoU_medium': nan, 'mIoU_large': 0.995}
     """
 
-    full_state_update = False
+    scores: ClassVar[Mapping[str, str]] = {f"mIoU_{size}": "" for size in SIZES}  # the report has a table by size
+    class_scores: ClassVar[Mapping[str, str]] = {f"{name}_{size}": "" for size in SIZES for name in ("IoU", "segments")}
     higher_is_better = True
-    is_differentiable = False
     correct: Tensor
     false: Tensor
     pixels: Tensor
     segments: Tensor
 
     def __init__(self, num_classes: int, ignore_index: int = 255, **kwargs: Any) -> None:
-        super().__init__(**kwargs)  # torchmetrics' own options; it refuses unknown ones
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}; give the number of classes")
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        super().__init__(num_classes, ignore_index, **kwargs)
         for name in ("correct", "false", "pixels", "segments"):
             counts = torch.zeros(len(SIZES), num_classes, dtype=torch.int64)
             self.add_state(name, counts, dist_reduce_fx="sum", persistent=True)
-
-    @property
-    def update_called(self) -> bool:
-        """Always true: empty, merged or loaded counts are a state like any other, not worth torchmetrics' warning."""
-        return True
 
     def update(self, preds: Tensor, labels: Tensor) -> None:
         """Count one batch of predicted and true label maps."""

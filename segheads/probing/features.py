@@ -17,9 +17,10 @@ from torch.utils.data import Dataset
 
 from segheads.data import IterationSampler, SegmentationDataset, TrainingSamples, collate_samples
 from segheads.data.subset import SubsetDataset
+from segheads.files import whole_file, write_json
 
 Keys = Sequence[Sequence[int]]  # (epoch, index) of every sample of a batch
-ABOUT, INCOMPLETE = "about.json", ".incomplete-"
+ABOUT = "about.json"
 
 
 class FeatureCache:
@@ -78,15 +79,9 @@ class FeatureCache:
             maps: The backbone's, of the whole batch.
             labels: `(B, H, W)`, uint8.
         """
-        path = self.path(keys)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{INCOMPLETE}{os.getpid()}-{path.name}")
         tensors = {f"map_{i}": x.detach().cpu().contiguous() for i, x in enumerate(maps)}
-        try:
+        with whole_file(self.path(keys)) as temporary:
             save_file({**tensors, "labels": labels.cpu().contiguous()}, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def prepare(self, batches: Iterable[Keys], bytes_per_image: int, limit: int) -> int:
         """Make the folder, if all that is still to be computed has room.
@@ -119,7 +114,7 @@ class FeatureCache:
                 f"the features still to be kept take {needed / 1e9:.3g} GB and the disk of {self.root} has "
                 f"{free / 1e9:.3g} GB left; {advice}"
             )
-        (self.folder / ABOUT).write_text(json.dumps(self.about, indent=2) + "\n")
+        write_json(self.folder / ABOUT, self.about)
         return needed
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from segheads.drawing import LINE_COLOURS, save_figure
 from segheads.evaluation.complexity import count_parameters
-from segheads.files import write_json, write_text
+from segheads.evaluation.tables import DASH, markdown_table
+from segheads.files import whole_file, write_json, write_text
 from segheads.probing.probes import Probe
 
 SCORES = ("mIoU", "aAcc", "mAcc")
-# Okabe and Ito's colours but yellow and black; then again with other lines and marks
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+COLOURS = LINE_COLOURS[:-1]  # without black; then again with other lines and marks
 LINES, MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
 
 
@@ -60,23 +61,22 @@ def probe_markdown(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     """
     best = sorted((row for row in rows if row["best"]), key=lambda row: -row["mIoU"])
     chosen = "Each head at the learning rate whose mIoU is highest on these images:"
-    lines = [title, "", chosen, "", *_table(best, bold=False), ""]
+    parts = [title, chosen, _table(best, bold=False)]
     if len(best) < len(rows):
-        lines += ["All learning rates, the best of each head in bold:", "", *_table(rows, bold=True), ""]
-    return "\n".join(lines)
+        parts += ["All learning rates, the best of each head in bold:", _table(rows, bold=True)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], bold: bool) -> list[str]:
-    lines = ["| head | learning rate | mIoU | aAcc | mAcc | parameters, M |", "|---|--:|--:|--:|--:|--:|"]
+def _table(rows: Sequence[Mapping[str, Any]], bold: bool) -> str:
+    lines = []
     for row in rows:
-        numbers = ["–" if row[name] is None else f"{row[name]:.2f}" for name in SCORES]
+        numbers = [DASH if row[name] is None else f"{row[name]:.2f}" for name in SCORES]
         if row["diverged_at"] is not None:
             numbers[0] = f"diverged at iteration {row['diverged_at']}"
         if bold and row["best"]:
             numbers = [f"**{number}**" for number in numbers]
-        cells = [f"`{row['head']}`", f"{row['learning_rate']:g}", *numbers, f"{row['parameters'] / 1e6:.3f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        lines.append([f"`{row['head']}`", f"{row['learning_rate']:g}", *numbers, f"{row['parameters'] / 1e6:.3f}"])
+    return markdown_table(["head", "learning rate", *SCORES, "parameters, M"], lines)
 
 
 def write_probe_report(
@@ -93,11 +93,11 @@ def write_probe_report(
     folder = Path(folder)
     write_text(folder / "heads.md", probe_markdown(rows, title))
     write_json(folder / "heads.json", list(rows))
-    with (folder / "heads.csv").open("w", newline="") as file:
+    with whole_file(folder / "heads.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    plot_probes(rows, records, title).savefig(folder / "curves.png", dpi=110)
+    save_figure(plot_probes(rows, records, title), folder / "curves.png")
 
 
 def plot_probes(rows: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], title: str) -> Figure:

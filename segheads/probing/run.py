@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from segheads.build import create_model
 from segheads.data import EvaluationSamples, PhotometricNormalize, TrainingSamples, collate_samples
 from segheads.errors import options_become_parts
+from segheads.evaluation.report import scores
 from segheads.model import SegmentationModel
 from segheads.plan import HeadChoice
 from segheads.probing.backbone import SharedBackbone
@@ -30,7 +31,6 @@ from segheads.probing.report import probe_markdown, probe_rows, write_probe_repo
 from segheads.probing.saving import join_head, save_probes
 from segheads.training.batches import batch_loader, sampler_options, training_samples
 from segheads.training.loop import train
-from segheads.training.report import scores
 from segheads.training.run import shown
 from segheads.training.setup import Run, open_run
 

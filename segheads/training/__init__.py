@@ -10,16 +10,7 @@ from segheads.training.optimization import (
     poly_learning_rate,
     set_learning_rate,
 )
-from segheads.training.report import (
-    plot_curves,
-    plot_predictions,
-    plot_reliability,
-    plot_uncertainty,
-    plot_worst,
-    scores,
-    write_report,
-    write_results,
-)
+from segheads.training.report import plot_curves, write_report
 from segheads.training.run import run_training
 from segheads.training.run_folder import RunFolder
 from segheads.training.setup import Run, open_run
@@ -41,17 +32,11 @@ __all__ = [
     "flat",
     "open_run",
     "plot_curves",
-    "plot_predictions",
-    "plot_reliability",
-    "plot_uncertainty",
-    "plot_worst",
     "poly_learning_rate",
     "run_training",
-    "scores",
     "set_learning_rate",
     "train",
     "train_step",
     "training_batches",
     "write_report",
-    "write_results",
 ]

@@ -14,13 +14,15 @@ from torch import Tensor
 from segheads.data import EvaluationSamples, PhotometricNormalize
 from segheads.errors import options_become_parts
 from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty
+from segheads.evaluation.plots import plot_uncertainty
+from segheads.evaluation.report import scores
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.batches import training_batches, training_loader
 from segheads.training.config import TrainingConfig
 from segheads.training.loop import ModelLearner, train
 from segheads.training.machine import is_convolutional
-from segheads.training.report import plot_uncertainty, scores, write_report
+from segheads.training.report import write_report
 from segheads.training.setup import Run, open_run
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
@@ -58,7 +60,7 @@ def run_training(
         )
         evaluate_now = partial(evaluate, run.accelerator, model, samples, shown(config), workers=config.machine.workers)
         _train(run, model, lambda: scores(evaluate_now(limit=config.loop.evaluate_images)))
-        results = evaluate_now(calibration=config.loop.calibration)
+        results = evaluate_now(metrics=("iou", "calibration") if config.loop.calibration else ("iou",))
         run.log(config.loop.iterations, scores(results))
         if run.accelerator.is_main_process:
             report(run, model, samples, results)

@@ -10,9 +10,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from segheads.errors import OptionError, RunError, RunExistsError
-from segheads.files import write_json, write_text
+from segheads.files import INCOMPLETE, write_json, write_text
 
-CONFIG, LOG, CHECKPOINTS, INCOMPLETE = "config.json", "metrics.jsonl", "checkpoints", ".incomplete-"
+CONFIG, LOG, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 
 
 class RunFolder:

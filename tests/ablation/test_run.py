@@ -446,7 +446,7 @@ def test_plot_of_panels_and_of_rows():
     assert [bar.lines[0].get_xydata().tolist() for bar in points.containers] == [[[42, 0]], [[30.5, 1]], [[20.5, 3]]]
 
 
-def test_tables_are_written_whole(tmp_path):
+def test_tables_are_written_whole(tmp_path, monkeypatch):
     write_table(tmp_path / "table_1.5", SEVERAL, NUMBERS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table_1.5.csv", "table_1.5.md", "table_1.5.png"]
     assert (tmp_path / "table_1.5.md").read_text() == markdown(SEVERAL, NUMBERS) + "\n"
@@ -454,3 +454,8 @@ def test_tables_are_written_whole(tmp_path):
         assert min(picture.size) > 400
     write_table(tmp_path / "empty", SEVERAL, [[None]] * 4)
     assert not (tmp_path / "empty.png").exists()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        write_table(tmp_path / "table_1.5", SEVERAL, [[None]] * 4)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

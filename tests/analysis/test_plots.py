@@ -275,7 +275,7 @@ def test_models_that_agree_everywhere():
 
 def test_colours_of_few_classes_stay_the_same():
     colours = ClassColours([torch.tensor([[3, 3, 1, 255]])], NAMES)
-    assert colours.seen == [1, 3]
+    assert sorted(colours.frequent) == [1, 3]
     np.testing.assert_allclose(
         colours.of(torch.tensor([[3, 1, 255, -1]]))[0], [OKABE_ITO[3], OKABE_ITO[1], (1, 1, 1), (1, 1, 1)]
     )
@@ -285,7 +285,7 @@ def test_colours_of_few_classes_stay_the_same():
 def test_colours_of_many_classes():
     labels = torch.cat([torch.full((150 - k,), k) for k in range(100)])  # 0 the most frequent
     colours = ClassColours([labels], MANY)
-    assert (colours.seen, colours.others) == (list(range(16)), 84)
+    assert (colours.frequent, colours.rarer) == (list(range(16)), 84)
     shown = colours.of(torch.arange(17))
     assert len(np.unique(shown, axis=0)) == 17
     np.testing.assert_allclose(shown[16], colours.of(torch.tensor(99)))
@@ -295,7 +295,9 @@ def test_colours_of_many_classes():
     palette = [(k, 0, 255) for k in range(150)]
     own = ClassColours([labels], MANY, palette)
     np.testing.assert_allclose(own.of(torch.tensor([7])), [(7 / 255, 0, 1)])
-    assert (len(own.seen), own.others) == (24, 76)
+    figure = Figure()
+    own.legend(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*MANY[:24], "and 76 more"]
 
 
 @pytest.mark.parametrize(

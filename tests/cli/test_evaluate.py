@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from segheads import create_model
 from segheads.errors import SegheadsError
+from segheads.metrics import METRICS
 from segheads.training import DEMO_RUN, TrainingConfig, run_training
 
 RECIPE = Path(__file__).parents[2] / "segheads" / "cli" / "evaluate.py"
@@ -79,6 +80,16 @@ def test_the_whole_protocol_and_all_files(recipe, run, tmp_path):
     with (tmp_path / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["mIoU"]) for row in rows] == results["image_mIoU"].tolist()
+
+
+def test_metrics_are_chosen_by_name(recipe, run, tmp_path):
+    options = ["--limit", 2, "--metrics", "boundary", "--output", tmp_path]
+    results = start(recipe, "--model", run, *options)
+    assert {"mBIoU", "mIoU", "image_mIoU"} <= results.keys()
+    assert not {"ECE", "mIoU_small"} & results.keys()
+    assert not (tmp_path / "reliability.png").exists()
+    message = refused(recipe, "--model", run, "--metrics", "iou", "sharpness")
+    assert message.endswith(f"--metrics: no metric is called 'sharpness'; known: {', '.join(METRICS)}")
 
 
 def test_whole_images_and_slides(recipe, run):

@@ -1,4 +1,5 @@
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from accelerate.state import AcceleratorState, PartialState
 from segheads import SegmentationMetrics, create_model
 from segheads.data import Scenes
 from segheads.data.samples import EvaluationSamples
-from segheads.evaluation import evaluate
-from segheads.evaluation.evaluate import image_scores, predict, predict_uncertainty
+from segheads.evaluation import evaluate, evaluate_each, scores
+from segheads.evaluation.evaluate import predict, predict_uncertainty
 from segheads.inference.predict import predict_labels, predict_probabilities
 from segheads.inference.protocol import WHOLE, InferenceProtocol
+from segheads.metrics import METRICS, SegmentationMetric
 from segheads.metrics.boundary import BoundaryIoU
 from segheads.metrics.calibration import CalibrationError
+from segheads.metrics.images import image_scores
 from segheads.metrics.object_size import ObjectSizeIoU
 from segheads.training import DEMO_RUN, MAY_DIFFER, TrainingConfig, run_training
 
@@ -56,7 +59,7 @@ def test_limit(model):
 def test_calibration_is_of_the_same_protocol_and_changes_no_score(model, protocol):
     samples = EvaluationSamples(Scenes("val", size=(32, 48), length=3), HALF, HALF, scale=(72, 48))
     plain = evaluate(Accelerator(cpu=True), model, samples, protocol)
-    results = evaluate(Accelerator(cpu=True), model, samples, protocol, calibration=True)
+    results = evaluate(Accelerator(cpu=True), model, samples, protocol, metrics=("iou", "calibration"))
     assert "ECE" not in plain
     for name, expected in plain.items():
         torch.testing.assert_close(results[name], expected, rtol=0, atol=0, equal_nan=True)
@@ -79,7 +82,7 @@ def test_calibration_drops_ignored_pixels(model):
             return image, labels
 
     samples = EvaluationSamples(HalfIgnored("val", size=(32, 48), length=1), HALF, HALF)
-    results = evaluate(Accelerator(cpu=True), model, samples, calibration=True)
+    results = evaluate(Accelerator(cpu=True), model, samples, metrics=("iou", "calibration"))
     assert results["bin_pixels"].sum() == results["pixels"].sum() == 16 * 48
 
 
@@ -118,6 +121,69 @@ def test_uncertainty_of_an_image_comes_at_its_labels_size():
     assert {maps.shape for maps in predict_uncertainty(accelerator, model, image, (80, 99))} == {(80, 99)}
 
 
+def test_metrics_are_measured_by_name_and_come_in_the_order_of_the_registry(model):
+    samples, accelerator = EvaluationSamples(Scenes("val", size=(32, 48), length=2), HALF, HALF), Accelerator(cpu=True)
+    everything = evaluate(accelerator, model, samples, metrics=["calibration", *METRICS])
+    assert list(scores(everything)) == [key for kind in METRICS.values() for key in kind.scores]
+    assert [key for key in everything if key in scores(everything)] == list(scores(everything))
+    for name, kind in METRICS.items():
+        alone = evaluate(accelerator, model, samples, metrics=[name])
+        assert {*kind.scores, *kind.class_scores} <= alone.keys()
+        for key, value in alone.items():
+            torch.testing.assert_close(value, everything[key], rtol=0, atol=0, equal_nan=True)
+    images = evaluate(accelerator, model, samples, metrics=["boundary"], per_image=True)
+    assert {"mIoU", "mBIoU", "image_mIoU"} <= images.keys()  # the scores of images come from the confusion matrix
+
+
+def test_a_metric_of_your_own_is_measured_by_its_name(model, monkeypatch):
+    class Wrong(SegmentationMetric):
+        scores: ClassVar = {"wrong": "wrong"}
+
+        def __init__(self, num_classes, ignore_index=255, **kwargs):
+            super().__init__(num_classes, ignore_index, **kwargs)
+            self.add_state("counts", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
+
+        def update(self, preds, labels):
+            labelled = labels != self.ignore_index
+            self.counts = self.counts + torch.stack([(labelled & (preds != labels)).sum(), labelled.sum()])
+
+        def compute(self):
+            return {"wrong": self.counts[0].double() / self.counts[1]}
+
+    monkeypatch.setitem(METRICS, "wrong", Wrong)
+    samples = EvaluationSamples(HalfIgnored("val", size=(32, 48), length=3), HALF, HALF)
+    results = evaluate(Accelerator(cpu=True), model, samples, metrics=["wrong", "iou"])
+    torch.testing.assert_close(results["wrong"], 1 - results["aAcc"])
+    assert list(scores(results)) == ["aAcc", "mAcc", "mIoU", "wrong"]
+
+
+def test_metrics_that_are_not_there(model):
+    samples = EvaluationSamples(Scenes("val", size=(32, 48), length=1), HALF, HALF)
+    known = f"known: {', '.join(METRICS)}"
+    with pytest.raises(ValueError, match=f"no metric is called 'sharpness'; {known}"):
+        evaluate(Accelerator(cpu=True), model, samples, metrics=["iou", "sharpness"])
+    with pytest.raises(ValueError, match=f"metrics must name one metric or more; got none; {known}"):
+        evaluate(Accelerator(cpu=True), model, samples, metrics=[])
+
+
+def test_several_models_take_their_turns_at_every_image(model):
+    samples, accelerator = EvaluationSamples(Scenes("val", size=(32, 48), length=3), HALF, HALF), Accelerator(cpu=True)
+    models, turns = [model, create_model("test_vit2", "linear", 12, pretrained=False)], []
+
+    def in_turn(given):
+        for place, each in enumerate(given):
+            turns.append(place)
+            yield each
+
+    options = {"metrics": ["iou", "calibration"], "per_image": True}
+    results = evaluate_each(accelerator, models, samples, in_turn=in_turn, **options)
+    assert turns == [0, 1] * 3
+    for each, of_each in zip(models, results, strict=True):
+        for key, value in evaluate(accelerator, each, samples, **options).items():
+            torch.testing.assert_close(of_each[key], value, rtol=0, atol=0, equal_nan=True)
+    assert evaluate_each(accelerator, [], samples) == []
+
+
 class HalfIgnored(Scenes):
     """The third image of nothing but ignored pixels, the first half of them."""
 
@@ -132,7 +198,7 @@ def test_more_metrics_are_of_the_same_predictions(model):
     protocol = InferenceProtocol(window=24, stride=16, scales=(0.5, 1.0), flip=True)
     accelerator = Accelerator(cpu=True)
     plain = evaluate(accelerator, model, samples, protocol)
-    more = evaluate(accelerator, model, samples, protocol, object_sizes=True, boundary=True, per_image=True)
+    more = evaluate(accelerator, model, samples, protocol, metrics=("boundary", "object_sizes"), per_image=True)
     asked, iou, right = [ObjectSizeIoU(12), BoundaryIoU(12)], torch.full((4, 12), torch.nan, dtype=torch.float64), []
     model.eval()
     for i, (image, labels) in enumerate(samples):

@@ -1,5 +1,6 @@
 import csv
 import json
+from typing import ClassVar
 
 import matplotlib.figure
 import numpy as np
@@ -10,12 +11,21 @@ from PIL import Image
 from segheads import SegmentationMetrics
 from segheads.classes import Classes
 from segheads.data import Scenes
-from segheads.evaluation.evaluate import image_scores
-from segheads.evaluation.report import evaluation_markdown, worst_images, write_evaluation
+from segheads.evaluation.plots import WRONG, plot_worst
+from segheads.evaluation.report import (
+    evaluation_markdown,
+    per_class_markdown,
+    scores,
+    worst_images,
+    write_evaluation,
+    write_images,
+    write_results,
+)
+from segheads.metrics import METRICS, SegmentationMetric
 from segheads.metrics.boundary import BoundaryIoU
 from segheads.metrics.calibration import CalibrationError
+from segheads.metrics.images import image_scores
 from segheads.metrics.object_size import ObjectSizeIoU
-from segheads.training.report import WRONG, plot_worst, scores
 
 PROTOCOL = {"dataset": "scenes", "scales": [0.5, 1.0], "flip": True, "window": "whole image"}
 
@@ -125,11 +135,88 @@ def test_markdown(scenes, everything):
     assert f"| road | {road} | {int(results['pixels'][4])} |" in text
 
 
+def test_a_new_metric_has_its_columns_everywhere(tmp_path, monkeypatch, scenes, everything):
+    class Dice(SegmentationMetric):
+        scores: ClassVar = {"mDice": "Dice", "hidden": ""}
+        class_scores: ClassVar = {"Dice": "Dice", "dice_pixels": "pixels in both", "raw": ""}
+
+    monkeypatch.setitem(METRICS, "dice", Dice)
+    results = {**everything[0], "mDice": torch.tensor(0.5), "hidden": torch.tensor(0.125)}
+    results |= {"Dice": torch.full((12,), 0.25), "dice_pixels": torch.arange(12), "raw": torch.full((12,), torch.nan)}
+    write_evaluation(tmp_path, results, PROTOCOL, scenes, [])
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert (written["mDice"], written["hidden"]) == (0.5, 0.125)
+    assert list(written["classes"][3])[-3:] == ["Dice", "dice_pixels", "raw"]
+    assert [written["classes"][3][key] for key in ("Dice", "dice_pixels", "raw")] == [0.25, 3, None]
+    text = (tmp_path / "results.md").read_text()
+    assert "| aAcc | mAcc | mIoU | boundary IoU | ECE | Dice |\n|--:|" in text
+    assert "| class | IoU | Acc | boundary IoU | Dice | pixels | pixels in both |\n|---|--:|" in text
+    assert f"| 25.00 | {int(results['pixels'][3])} | 3 |" in text
+    assert "hidden" not in text
+    assert "raw" not in text
+
+
+@pytest.mark.parametrize("name", list(METRICS))
+def test_reports_of_one_metric_alone(tmp_path, scenes, name):
+    metric, labels = METRICS[name](12), scenes.read(0)[1]
+    confidence = {"confidence": torch.full(labels.shape, 0.9)} if metric.needs_confidence else {}
+    metric.update(preds=labels.roll(1, dims=1), labels=labels, **confidence)
+    results = metric.compute()
+    write_results(tmp_path, results, scenes)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert len(written["classes"]) == 12
+    assert set(METRICS[name].scores) <= written.keys()
+    text = evaluation_markdown(results, {}, scenes.class_names)
+    assert "| class |" in text
+    assert ("## By size of segments" in text) == (name == "object_sizes")
+
+
+def test_files_that_fail_midway_leave_the_old_ones(tmp_path, monkeypatch, scenes, everything):
+    results, _ = everything
+    write_evaluation(tmp_path, results, PROTOCOL, scenes, [])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    broken = Scenes("val", size=(64, 96), length=3)
+
+    def name(index):
+        if index == 2:
+            raise OSError("no such image")
+        return "changed"
+
+    broken.name = name
+    with pytest.raises(OSError, match="no such image"):
+        write_images(tmp_path / "images.csv", results, broken)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_results(tmp_path, results, scenes, {"protocol": object()})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".png"} == {
+        name: content for name, content in before.items() if not name.endswith(".png")
+    }
+
+
 def test_markdown_of_the_usual_scores_alone(scenes):
     text = evaluation_markdown(SegmentationMetrics(12).compute(), {}, scenes.class_names)
     assert "| aAcc | mAcc | mIoU |\n" in text
     assert "boundary" not in text
     assert "size" not in text
+
+
+def test_table_of_classes():
+    def measure(preds, labels, num_classes):
+        metrics = SegmentationMetrics(num_classes)
+        metrics.update(torch.tensor(preds), torch.tensor(labels))
+        return metrics.compute()
+
+    result = measure([[0, 1, 1, 1]], [[0, 0, 1, 255]], 3)
+    assert per_class_markdown(result, ["wall", "a|b", "sky"]).splitlines() == [
+        "| class | IoU | Acc | pixels |",
+        "|---|--:|--:|--:|",
+        "| wall | 50.00 | 50.00 | 2 |",
+        "| a\\|b | 50.00 | 100.00 | 1 |",
+        "| sky | – | – | 0 |",
+    ]
+    with pytest.raises(ValueError, match="each of 3 classes is required, got 1;"):
+        per_class_markdown(result, ["wall"])
+    one_class = measure([[0]], [[0]], 1)
+    assert per_class_markdown(one_class, ["all"]).endswith("| all | 100.00 | 100.00 | 1 |")
 
 
 def test_sheet_of_the_worst(tmp_path, monkeypatch, scenes, everything):
@@ -172,7 +259,12 @@ def test_sheet_of_the_worst_explains_what_is_missing(tmp_path, scenes):
 
 def test_legend_shows_the_classes_of_most_pixels_where_there_is_no_room_for_all(tmp_path, monkeypatch):
     figures, save = [], matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *a, **k: figures.append(figure))
+
+    def keep(figure, path, **kwargs):
+        figures.append(figure)
+        path.touch()
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
     names = tuple(f"class {k}" for k in range(90))
 
     class Many(Scenes):

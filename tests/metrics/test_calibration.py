@@ -175,7 +175,7 @@ def test_bad_input_is_explained():
     with pytest.raises(ValueError, match=r"preds must be .* got torch\.float32"):
         error.update(torch.rand(2, 4, 6), torch.rand(2, 4, 6), labels)
     with pytest.raises(ValueError, match="num_bins must be 1 or more; got 0"):
-        CalibrationError(0)
+        CalibrationError(num_bins=0)
 
 
 def test_reset_merge_copy_pickle_and_state_dict():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segheads.metrics.confusion import SegmentationMetrics, per_class_markdown
+from segheads.metrics.confusion import SegmentationMetrics
 
 
 def random_maps(count: int, K: int, seed: int = 0, height: int = 13, width: int = 17) -> list[tuple[Tensor, Tensor]]:
@@ -281,18 +281,3 @@ def test_two_processes_with_unequal_shares(tmp_path, monkeypatch):
     for number in range(len(shares)):
         for rank in range(2):
             assert_same(torch.load(tmp_path / f"result_{number}_{rank}.pt"), expected)
-
-
-def test_markdown_table():
-    result = measure([(torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 255]]))], 3)
-    assert per_class_markdown(result, ["wall", "a|b", "sky"]).splitlines() == [
-        "| class | IoU | Acc | pixels |",
-        "|---|--:|--:|--:|",
-        "| wall | 50.00 | 50.00 | 2 |",
-        "| a\\|b | 50.00 | 100.00 | 1 |",
-        "| sky | – | – | 0 |",
-    ]
-    with pytest.raises(ValueError, match="each of 3 classes is required, got 1;"):
-        per_class_markdown(result, ["wall"])
-    one_class = measure([(torch.tensor([[0]]), torch.tensor([[0]]))], 1)
-    assert per_class_markdown(one_class, ["all"]).endswith("| all | 100.00 | 100.00 | 1 |")

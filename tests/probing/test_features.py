@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,9 +62,9 @@ def test_a_half_written_file_is_never_read(tmp_path, monkeypatch):
     def killed(*_):
         raise Killed
 
-    for name, value in (("save_file", half), ("os", SimpleNamespace(replace=killed, getpid=os.getpid))):
+    for module, name, value in ((feature_cache, "save_file", half), (os, "replace", killed)):
         with monkeypatch.context() as patch:
-            patch.setattr(feature_cache, name, value)
+            patch.setattr(module, name, value)
             patch.setattr(feature_cache.Path, "unlink", lambda *_, **__: None)  # nobody tidies up after a kill
             with pytest.raises(Killed):
                 cache.save(KEYS, maps, LABELS)

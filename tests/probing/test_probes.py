@@ -14,7 +14,7 @@ from torch import nn
 from segheads import SegmentationModel, create_model, list_heads
 from segheads.data import Scenes
 from segheads.data.samples import EvaluationSamples
-from segheads.evaluation import evaluate
+from segheads.evaluation import evaluate, scores
 from segheads.inference.protocol import InferenceProtocol
 from segheads.plan import HeadChoice, parse_head
 from segheads.probing import (
@@ -27,6 +27,7 @@ from segheads.probing import (
     probe_rows,
     probe_step,
     save_probes,
+    write_probe_report,
 )
 from segheads.probing.learner import step_seed
 from segheads.training import (
@@ -34,7 +35,6 @@ from segheads.training import (
     Run,
     RunFolder,
     create_optimizer,
-    scores,
     set_learning_rate,
     train,
     train_step,
@@ -310,7 +310,7 @@ def test_one_that_diverges_ends_alone(tmp_path):
     assert f"diverged at iteration {ended['fcn at 1e+38']} | – | –" in probe_markdown(rows, "")
 
 
-def test_table_and_curves():
+def test_table_and_curves(tmp_path):
     _, probes = probes_of("test_vit", ["linear", "fcn(channels=4)"], (1e-3, 1e-2))
     results = [{"mIoU": x, "aAcc": 0.5, "mAcc": 0.25} for x in (0.1, 0.2, 0.4, 0.3)]
     rows = probe_rows(probes, results)
@@ -329,6 +329,13 @@ def test_table_and_curves():
     assert [list(line.get_ydata()) for line in left.lines] == [[1, 0.5]] * 2  # the best rates alone
     assert [list(line.get_ydata()) for line in right.lines] == [[10, 20], [40, 30]]
     assert (right.get_ylabel(), right.get_xlabel()) == ("mIoU (percent)", "learning rate")
+    write_probe_report(tmp_path, rows, records, "A title")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == ["curves.png", "heads.csv", "heads.json", "heads.md"]
+    with pytest.raises(ValueError, match="dict contains fields not in fieldnames: 'other'"):
+        write_probe_report(tmp_path, [*rows, {**rows[0], "other": 1}], records, "A title")
+    assert (tmp_path / "heads.csv").read_bytes() == before["heads.csv"]
+    assert {path.name for path in tmp_path.iterdir()} == before.keys()
 
 
 @pytest.mark.parametrize(

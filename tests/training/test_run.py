@@ -11,7 +11,8 @@ from accelerate.state import AcceleratorState, PartialState
 
 from segheads import SegmentationModel, TimmBackbone, create_model
 from segheads.errors import DataMissingError, DivergedError, OptionError, PretrainedWeightsError
-from segheads.training import DEMO_RUN, TrainingConfig, changed, flat, run_training, scores
+from segheads.evaluation import scores
+from segheads.training import DEMO_RUN, TrainingConfig, changed, flat, run_training
 from segheads.training.config import MAY_DIFFER
 from segheads.training.machine import is_convolutional
 

@@ -1,0 +1,189 @@
+"""Pictures of an evaluation: predictions, the worst images, uncertainty, reliability."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segheads.data import SegmentationDataset
+from segheads.drawing import OKABE_ITO, ClassColours, colour_labels, save_figure, sheet
+from segheads.evaluation.tables import percent
+from segheads.functional.uncertainty import Uncertainty
+
+Row = tuple[str, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]  # name, image, truth, prediction
+UncertaintyRow = tuple[str, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], Uncertainty]
+BINS = {"confidence": "bin_confidence", "accuracy": "bin_accuracy", "pixels": "bin_pixels"}
+WRONG = OKABE_ITO[5]  # vermilion
+LEGEND_LINE = 0.165  # inches
+
+
+def plot_predictions(rows: Sequence[Row], dataset: SegmentationDataset, path: str | Path) -> None:
+    """Draw a sheet of image, truth and prediction side by side, with a legend of the classes that occur.
+
+    Args:
+        rows: Name, image `(H, W, 3)`, true labels `(H, W)` and predicted labels `(H, W)` of each sample.
+        dataset: Tells names and colours of the classes.
+        path: The picture to write.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+    if not rows:
+        raise ValueError("a sheet of predictions needs at least one sample; got none")
+    figure, axes = _sheet(rows, 3)
+    for axis, row in zip(axes, rows, strict=True):
+        _show_labels(axis, row, dataset)
+    _class_legend(figure, rows, dataset)
+    save_figure(figure, path, dpi=110)
+
+
+def plot_worst(
+    rows: Sequence[Row], image_scores: Sequence[float], dataset: SegmentationDataset, path: str | Path
+) -> None:
+    """Draw a sheet of image, truth, prediction and where these differ, with each image's score.
+
+    The last picture is the image in grey, its wrong pixels in vermilion; ignored ones are white.
+
+    Args:
+        rows: What `plot_predictions` takes, worst first.
+        image_scores: The mIoU of each, a fraction.
+        dataset: Tells names and colours of the classes.
+        path: The picture to write.
+
+    Raises:
+        ValueError: If there are no rows, or not one score for each.
+    """
+    if not rows or len(rows) != len(image_scores):
+        raise ValueError(
+            f"a sheet needs rows, and a score for each; got {len(rows)} rows and {len(image_scores)} scores"
+        )
+    figure, axes = _sheet(rows, 4)
+    for rank, (axis, row, score) in enumerate(zip(axes, rows, image_scores, strict=True), 1):
+        name, image, truth, prediction = row
+        _show_labels(axis, (f"{rank}. {name}", image, truth, prediction), dataset)
+        labelled = truth != dataset.ignore_index
+        wrong = labelled & (truth != prediction)
+        axis[3].imshow(_differences(image, wrong, ~labelled), interpolation="nearest")
+        share = wrong.sum() / max(labelled.sum(), 1)
+        axis[3].set_title(f"mIoU {percent(score)} %, {100 * share:.0f} % of pixels wrong", fontsize=8)
+    _class_legend(figure, rows, dataset, Patch(facecolor=WRONG, label="(wrong)"))
+    save_figure(figure, path, dpi=110)
+
+
+def _differences(image: NDArray[np.uint8], wrong: NDArray[Any], ignored: NDArray[Any]) -> NDArray[np.uint8]:
+    """The image in grey, neither black nor white, wrong pixels coloured in its brightness, and ignored ones white."""
+    grey = image.mean(axis=2, keepdims=True) / 255
+    shown = np.where(wrong[..., None], 255 * np.array(WRONG) * (0.6 + 0.4 * grey), 255 * (0.3 + 0.45 * grey))
+    shown[ignored] = 255
+    return shown.astype(np.uint8)
+
+
+def plot_uncertainty(rows: Sequence[UncertaintyRow], dataset: SegmentationDataset, path: str | Path) -> None:
+    """Draw a sheet of image, truth and prediction beside predictive entropy, mutual information and disagreement.
+
+    Each of the three has one colour bar, in nats from 0 to the highest value on the sheet.
+
+    Args:
+        rows: Name, image `(H, W, 3)`, true and predicted labels `(H, W)`, and an `Uncertainty` of maps `(H, W)` of each
+            sample.
+        dataset: Tells names and colours of the classes.
+        path: The picture to write.
+
+    Raises:
+        ValueError: If there are no rows, or a map is not of its labels' size.
+    """
+    if not rows:
+        raise ValueError("a sheet of uncertainty needs at least one sample; got none")
+    titles = {field: field.replace("_", " ") for field in Uncertainty._fields}
+    for name, _, truth, _, maps in rows:
+        for field, values in maps._asdict().items():
+            if values.shape != truth.shape:
+                raise ValueError(f"{field} of {name} must be {truth.shape} as its labels; got {tuple(values.shape)}")
+    figure, axes = _sheet(rows, 6, cell=2.7, below=0.6)
+    for axis, row in zip(axes, rows, strict=True):
+        _show_labels(axis, row[:4], dataset)
+    for column, (field, title) in enumerate(titles.items(), 3):
+        pictures = [getattr(row[4], field).detach().cpu().float().numpy() for row in rows]
+        highest = max(float(picture.max()) for picture in pictures)
+        for axis, picture in zip(axes[:, column], pictures, strict=True):
+            shown = axis.imshow(picture, cmap="inferno", vmin=0, vmax=highest or 1, interpolation="nearest")
+            axis.set_title(title, fontsize=8)
+        bar = figure.colorbar(shown, ax=axes[:, column], location="bottom", shrink=0.9, aspect=30, pad=0.02)
+        bar.set_label("nats", fontsize=7)
+        bar.ax.tick_params(labelsize=7)
+    _class_legend(figure, rows, dataset)
+    save_figure(figure, path, dpi=110)
+
+
+def plot_reliability(results: Mapping[str, Tensor], path: str | Path) -> None:
+    """Draw a reliability diagram: the accuracy of pixels against their confidence, and how many there are of each.
+
+    Where bars end below the diagonal the model is surer than it is right. The mark on each bar is its mean confidence;
+    the calibration error is the mean distance from the bar's end to the mark, weighted by pixels.
+
+    Args:
+        results: What `evaluate(..., metrics=["calibration"])` gave.
+        path: The picture to write.
+
+    Raises:
+        ValueError: If calibration was not measured.
+    """
+    if "ECE" not in results:
+        raise ValueError(
+            "a reliability diagram needs ECE, which evaluate(..., metrics=['calibration']) measures; got none"
+        )
+    confidence, accuracy, pixels = (results[name].reshape(-1).double().numpy() for name in BINS.values())
+    width = 1 / len(pixels)
+    left = np.arange(len(pixels)) * width
+    figure = Figure(figsize=(5, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    bars = {"align": "edge", "width": width, "edgecolor": "white"}
+    upper.bar(left, np.nan_to_num(accuracy), **bars, color=OKABE_ITO[0], label="accuracy")
+    upper.plot([0, 1], [0, 1], "--", color="grey", label="as right as sure")
+    upper.hlines(confidence, left, left + width, color=OKABE_ITO[5], label="mean confidence", clip_on=False, zorder=3)
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=f"ECE {100 * results['ECE'].item():.2f} %")
+    upper.legend(loc="upper left")
+    lower.bar(left, 100 * pixels / max(pixels.sum(), 1), **bars, color="grey")
+    lower.set(xlabel="confidence", ylabel="pixels (percent)")
+    for axis in (upper, lower):
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
+    save_figure(figure, path, dpi=100)
+
+
+def _show_labels(axes: Any, row: Row, dataset: SegmentationDataset) -> None:
+    """Image, truth and prediction in the first three axes."""
+    name, image, truth, prediction = row
+    palette = np.array(dataset.palette, dtype=np.uint8)
+    shown = [image, colour_labels(truth, palette), colour_labels(prediction, palette)]
+    for axis, picture, title in zip(axes, shown, (name, "truth", "prediction"), strict=False):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(title, fontsize=8)
+
+
+def _sheet(rows: Sequence[Any], columns: int, cell: float = 3.4, below: float = 0) -> tuple[Figure, Any]:
+    """A figure with a row of axes for each sample, of the first one's proportions; sizes in inches."""
+    height, width = rows[0][2].shape
+    size = (cell, cell * height / width + 0.25)
+    # "constrained" cuts titles off
+    figure, axes = sheet(len(rows) * columns, columns, size, margins=(2.4, below), layout="compressed")
+    for axis in axes:
+        axis.axis("off")
+    return figure, np.array(axes, dtype=object).reshape(len(rows), columns)
+
+
+def _class_legend(figure: Figure, rows: Sequence[Any], dataset: SegmentationDataset, *more: Patch) -> None:
+    """The colours of the classes that occur in truths and predictions, and of what else there is.
+
+    Where there are more than find room, those of most pixels.
+    """
+    maps = [torch.from_numpy(labels) for row in rows for labels in row[2:4]]
+    classes = ClassColours(maps, dataset.class_names, dataset.palette)
+    room = int(figure.get_figheight() / LEGEND_LINE) - classes.has_no_class - len(more) - 2
+    classes.legend(figure, most=max(1, room), more=more, title=None)

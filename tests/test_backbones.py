@@ -617,6 +617,21 @@ def test_pos_embed_resize_keeps_registers_and_unembedded_tokens(name):
         assert ours(IMAGE)[0].shape == timms(IMAGE)[0].shape
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
+def test_pos_embed_resize_of_as_many_patches_in_another_shape(name, mode):
+    backbone = build(name, img_size=(64, 96), pos_embed_resize=mode, model_kwargs={"depth": 1})
+    vit = backbone.model
+    torch.nn.init.normal_(vit.pos_embed)
+    first = vit.num_prefix_tokens
+    table = vit.pos_embed[:, first:].unflatten(1, (4, 6)).movedim(-1, 1)
+    expected = F.interpolate(table, (6, 4), mode=mode).flatten(2).mT
+    added = vit._pos_embed(torch.zeros(1, 6, 4, vit.embed_dim))[:, first:]
+    torch.testing.assert_close(added, expected, rtol=0, atol=0)
+    added = vit._pos_embed(torch.zeros(1, 4, 6, vit.embed_dim))[:, first:]
+    torch.testing.assert_close(added, vit.pos_embed[:, first:], rtol=0, atol=0)
+
+
 def test_pos_embed_resize_survives_copies():
     backbone = build("test_vit", pos_embed_resize="bilinear").eval()
     buffer = io.BytesIO()

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_, use_fused_attn
-from timm.models.swin_transformer import WindowAttention
+from timm.models.swin_transformer import WindowAttention, window_partition, window_reverse
 from torch import Tensor, nn
 
 
@@ -181,8 +180,8 @@ class FPNT(Pyramid):
         self._check(maps)
         results = []
         for blocks, level in zip(self.outputs, _top_down(self.laterals, maps), strict=False):  # the finest alone
-            tokens = blocks(rearrange(level, "b d h w -> b h w d"))
-            results.append(rearrange(tokens, "b h w d -> b d h w"))
+            tokens = blocks(level.permute(0, 2, 3, 1))  # (B, D, h, w) -> (B, h, w, D)
+            results.append(tokens.permute(0, 3, 1, 2))  # (B, h, w, D) -> (B, D, h, w)
         return results
 
 
@@ -328,9 +327,9 @@ class _WindowBlock(nn.Module):
         H, W = (h + window - 1) // window * window, (w + window - 1) // window * window  # whole windows
         x = F.pad(x, (0, 0, 0, W - w, 0, H - h))
         x = torch.roll(x, (-shift, -shift), (1, 2)) if shift else x
-        windows = rearrange(x, "b (h i) (w j) d -> (b h w) (i j) d", i=window, j=window)
+        windows = window_partition(x, (window, window)).flatten(1, 2)  # (B, H, W, D) -> (windows, window², D)
         windows = self.attn(windows, mask=self._mask(H, W, x) if shift else None)
-        x = rearrange(windows, "(b h w) (i j) d -> b (h i) (w j) d", h=H // window, w=W // window, i=window)
+        x = window_reverse(windows.unflatten(1, (window, window)), (window, window), H, W)
         x = torch.roll(x, (shift, shift), (1, 2)) if shift else x
         return x[:, :h, :w]
 
@@ -339,6 +338,6 @@ class _WindowBlock(nn.Module):
         rows = torch.arange(H, device=x.device) >= H - self.shift  # came over the edge
         columns = torch.arange(W, device=x.device) >= W - self.shift
         regions = 2 * rows[:, None] + columns.long()  # (H, W)
-        regions = rearrange(regions, "(h i) (w j) -> (h w) (i j)", i=self.window_size, j=self.window_size)
+        regions = window_partition(regions[None, :, :, None], (self.window_size, self.window_size)).flatten(1)
         apart = regions[:, None, :] != regions[:, :, None]
         return -100 * apart.to(self.attn.relative_position_bias_table.dtype)

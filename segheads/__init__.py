@@ -1,5 +1,8 @@
 """Interchangeable semantic-segmentation heads that attach to any timm backbone."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from segheads.backbones import TimmBackbone
 from segheads.build import create_model
 from segheads.convert import from_reference
@@ -20,13 +23,13 @@ from segheads.heads import (
     list_heads,
 )
 from segheads.mean_shift import MeanShift
-from segheads.metrics.boundary import BoundaryIoU
-from segheads.metrics.confusion import SegmentationMetrics
-from segheads.metrics.object_size import ObjectSizeIoU
 from segheads.model import SegmentationModel
 from segheads.predictor import Prediction, Predictor
 from segheads.pyramids import FPN, FPNT, SimplePyramid
 from segheads.version import VERSION
+
+if TYPE_CHECKING:
+    from segheads.metrics import BoundaryIoU, ObjectSizeIoU, SegmentationMetrics
 
 __version__ = VERSION
 
@@ -59,3 +62,10 @@ __all__ = [
     "from_reference",
     "list_heads",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Metrics when they are asked for: torchmetrics loads matplotlib, which a model can do without."""
+    if name in ("BoundaryIoU", "ObjectSizeIoU", "SegmentationMetrics"):
+        return getattr(import_module("segheads.metrics"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data.config import resolve_model_data_config
+from timm.layers import resample_abs_pos_embed
 from timm.models._input import get_model_input_config  # no public spelling; timm >= 1.0.31
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
@@ -299,17 +300,13 @@ def _resize_pos_embed_as_published(model: Any, name: str, mode: str) -> None:
 
 
 def _pos_embed(vit: Any, mode: str, x: Tensor) -> Tensor:
-    """The `_pos_embed` of timm's ViTs with another interpolation."""
+    """The `_pos_embed` of timm's ViTs with another interpolation; like timm's it is computed in float32."""
     B, H, W, _ = x.shape
     tokens = [vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token]
     prefix = [token.expand(B, -1, -1) for token in tokens if token is not None]
-    position = vit.pos_embed
-    grid = vit.patch_embed.grid_size
-    if tuple(grid) != (H, W):
-        first = position.shape[1] - grid[0] * grid[1]
-        table = position[:, first:].unflatten(1, grid).permute(0, 3, 1, 2)  # (1, N, D) -> (1, D, h, w)
-        table = F.interpolate(table, (H, W), mode=mode, align_corners=False)
-        position = torch.cat([position[:, :first], table.flatten(2).transpose(1, 2)], 1)  # (1, D, h, w) -> (1, N, D)
+    h, w = vit.patch_embed.grid_size
+    first = vit.pos_embed.shape[1] - h * w  # of other tokens, which have no place
+    position = resample_abs_pos_embed(vit.pos_embed, [H, W], [h, w], first, interpolation=mode, antialias=False)
     x = x.flatten(1, 2)  # (B, h, w, D) -> (B, N, D)
     x = torch.cat([*prefix, x + position], 1) if vit.no_embed_class else torch.cat([*prefix, x], 1) + position
     return vit.pos_drop(x)

@@ -5,6 +5,7 @@ import math
 from typing import Any, cast
 
 import torch
+from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
@@ -201,7 +202,7 @@ class MeanShift(nn.Module):
         Raises:
             IndexError: If there is no such token.
         """
-        tokens = x if x.ndim == 3 else x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C)
+        tokens = x if x.ndim == 3 else rearrange(x, "b c h w -> b (h w) c")
         if not 0 <= index < tokens.shape[1]:
             raise IndexError(f"index must be 0..{tokens.shape[1] - 1}, of a token; got {index}")
         r, one = measured(self.projection(tokens), self.kernel), slice(index, index + 1)

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from parity import SHARED, load_golden
 
+pytest.register_assert_rewrite("testers")
+
 
 @pytest.fixture
 def golden():

@@ -86,3 +86,13 @@ def own_folder(root, values=(0, 1, 255)):
             draw_image(root / "images" / split / f"{stem}.jpg")
             draw_labels(root / "labels" / split / f"{stem}.png", values)
     return root
+
+
+LAYOUTS = {
+    "ade20k": ade20k,
+    "camvid": camvid,
+    "cityscapes": cityscapes,
+    "coco_stuff_10k": converted_coco_stuff,
+    "pascal_context": pascal_context,
+}
+"""What draws each data set by its name; one that is not here is drawn as `own_folder`."""

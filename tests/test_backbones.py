@@ -3,7 +3,6 @@
 import copy
 import io
 import json
-import math
 import time
 
 import huggingface_hub
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from parity import assert_parity
 from safetensors.torch import save_file
+from testers import BackboneTester
 from timm.layers import resample_abs_pos_embed
 from timm.models._hub import save_for_hf
 
@@ -67,16 +67,7 @@ STRIDES = {
 }
 STRIDES_OF = {name: list(strides) for strides, names in STRIDES.items() for name in names.split()}
 
-IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-
-
-def build(name="test_vit", **kwargs):
-    torch.manual_seed(0)
-    return TimmBackbone(name, pretrained=False, **kwargs)
-
-
-def grids(size, strides):
-    return [(math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in strides]
+IMAGE, build, grids = BackboneTester.IMAGE, BackboneTester.build, BackboneTester.grids
 
 
 @pytest.mark.parametrize("name", STRIDES_OF)
@@ -105,14 +96,14 @@ def test_one_architecture_of_each_family():
     assert families == {timm.model_entrypoint(name).__module__ for name in timm.list_models()}
 
 
-@pytest.mark.parametrize("size", [(37, 51), (1, 1), (64, 200), (97, 33)])
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_resnet", "test_coatnet", "inception_v3"])
-def test_any_size(name, size):
-    backbone = build(name, model_kwargs={}).eval()
-    with torch.no_grad():
-        features = backbone(torch.rand(1, 3, *size))
-    assert [tuple(x.shape[-2:]) for x in features] == grids(size, backbone.strides)
-    assert all(x.isfinite().all() for x in features)
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+class TestBackbones(BackboneTester):
+    pass
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_coatnet", "inception_v3"])
+class TestMoreBackbones(BackboneTester):
+    test_compiles_without_graph_breaks = None  # slow, and up to timm
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
@@ -136,16 +127,6 @@ def test_fixed_size_resizes_the_image():
         torch.testing.assert_close(backbone(native)[-1], last)
         expected = F.interpolate(last, (2, 3), mode="bilinear")
         torch.testing.assert_close(backbone(IMAGE)[-1], expected)
-
-
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_coatnet"])
-def test_batch_equals_single(name):
-    backbone = build(name).eval()
-    with torch.no_grad():
-        together = backbone(IMAGE)
-        for i in range(2):
-            for one, both in zip(backbone(IMAGE[i : i + 1]), together, strict=True):
-                torch.testing.assert_close(one[0], both[i], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -298,17 +279,6 @@ def test_drop_path_rate_is_used_or_warned_about():
         build("vgg11", drop_path_rate=0.1)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
-def test_compiles_without_graph_breaks(name):
-    torch._dynamo.reset()
-    backbone = build(name).eval()
-    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        for image in (IMAGE, IMAGE[..., :37, :51]):
-            for ours, theirs in zip(compiled(image), backbone(image), strict=True):
-                torch.testing.assert_close(ours, theirs)
-
-
 def test_building_disturbs_nothing():
     torch.manual_seed(0)
     expected = timm.create_model("test_resnet", num_classes=0)
@@ -338,7 +308,7 @@ def test_repr():
 @pytest.mark.parametrize("shape", [(3, 64, 96), (2, 4, 64, 96)])
 def test_wrong_images(shape):
     with pytest.raises(ValueError, match=rf"images must be \(B, 3, H, W\), but are \({', '.join(map(str, shape))}\)"):
-        build()(torch.zeros(shape))
+        build("test_vit")(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(("name", "hint"), [("resnet5O", "did you mean .*resnet50"), ("??", "list_models")])
@@ -615,6 +585,21 @@ def test_pos_embed_resize_keeps_registers_and_unembedded_tokens(name):
     with torch.no_grad():
         torch.testing.assert_close(ours(image), timms(image))
         assert ours(IMAGE)[0].shape == timms(IMAGE)[0].shape
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
+def test_pos_embed_resize_of_as_many_patches_in_another_shape(name, mode):
+    backbone = build(name, img_size=(64, 96), pos_embed_resize=mode, model_kwargs={"depth": 1})
+    vit = backbone.model
+    torch.nn.init.normal_(vit.pos_embed)
+    first = vit.num_prefix_tokens
+    table = vit.pos_embed[:, first:].unflatten(1, (4, 6)).movedim(-1, 1)
+    expected = F.interpolate(table, (6, 4), mode=mode).flatten(2).mT
+    added = vit._pos_embed(torch.zeros(1, 6, 4, vit.embed_dim))[:, first:]
+    torch.testing.assert_close(added, expected, rtol=0, atol=0)
+    added = vit._pos_embed(torch.zeros(1, 4, 6, vit.embed_dim))[:, first:]
+    torch.testing.assert_close(added, vit.pos_embed[:, first:], rtol=0, atol=0)
 
 
 def test_pos_embed_resize_survives_copies():

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from testers import MergeTester
+from torch import nn
 
 from segheads.merges import MERGES, ExplicitAttention, HierarchicalAttention, average, majority_vote, product
 
@@ -12,23 +14,23 @@ FUNCTIONS = ["average", "product", "majority_vote"]
 LEARNED = ["hierarchical_attention", "explicit_attention"]
 
 
-def some_logits(count=3, K=5, scale=1.0, dtype=torch.float64):
-    torch.manual_seed(0)
-    return [scale * torch.randn(2, K, 3, 4, dtype=dtype) for _ in range(count)]
+def some_logits(count=3):
+    return MergeTester.logits(count, dtype=torch.float64)
 
 
 def built(name, count=3, K=5, trained=True):
-    merge = MERGES[name]
-    if name in FUNCTIONS:
-        return merge
-    module = merge(count, K).double()
-    for parameter in module.parameters() if trained else []:
-        torch.nn.init.normal_(parameter, std=0.5)
-    return module
+    """In double precision."""
+    merge = MergeTester.build(name, count, K, trained)
+    return merge.double() if isinstance(merge, nn.Module) else merge
 
 
 def probabilities(logits):
     return [x.exp() / x.exp().sum(1, keepdim=True) for x in logits]
+
+
+@pytest.mark.parametrize("name", list(MERGES))
+class TestMerges(MergeTester):
+    pass
 
 
 def test_average_is_equation_3():
@@ -70,22 +72,7 @@ def test_a_tie_of_votes_is_decided_by_the_average():
     torch.testing.assert_close(result[1:].exp(), torch.full((2,), 0.5, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MERGES)
-@pytest.mark.parametrize("scale", [1.0, 1e4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_finite_and_normalised_with_finite_gradients(name, scale, dtype):
-    logits = [x.requires_grad_() for x in some_logits(scale=scale, dtype=dtype)]
-    merge = built(name)
-    result = merge.to(dtype)(logits) if name in LEARNED else merge(logits)
-    assert result.dtype == dtype
-    assert result.isfinite().all()
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-9
-    torch.testing.assert_close(result.exp().sum(1), torch.ones(2, 3, 4, dtype=dtype), rtol=0, atol=tolerance)
-    F.nll_loss(result, torch.zeros(2, 3, 4, dtype=torch.long)).backward()
-    assert all(x.grad.isfinite().all() for x in logits)
-
-
-@pytest.mark.parametrize("name", MERGES)
+@pytest.mark.parametrize("name", [*FUNCTIONS, *LEARNED])
 def test_opposed_extremes(name):
     """Two learners that are certain of different classes."""
     first = torch.full((1, 3, 1, 1), -1e4)
@@ -97,23 +84,11 @@ def test_opposed_extremes(name):
     torch.testing.assert_close(result.exp()[0, :, 0, 0], torch.tensor([0.5, 0.5, 0.0]), rtol=0, atol=1e-5)
 
 
-def test_half_precision_is_widened():
-    logits = [x.bfloat16() for x in some_logits()]
-    assert average(logits).dtype == majority_vote(logits).dtype == product(logits).dtype == torch.float32
-
-
 @pytest.mark.parametrize("name", LEARNED)
 def test_learned_merges_start_as_the_mean_of_logits(name):
     logits = some_logits(4)
     expected = F.log_softmax(sum(logits) / 4, dim=1)
     torch.testing.assert_close(built(name, 4, trained=False)(logits), expected)
-
-
-@pytest.mark.parametrize("name", LEARNED)
-def test_gradients_reach_every_weight(name):
-    merge = built(name)
-    F.nll_loss(merge(some_logits()), torch.zeros(2, 3, 4, dtype=torch.long)).backward()
-    assert all(p.grad.any() for p in merge.parameters())
 
 
 def test_explicit_attention_is_a_weighted_sum():

@@ -1,4 +1,3 @@
-import inspect
 import re
 from itertools import pairwise
 
@@ -6,18 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from parity import assert_parity
+from testers import PyramidTester, randomised
 from torch import nn
 
 from segheads.pyramids import FPN, FPNT, PYRAMIDS, SimplePyramid
-
-SIZES = [(19, 26), (10, 13), (5, 7), (3, 4)]  # a backbone's maps of an image of 75 x 101
-CHANNELS = [5, 6, 7, 24]
-BUILDS = {
-    "fpn": lambda **kwargs: FPN(CHANNELS, 6, **kwargs),
-    "fpnt": lambda **kwargs: FPNT(CHANNELS, 6, num_layers=2, num_heads=2, window_size=3, **kwargs),
-    "simple": lambda **kwargs: SimplePyramid(CHANNELS, 6, stride=32, **kwargs),
-}
-ALL = pytest.mark.parametrize("name", list(BUILDS))
 
 # From the names of SenFormer's code to ours.
 NAMES = [
@@ -37,17 +28,6 @@ def rename(state):
             key = re.sub(pattern, replacement, key)
         renamed[key] = value
     return renamed
-
-
-def some_maps(batch=1):
-    return [torch.randn(batch, C, h, w) for C, (h, w) in zip(CHANNELS, SIZES, strict=True)]
-
-
-def randomised(module):
-    """No parameter at a value, such as 0, that would hide it."""
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return module.eval()
 
 
 # ---------------------------------------------------------------- FPN and FPNT as published
@@ -136,7 +116,7 @@ def slow_window_block(block, x, window, shift, num_heads):
 
 def test_fpn_is_laterals_nearest_sums_and_3x3():
     torch.manual_seed(0)
-    pyramid, maps = randomised(FPN(CHANNELS, 6)), some_maps(batch=2)
+    pyramid, maps = randomised(FPN(list(PyramidTester.CHANNELS), 6)), PyramidTester.maps(2)
     with torch.no_grad():
         for output, level, actual in zip(pyramid.outputs, slow_top_down(pyramid, maps), pyramid(maps), strict=True):
             torch.testing.assert_close(actual, F.conv2d(level, output.weight, output.bias, padding=1))
@@ -216,34 +196,6 @@ def test_initialisation_is_the_published():
                 assert float(values.std()) == pytest.approx(0.02, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["fpn", "fpnt"])
-@pytest.mark.parametrize("num_outputs", [1, 2, 4, None])
-def test_num_outputs_are_the_finest_of_the_whole(name, num_outputs):
-    torch.manual_seed(0)
-    whole, maps = BUILDS[name]().eval(), some_maps()
-    part = BUILDS[name](num_outputs=num_outputs).eval()
-    count = num_outputs or 4
-    missing, unexpected = part.load_state_dict(whole.state_dict(), strict=False)
-    assert not missing
-    assert bool(unexpected) == (count < 4)  # the other levels' layers are not built
-    assert len(part.channels) == len(part(maps)) == count
-    assert part.channels == [6] * count
-    assert part.output_strides([4, 8, 16, 32]) == [4, 8, 16, 32][:count]
-    for actual, expected in zip(part(maps), whole(maps), strict=False):
-        torch.testing.assert_close(actual, expected)
-
-
-@pytest.mark.parametrize("num_outputs", [1, 3])
-def test_num_outputs_of_the_simple_pyramid(num_outputs):
-    whole, part, maps = BUILDS["simple"]().eval(), BUILDS["simple"](num_outputs=num_outputs).eval(), some_maps()
-    missing, unexpected = part.load_state_dict(whole.state_dict(), strict=False)
-    assert not missing
-    assert unexpected
-    assert part.output_strides([4, 8, 16, 32]) == [4, 8, 16][:num_outputs]
-    for actual, expected in zip(part(maps), whole(maps)[:num_outputs], strict=True):
-        torch.testing.assert_close(actual, expected)
-
-
 @pytest.mark.parametrize(
     ("stride", "strides", "sizes"),
     [  # of a map of 5 x 7
@@ -308,76 +260,13 @@ def test_simple_pyramid_of_many_maps_uses_the_last():
 # ---------------------------------------------------------------- what all pyramids owe
 
 
-def test_registry():
-    assert list(PYRAMIDS) == list(BUILDS)
-    assert [PYRAMIDS[name] for name in BUILDS] == [type(BUILDS[name]()) for name in BUILDS]
-    for cls in PYRAMIDS.values():
-        assert "num_outputs" in inspect.signature(cls).parameters
+@pytest.mark.parametrize("name", list(PYRAMIDS))
+class TestPyramids(PyramidTester):
+    pass
 
 
-@ALL
-@pytest.mark.parametrize("sizes", [SIZES, [(1, 1)] * 4, [(5, 3), (3, 2), (2, 1), (1, 1)]])
-def test_channels_and_strides_are_true(name, sizes):
-    pyramid = BUILDS[name]()
-    assert pyramid.in_channels == CHANNELS
-    maps = [torch.randn(2, C, h, w) for C, (h, w) in zip(CHANNELS, sizes, strict=True)]
-    outputs = pyramid(maps)
-    if name == "simple":
-        h, w = sizes[-1]
-        sizes = [(8 * h, 8 * w), (4 * h, 4 * w), (2 * h, 2 * w), (h, w)]
-    assert [level.shape for level in outputs] == [
-        (2, C, *size) for C, size in zip(pyramid.channels, sizes, strict=True)
-    ]
-    assert pyramid.output_strides([4, 8, 16, 32]) == [4, 8, 16, 32]
-
-
-@ALL
-def test_one_channel(name):
-    outputs = PYRAMIDS[name]([1], 1)([torch.randn(1, 1, 3, 2)])
-    assert all(level.shape[:2] == (1, 1) for level in outputs)
-
-
-@ALL
-@pytest.mark.parametrize("num_outputs", [None, 1])
-def test_gradients_reach_every_parameter_and_map(name, num_outputs):
-    torch.manual_seed(0)
-    pyramid, maps = randomised(BUILDS[name](num_outputs=num_outputs)), some_maps()
-    for level in maps:
-        level.requires_grad_()
-    sum((level * torch.randn_like(level)).sum() for level in pyramid(maps)).backward()
-    assert [n for n, p in pyramid.named_parameters() if p.grad is None or not p.grad.any()] == []
-    used = maps[-1:] if name == "simple" else maps
-    assert all(level.grad is not None and level.grad.any() for level in used)
-
-
-@ALL
-def test_batch_equals_single(name):
-    pyramid, maps = randomised(BUILDS[name]()), some_maps(batch=3)
-    singles = [pyramid([level[i : i + 1] for level in maps]) for i in range(3)]
-    for i, level in enumerate(pyramid(maps)):
-        torch.testing.assert_close(level, torch.cat([single[i] for single in singles]))
-
-
-@ALL
-def test_exports_and_compiles(name):
-    pyramid, maps = randomised(BUILDS[name]()), some_maps()
-    with torch.no_grad():
-        exported = torch.export.export(pyramid, (maps,)).module()
-        compiled = torch.compile(pyramid, backend="eager", fullgraph=True)
-        for inputs in (maps, some_maps()):  # nothing of the first input is left in the graph
-            torch.testing.assert_close(exported(inputs), pyramid(inputs))
-            torch.testing.assert_close(compiled(inputs), pyramid(inputs))
-
-
-@ALL
-def test_follows_the_size_of_the_maps(name):
-    """A module that has seen one size gives on another what a fresh copy gives."""
-    pyramid, fresh = randomised(BUILDS[name]()), BUILDS[name]().eval()
-    fresh.load_state_dict(pyramid.state_dict())
-    other = [torch.randn(2, C, h, w) for C, (h, w) in zip(CHANNELS, [(8, 9), (4, 5), (2, 3), (1, 2)], strict=True)]
-    with torch.no_grad():
-        pyramid(some_maps())
-        torch.testing.assert_close(pyramid(other), fresh(other))
+def test_names():
+    assert PYRAMIDS.items() >= {"fpn": FPN, "fpnt": FPNT, "simple": SimplePyramid}.items()
 
 
 def test_compiled_window_blocks_follow_the_size():
@@ -387,74 +276,6 @@ def test_compiled_window_blocks_follow_the_size():
         for shape in [(1, 4, 7, 8), (2, 4, 5, 4), (1, 4, 6, 9)]:  # the second compiles for any size
             x = torch.randn(shape)
             torch.testing.assert_close(compiled([x]), pyramid([x]))
-
-
-@ALL
-def test_half_precision(name):
-    torch.manual_seed(0)
-    pyramid, maps = BUILDS[name](), some_maps()
-    expected = pyramid(maps)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = pyramid(maps)
-        sum(level.float().square().mean() for level in outputs).backward()
-    for actual, level in zip(outputs, expected, strict=True):
-        assert float((actual.float() - level).detach().abs().mean()) < 0.03
-    assert all(p.grad.isfinite().all() for p in pyramid.parameters())
-    pyramid.bfloat16()
-    for fused in (True, False):
-        for module in pyramid.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = fused
-        outputs = pyramid([level.bfloat16() for level in maps])
-        assert all(level.dtype == torch.bfloat16 and level.isfinite().all() for level in outputs)
-
-
-# ---------------------------------------------------------------- errors
-
-
-@ALL
-def test_bad_in_channels_are_named(name):
-    cls = PYRAMIDS[name]
-    with pytest.raises(ValueError, match=rf"{cls.__name__} takes a list of maps: in_channels must list .*; got \[\]"):
-        cls([])
-    with pytest.raises(ValueError, match="in_channels must list their channels; got 64"):
-        cls(64)
-    with pytest.raises(ValueError, match=r"in_channels and out_channels must be 1 or more; got \[4, 0\] and 6"):
-        cls([4, 0], 6)
-    with pytest.raises(ValueError, match=r"in_channels and out_channels must be 1 or more; got \[4\] and 0"):
-        cls([4], 0)
-
-
-@ALL
-@pytest.mark.parametrize("num_outputs", [0, -1, 5])
-def test_bad_num_outputs_is_named(name, num_outputs):
-    with pytest.raises(ValueError, match=f"num_outputs must be from 1 to 4, the number of levels; got {num_outputs}"):
-        BUILDS[name](num_outputs=num_outputs)
-
-
-@ALL
-def test_bad_maps_are_named(name):
-    pyramid, maps = BUILDS[name](), some_maps()
-    start = rf"{type(pyramid).__name__} takes a list of 4 maps \(B, C_i, h_i, w_i\), fine to coarse, of channels "
-    start += r"\[5, 6, 7, 24\]; got "
-    with pytest.raises(ValueError, match=start + r"\[\(1, 5, 19, 26\), \(1, 6, 10, 13\), \(1, 7, 5, 7\)\]$"):
-        pyramid(maps[:3])
-    with pytest.raises(ValueError, match=start + r"\[\(1, 24, 3, 4\), .*, \(1, 5, 19, 26\)\]$"):
-        pyramid(maps[::-1])
-    with pytest.raises(ValueError, match=start + r"\[\(1, 5, 494\), .*\]$"):
-        pyramid([level.flatten(2) for level in maps])
-    with pytest.raises(ValueError, match=start):
-        pyramid([*maps, maps[0][0]])
-    with pytest.raises(ValueError, match=r"takes a list of maps of channels \[5, 6, 7, 24\]; got \(1, 24, 3, 4\)"):
-        pyramid(maps[-1])
-    with pytest.raises(ValueError, match=r"takes a list of maps of channels \[5, 6, 7, 24\]; got NoneType"):
-        pyramid(None)
-
-
-@ALL
-def test_bad_strides_are_named(name):
-    with pytest.raises(ValueError, match=r"strides must be 4, one per map that comes in; got \[8, 16\]"):
-        BUILDS[name]().output_strides([8, 16])
 
 
 def test_bad_options_are_named():

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from segheads.ablation.config import GridConfig
@@ -161,20 +162,11 @@ def claimed(folder: Path) -> Iterator[bool]:
         free = [True]
         if PartialState().is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            free = [_lock(stack.enter_context((folder / LOCK).open("w")))]
+            try:
+                stack.enter_context(FileLock(folder / LOCK, timeout=0))
+            except Timeout:
+                free = [False]
         yield bool(broadcast_object_list(free)[0])
-
-
-def _lock(file: IO[str]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows has none: sweeps are not kept apart
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def folder_name(training: Mapping[str, Any], seed: int = 0) -> str:

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
@@ -194,8 +195,9 @@ def _of_all_images(accelerator: Accelerator, own: Sequence[Tensor], count: int, 
     counts = torch.zeros(most, 3, num_classes, dtype=torch.int64, device=accelerator.device)
     if own:
         counts[: len(own)] = torch.stack([*own])
-    gathered = accelerator.gather(counts).view(accelerator.num_processes, *counts.shape)
-    return gathered.transpose(0, 1).flatten(0, 1)[:count].cpu()  # process p had images p, p + processes, ...
+    # process p had images p, p + processes, ...
+    ordered = rearrange(accelerator.gather(counts), "(p n) c k -> (n p) c k", p=accelerator.num_processes)
+    return ordered[:count].cpu()
 
 
 def predict(

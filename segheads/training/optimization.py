@@ -221,7 +221,11 @@ def _lay_out_like_parameters(optimizer: Optimizer) -> None:
 
 
 def _not_decayed(model: nn.Module) -> set[int]:
-    """Ids of the parameters that are not decayed."""
+    """Ids of the parameters that are not decayed.
+
+    timm's `param_groups_weight_decay` differs: it asks the whole model alone for `no_weight_decay()`, not its parts,
+    looks at one name of tied parameters, knows one rate, and reads patterns, of which XCiT has one (`pos_embed.*`).
+    """
     names = set()
     for prefix, module in model.named_modules():
         listed: set[str] = getattr(module, "no_weight_decay", set)()

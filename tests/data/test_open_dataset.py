@@ -54,11 +54,6 @@ def test_options_of_other_data_sets():
         open_dataset(config, "val")
 
 
-def test_options_are_fields():
-    fields = {field.name for field in dataclasses.fields(DataConfig)}
-    assert all(kind.options <= fields for kind in DATASETS.values())
-
-
 class Lawns(FolderDataset):
     """A data set of one's own, in one class."""
 
@@ -133,13 +128,6 @@ def test_no_download(name, tmp_path):
 
 def test_scenes_need_no_download():
     assert len(open_dataset(DataConfig(dataset="scenes", download=True), "val")) == 100
-
-
-@pytest.mark.parametrize("name", sorted(DATASETS.keys() - {"scenes"}))
-def test_nothing_there(name, tmp_path):
-    classes = {"num_classes": 2} if name == "folder" else {}
-    with pytest.raises(DataMissingError, match=f"there is no .*{tmp_path}"):
-        open_dataset(DataConfig(dataset=name, data_root=tmp_path, **classes), "val")
 
 
 def test_splits_that_are_unknown(tmp_path):

@@ -3,12 +3,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from miniatures import cityscapes, converted_coco_stuff, pascal_context
+from miniatures import camvid
 from PIL import Image
+from testers import DatasetTester
 
 from segheads.classes import distinct_colours
-from segheads.data import ADE20K, DATASETS, CamVid, Cityscapes, COCOStuff10K, FolderDataset, PascalContext, Scenes
-from segheads.data.dataset import SegmentationDataset
+from segheads.data import ADE20K, DATASETS, CamVid, FolderDataset, Scenes
 from segheads.errors import DataError
 
 
@@ -21,44 +21,9 @@ def write_pair(images, labels, stem="a", size=(8, 6), values=(0, 1), suffix=".jp
     Image.fromarray(array).save(labels / f"{stem}.png")
 
 
-def make(name, root):
-    if name == "scenes":
-        return Scenes("val", size=(48, 64), length=3)
-    if name == "ade20k":
-        for split in ("training", "validation"):
-            write_pair(root / "images" / split, root / "annotations" / split, values=(0, 1, 150))
-        return ADE20K(root, "val")
-    if name == "camvid":
-        write_pair(root / "train", root / "trainannot", values=(0, 10, 11), suffix=".png")
-        return CamVid(root, "train")
-    if name == "cityscapes":
-        return Cityscapes(cityscapes(root), "val")
-    if name == "coco_stuff_10k":
-        return COCOStuff10K(converted_coco_stuff(root), "val")
-    if name == "pascal_context":
-        return PascalContext(pascal_context(root), "val")
-    write_pair(root / "i", root / "l", values=(0, 2, 255))
-    return FolderDataset(root / "i", root / "l", 3)
-
-
-@pytest.mark.parametrize("name", DATASETS)
-def test_contract(name, tmp_path):
-    dataset = make(name, tmp_path)
-    assert isinstance(dataset, SegmentationDataset)
-    assert isinstance(dataset, DATASETS[name])
-    assert dataset.num_classes == len(dataset.class_names) == len(set(dataset.class_names)) == len(dataset.palette)
-    assert all(len(colour) == 3 and 0 <= min(colour) <= max(colour) <= 255 for colour in dataset.palette)
-    assert isinstance(dataset.name(0), str)
-    assert dataset.ignore_index == 255
-    picture, stored = dataset.read(0)
-    assert (picture.mode, picture.size, stored.dtype) == ("RGB", tuple(stored.shape[::-1]), torch.uint8)
-    image, labels = dataset[len(dataset) - 1]
-    assert (image.dtype, labels.dtype) == (torch.float32, torch.int64)
-    assert image.shape == (3, *labels.shape)
-    assert 0 <= image.min() <= image.max() <= 1
-    assert set(labels.unique().tolist()) <= {*range(dataset.num_classes), 255}
-    with pytest.raises(IndexError):
-        dataset[len(dataset)]
+@pytest.mark.parametrize("name", list(DATASETS))
+class TestDatasets(DatasetTester):
+    pass
 
 
 def test_ade20k_labels_shift_and_both_roots(tmp_path):
@@ -71,7 +36,7 @@ def test_ade20k_labels_shift_and_both_roots(tmp_path):
 
 
 def test_camvid_unlabelled(tmp_path):
-    assert make("camvid", tmp_path)[0][1][0, :3].tolist() == [0, 10, 255]
+    assert CamVid(camvid(tmp_path), "train")[0][1][0, :3].tolist() == [0, 10, 255]
 
 
 def test_real_camvid(shared_data):

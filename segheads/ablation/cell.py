@@ -61,7 +61,8 @@ class Cell:
             SystemExit: If it holds a training of another configuration.
         """
         try:
-            return RunFolder(self.folder, self.config.as_json(), resume=True, may_differ=CELL_MAY_DIFFER)
+            options: dict[str, Any] = {"may_differ": CELL_MAY_DIFFER, "defaults": self.config.defaults_as_json()}
+            return RunFolder(self.folder, self.config.as_json(), resume=True, **options)
         except ValueError as error:
             raise SystemExit(f"error: {error}; give another --output") from error
 

@@ -72,6 +72,10 @@ class TrainingConfig:
     """Any of segheads.list_heads()."""
     drop_path_rate: float
     """Stochastic depth of the backbone."""
+    loss: str = "ce"
+    """Any of segheads.losses.LOSSES: ce is cross-entropy."""
+    label_smoothing: float = 0.0
+    """Share of the target that the loss spreads over all classes."""
     loss_reduction: Reduction
     """Divide the loss by all pixels, or by the valid ones."""
 
@@ -162,6 +166,13 @@ class TrainingConfig:
         """The configuration in JSON values, as config.json has it."""
         return {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(self).items()}
 
+    def defaults_as_json(self) -> dict[str, Any]:
+        """What fields count as that the config.json of an older version lacks."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {
+            key: str(v) if isinstance(v, Path) else v for key, v in defaults.items() if v is not dataclasses.MISSING
+        }
+
     def data_config(self) -> DataConfig:
         """The data set and its options, as `open_dataset` takes them."""
         return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(DataConfig)})
@@ -176,5 +187,7 @@ class TrainingConfig:
                 "drop_path_rate": self.drop_path_rate,
                 "model_kwargs": {key: value for key, value in sizes.items() if value is not None},
             },
+            "loss": self.loss,
+            "loss_kwargs": {"label_smoothing": self.label_smoothing} if self.label_smoothing else {},
             "loss_reduction": self.loss_reduction,
         }

@@ -165,8 +165,9 @@ def open_run(accelerator: Accelerator, config: TrainingConfig) -> RunFolder:
             f"{config.gradient_accumulation} accumulated batches, and must be a multiple of {parts}"
         )
     values, keep = config.as_json(), config.keep_checkpoints
+    options: dict[str, Any] = {"may_differ": MAY_DIFFER, "defaults": config.defaults_as_json()}
     try:
-        return RunFolder(config.output, values, resume=config.resume, may_differ=MAY_DIFFER, keep=keep)
+        return RunFolder(config.output, values, resume=config.resume, keep=keep, **options)
     except (FileExistsError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class RunFolder:
         config: The run's configuration, of JSON values.
         resume: Go on with the run that the folder holds; with none there, a new one starts.
         may_differ: Names in `config` that a resumed run may change.
+        defaults: What a name counts as that the folder's configuration, of an older version, lacks.
         keep: How many checkpoints to keep.
 
     Raises:
@@ -48,6 +50,7 @@ class RunFolder:
         *,
         resume: bool = False,
         may_differ: Collection[str] = (),
+        defaults: Mapping[str, Any] = MappingProxyType({}),
         keep: int = 3,
     ) -> None:
         self.path = Path(path)
@@ -58,7 +61,10 @@ class RunFolder:
                     f"{self.path} holds a run (iteration {self.latest()}); give --resume to go on with it, "
                     "or another --output"
                 )
-            _check_config(self.path / CONFIG, json.loads(json.dumps(config)), may_differ)
+            before = {**defaults, **json.loads((self.path / CONFIG).read_text())}
+            changed = _changes(json.loads(json.dumps(before)), json.loads(json.dumps(config)), may_differ)
+            if changed:
+                raise ValueError(f"{self.path / CONFIG} is of a run with another configuration: {'; '.join(changed)}")
 
     def start(self, config: Mapping[str, Any]) -> int:
         """Write the configuration and forget records after the last checkpoint; to be called by one process.
@@ -135,15 +141,12 @@ def check_finite(model: torch.nn.Module, iteration: int) -> None:
             raise FloatingPointError(f"{name} is not finite after iteration {iteration}; no checkpoint was written")
 
 
-def _check_config(path: Path, config: Mapping[str, Any], may_differ: Collection[str]) -> None:
-    before = json.loads(path.read_text())
-    changed = [
-        f"{key} was {before.get(key)!r} and is {config.get(key)!r}"
-        for key in sorted(before.keys() | config.keys())
-        if key not in may_differ and before.get(key) != config.get(key)
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Collection[str]) -> list[str]:
+    return [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if key not in may_differ and before.get(key) != now.get(key)
     ]
-    if changed:
-        raise ValueError(f"{path} is of a run with another configuration: {'; '.join(changed)}")
 
 
 def _write(path: Path, text: str) -> None:

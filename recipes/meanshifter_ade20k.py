@@ -32,7 +32,6 @@ from pathlib import Path
 import tyro
 
 from segheads import SegmentationModel, create_model
-from segheads.functional.affinity import Kernel
 from segheads.functional.upsample import Reduction
 from segheads.training import DEMO_RUN, TrainingConfig, run_training
 
@@ -55,8 +54,8 @@ class Config(TrainingConfig):
     """The head after the shift, for the mean_shift head."""
     concat_input: bool = False
     """Give the decoder the unshifted features beside the shifted ones; of the mean_shift head, as what follows."""
-    kernel: Kernel = "dot"
-    """The thesis' dot, or gaussian or cosine."""
+    kernel: str = "dot"
+    """The thesis' dot, or gaussian, cosine, or another of segheads.functional.kernels.KERNELS."""
     bandwidth: float | None = None
     """Bandwidth in units of the projected tokens; None means the kernel's own."""
     spatial_bandwidth: float | None = None

@@ -131,8 +131,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits of images, or with labels the loss, in one call so that it works under DDP and torch.compile.
 
-        The loss is `head.loss` with the model's criterion, cross-entropy unless it was built with another: as a rule that of the first prediction plus the mean over the
-        others, plus `auxiliary_weight` times that of the auxiliary head.
+        The loss is `head.loss` with the model's criterion, by default cross-entropy: as a rule that of the first
+        prediction plus the mean over the others, plus `auxiliary_weight` times that of the auxiliary head.
 
         Args:
             images: Normalised images (see `data_config`).

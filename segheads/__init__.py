@@ -46,24 +46,25 @@ _MODULES = {  # the same for running code; all other public names are those of s
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name, or a module of the package."""
-    if name == "__all__":
-        return __dir__()
-    if not name.startswith("_"):
-        if name in _MODULES:
-            return _kept(name, getattr(import_module(f"segheads.{_MODULES[name]}"), name))
-        if find_spec(f"segheads.{name}") is not None:
-            return import_module(f"segheads.{name}")
-        heads = import_module("segheads.heads")
-        if name in heads.__all__:
-            return _kept(name, getattr(heads, name))
-    raise AttributeError(f"module 'segheads' has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would pass over names that are not there
 
+    def __getattr__(name: str) -> Any:
+        """Load a public name, or a module of the package."""
+        if name == "__all__":
+            return __dir__()
+        if not name.startswith("_"):
+            if name in _MODULES:
+                return _kept(name, getattr(import_module(f"segheads.{_MODULES[name]}"), name))
+            if find_spec(f"segheads.{name}") is not None:
+                return import_module(f"segheads.{name}")
+            heads = import_module("segheads.heads")
+            if name in heads.__all__:
+                return _kept(name, getattr(heads, name))
+        raise AttributeError(f"module 'segheads' has no attribute {name!r}")
 
-def __dir__() -> list[str]:
-    """The public names."""
-    return sorted({*_MODULES, *import_module("segheads.heads").__all__})
+    def __dir__() -> list[str]:
+        """The public names."""
+        return sorted({*_MODULES, *import_module("segheads.heads").__all__})
 
 
 def _kept(name: str, value: Any) -> Any:

@@ -33,7 +33,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import tyro
@@ -73,8 +73,9 @@ class Config(TrainingConfig):
     """Which levels have a learner, 0 the finest; None means all."""
     learners_per_level: int = 1
     """Learners on each level."""
-    pyramid: Literal["auto", "fpn", "fpnt", "simple", "none"] = "auto"
-    """Between backbone and head; auto is what the head prefers (fpnt here), and simple with a plain ViT."""
+    pyramid: str = "auto"
+    """Between backbone and head, a name in segheads.pyramids.PYRAMIDS or none; auto is what the head prefers (fpnt
+    here), and simple with a plain ViT."""
     width: int = 512
     """Channels (d) of the pyramid before senformer and feature_fusion or given by name, and of uper and sen_uper."""
     auxiliary_weight: float = 0.4

@@ -7,7 +7,17 @@ from miniatures import cityscapes, converted_coco_stuff, pascal_context
 from PIL import Image
 
 from segheads.classes import distinct_colours
-from segheads.data import ADE20K, DATASETS, CamVid, Cityscapes, COCOStuff10K, FolderDataset, PascalContext, Scenes
+from segheads.data import (
+    ADE20K,
+    DATASETS,
+    CamVid,
+    Cityscapes,
+    COCOStuff10K,
+    DataConfig,
+    FolderDataset,
+    PascalContext,
+    Scenes,
+)
 from segheads.data.dataset import SegmentationDataset
 from segheads.errors import DataError
 
@@ -37,8 +47,10 @@ def make(name, root):
         return COCOStuff10K(converted_coco_stuff(root), "val")
     if name == "pascal_context":
         return PascalContext(pascal_context(root), "val")
-    write_pair(root / "i", root / "l", values=(0, 2, 255))
-    return FolderDataset(root / "i", root / "l", 3)
+    if name == "folder":
+        write_pair(root / "i", root / "l", values=(0, 2, 255))
+        return FolderDataset(root / "i", root / "l", 3)
+    return DATASETS[name].open(DataConfig(dataset=name, data_root=root), "val")  # a set that draws its images
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -61,10 +61,7 @@ class RunFolder:
                     f"{self.path} holds a run (iteration {self.latest()}); give --resume to go on with it, "
                     "or another --output"
                 )
-            before = {**defaults, **json.loads((self.path / CONFIG).read_text())}
-            changed = _changes(json.loads(json.dumps(before)), json.loads(json.dumps(config)), may_differ)
-            if changed:
-                raise ValueError(f"{self.path / CONFIG} is of a run with another configuration: {'; '.join(changed)}")
+            _check_config(self.path / CONFIG, defaults, json.loads(json.dumps(config)), may_differ)
 
     def start(self, config: Mapping[str, Any]) -> int:
         """Write the configuration and forget records after the last checkpoint; to be called by one process.
@@ -141,12 +138,17 @@ def check_finite(model: torch.nn.Module, iteration: int) -> None:
             raise FloatingPointError(f"{name} is not finite after iteration {iteration}; no checkpoint was written")
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Collection[str]) -> list[str]:
-    return [
-        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if key not in may_differ and before.get(key) != now.get(key)
+def _check_config(
+    path: Path, defaults: Mapping[str, Any], config: Mapping[str, Any], may_differ: Collection[str]
+) -> None:
+    before = json.loads(json.dumps(dict(defaults))) | json.loads(path.read_text())
+    changed = [
+        f"{key} was {before.get(key)!r} and is {config.get(key)!r}"
+        for key in sorted(before.keys() | config.keys())
+        if key not in may_differ and before.get(key) != config.get(key)
     ]
+    if changed:
+        raise ValueError(f"{path} is of a run with another configuration: {'; '.join(changed)}")
 
 
 def _write(path: Path, text: str) -> None:

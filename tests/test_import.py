@@ -57,7 +57,7 @@ def test_asking_is_noticed():
 
 def test_names_are_the_same_for_people_and_for_type_checkers():
     tree = ast.parse(Path(segheads.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))  # if TYPE_CHECKING
     seen = {name.name: node.module for node in block.body for name in node.names}
     assert seen.pop("*") == "segheads.heads"
     assert seen == {name: f"segheads.{module}" for name, module in segheads._MODULES.items()}

@@ -31,7 +31,7 @@ Ours at full length, and hours and memory on a GPU: not yet measured.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 from accelerate import PartialState
@@ -103,8 +103,9 @@ class Config(TrainingConfig):
     """Which levels have a learner, 0 the finest; None means all."""
     learners_per_level: int = 1
     """Learners on each level."""
-    pyramid: Literal["auto", "fpn", "fpnt", "simple", "none"] = "auto"
-    """Between backbone and head; auto is what the head prefers (fpnt here), and simple with a plain ViT."""
+    pyramid: str = "auto"
+    """Between backbone and head, a name in segheads.pyramids.PYRAMIDS or none; auto is what the head prefers (fpnt
+    here), and simple with a plain ViT."""
     width: int = 512
     """Channels (d) of the pyramid before senformer and feature_fusion or given by name, and of uper and sen_uper."""
     auxiliary_weight: float = 0.4

@@ -23,6 +23,8 @@ def create_model(
     auxiliary_weight: float = 0.0,
     auxiliary_kwargs: dict[str, Any] | None = None,
     ignore_index: int = 255,
+    loss: str = "ce",
+    loss_kwargs: dict[str, Any] | None = None,
     loss_reduction: Reduction = "valid",
     stretch_logits: bool = False,
 ) -> SegmentationModel:
@@ -51,11 +53,13 @@ def create_model(
             UPerNet: 0.4); 0 builds none.
         auxiliary_kwargs: Further arguments of the auxiliary head; SenFormer's has `{"channels": 512}`.
         ignore_index: The label that the loss leaves out.
-        loss_reduction: `"valid"` or `"all"`, see `segheads.functional.upsample_cross_entropy`.
+        loss: A name in `segheads.losses.LOSSES`.
+        loss_kwargs: Options of the loss, such as `{"label_smoothing": 0.1}`.
+        loss_reduction: `"valid"` or `"all"`, see `segheads.losses.PixelLoss`.
         stretch_logits: See `SegmentationModel`.
 
     Raises:
-        ValueError: If a name is unknown, `num_classes` is below 1, or parts do not fit.
+        ValueError: If a name is unknown, `num_classes` is below 1, parts do not fit, or the loss refuses an option.
         PretrainedWeightsError: If pretrained weights cannot be had.
 
     Examples:
@@ -75,6 +79,8 @@ def create_model(
         auxiliary_weight=auxiliary_weight,
         auxiliary_kwargs=auxiliary_kwargs or {},
         ignore_index=ignore_index,
+        loss=loss,
+        loss_kwargs=loss_kwargs or {},
         loss_reduction=loss_reduction,
         stretch_logits=stretch_logits,
     )

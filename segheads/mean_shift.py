@@ -11,14 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
 
 from segheads.functional import mean_shift
-from segheads.functional.affinity import (
-    KERNELS,
-    Kernel,
-    default_bandwidth,
-    grid_positions,
-    measured,
-    scores,
-)
+from segheads.functional.affinity import grid_positions, scores
+from segheads.functional.kernels import find_kernel
 from segheads.functional.mean_shift import mean_shift_steps
 
 INITIAL_STD = 0.02  # of the projection's weights, as published
@@ -29,8 +23,8 @@ class StepOptions(TypedDict, total=False):
 
     shift_channels: int | None
     """Width in which distances are measured (d_ms); None means that of the features."""
-    kernel: Kernel
-    """The thesis' dot, or gaussian or cosine."""
+    kernel: str
+    """The thesis' dot, or gaussian, cosine, or another of segheads.functional.kernels.KERNELS."""
     bandwidth: float | None
     """Bandwidth in units of the projected tokens; None means the kernel's own."""
     spatial_bandwidth: float | None
@@ -67,7 +61,7 @@ class MeanShift(nn.Module):
         channels: Channels C of the features.
         shift_channels: Width D of the space in which distances are measured (the thesis' d_ms); None means `channels`.
         num_layers: How often to shift (the thesis' L_ms).
-        kernel: `"dot"`, `"gaussian"` or `"cosine"`.
+        kernel: `"dot"`, `"gaussian"`, `"cosine"`, or another name in `segheads.functional.kernels.KERNELS`.
         bandwidth: The bandwidth h in units of the projected tokens. None means `D ** 0.25` for the dot kernel (the
             thesis') and `0.1 ** 0.5` for the cosine; for the Gaussian `0.01 (C D) ** 0.5`, which is half the projected
             tokens' length where training starts. There `D ** 0.25` is so wide that three shifts leave but the mean.
@@ -101,7 +95,7 @@ class MeanShift(nn.Module):
         *,
         num_layers: int = 1,
         shift_channels: int | None = None,
-        kernel: Kernel = "dot",
+        kernel: str = "dot",
         bandwidth: float | None = None,
         spatial_bandwidth: float | None = None,
         learn_bandwidth: bool = False,
@@ -113,8 +107,7 @@ class MeanShift(nn.Module):
         shift_channels = channels if shift_channels is None else shift_channels
         if channels < 1 or shift_channels < 1:
             raise ValueError(f"channels and shift_channels must be 1 or more; got {channels} and {shift_channels}")
-        if kernel not in KERNELS:
-            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
+        how = find_kernel(kernel)
         if not step > 0:
             raise ValueError(f"step must be above 0; got {step}")
         self.kernel = kernel
@@ -122,9 +115,8 @@ class MeanShift(nn.Module):
         self.projection = nn.Linear(channels, shift_channels)
         trunc_normal_(self.projection.weight, std=INITIAL_STD)
         nn.init.zeros_(self.projection.bias)
-        if bandwidth is None and kernel == "gaussian":
-            bandwidth = INITIAL_STD / 2 * (channels * shift_channels) ** 0.5
-        bandwidth = default_bandwidth(kernel, shift_channels) if bandwidth is None else bandwidth
+        if bandwidth is None:
+            bandwidth = how.initial_bandwidth(channels, shift_channels, INITIAL_STD)
         is_spatial = spatial_bandwidth is not None
         self.log_bandwidth = nn.Parameter(torch.zeros(())) if learn_bandwidth else None
         self.log_spatial_bandwidth = nn.Parameter(torch.zeros(())) if learn_bandwidth and is_spatial else None
@@ -205,12 +197,13 @@ class MeanShift(nn.Module):
         tokens = x if x.ndim == 3 else rearrange(x, "b c h w -> b (h w) c")
         if not 0 <= index < tokens.shape[1]:
             raise IndexError(f"index must be 0..{tokens.shape[1] - 1}, of a token; got {index}")
-        r, one = measured(self.projection(tokens), self.kernel), slice(index, index + 1)
+        kernel, one = find_kernel(self.kernel), slice(index, index + 1)
+        r = kernel.measured(self.projection(tokens))
         places: tuple[Tensor | None, Tensor | None, float] = (None, None, 1.0)
         if self.spatial_bandwidth is not None:
             grid = grid_positions(x)
             places = (grid[one], grid, self.spatial_bandwidth)
-        return scores(r[:, one], r, self.kernel, self.bandwidth, *places).weights()[:, 0]
+        return scores(r[:, one], r, kernel, self.bandwidth, *places).weights()[:, 0]
 
     def extra_repr(self) -> str:
         """Adds the kernel, the bandwidth, what is learned, and the number of layers to the module's representation."""

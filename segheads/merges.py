@@ -173,6 +173,7 @@ MERGES: dict[str, Any] = {  # functions of the logits, and modules that are such
     "hierarchical_attention": HierarchicalAttention,
     "explicit_attention": ExplicitAttention,
 }
+"""The merges by the names that `SenFormerHead` takes; a name of your own may be added."""
 
 
 def check_count(merge: str, num_learners: int) -> None:

@@ -1,11 +1,11 @@
 """A backbone and a head, from images to logits, loss and label maps."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
@@ -13,15 +13,21 @@ from torch import Tensor, nn
 from segheads.backbones import TimmBackbone
 from segheads.classes import Classes
 from segheads.errors import SavedModelError, SavedModelMissingError
-from segheads.functional import upsample, upsample_argmax, upsample_cross_entropy
+from segheads.functional import upsample, upsample_argmax
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction
 from segheads.heads import FCNHead, Head, find_head
 from segheads.inference.protocol import WHOLE, InferenceProtocol
+from segheads.losses import PixelLoss, create_loss
 from segheads.modules import evaluating, freeze_unused
 from segheads.plan import ModelPlan, wire
 from segheads.pyramids import Pyramid, find_pyramid
 from segheads.saving import check_place, load_weights, read_folder, restore_settings, write_folder
+
+
+def _of_the_loss(name: str, doc: str) -> Any:
+    """An attribute of the loss, to be read and set on the model, too."""
+    return property(lambda model: getattr(model.criterion, name), lambda m, x: setattr(m.criterion, name, x), doc=doc)
 
 
 class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipeline_tag="image-segmentation"):
@@ -43,7 +49,9 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             of a plain ViT) that training supervises, too, and nothing else uses.
         auxiliary_weight: Weight of the auxiliary head's loss.
         ignore_index: The label that the loss leaves out.
-        loss_reduction: `"valid"` or `"all"`, see `segheads.functional.upsample_cross_entropy`.
+        loss: A name in `segheads.losses.LOSSES`, or a `PixelLoss` class.
+        loss_kwargs: Options of the loss, such as `{"label_smoothing": 0.1}`.
+        loss_reduction: `"valid"` or `"all"`, see `segheads.losses.PixelLoss`.
         stretch_logits: Resize logits over the image without removing the padding.
 
     Attributes:
@@ -52,7 +60,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         protocol: How images are shown to the model, which a saved model keeps; the recipes fill it in.
 
     Raises:
-        ValueError: If a part takes other channels than the one before it gives.
+        ValueError: If a part takes other channels than the one before it gives, or the loss is unknown or refuses an
+            option.
 
     Examples:
         >>> from segheads import create_model
@@ -73,6 +82,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         auxiliary_head: Head | None = None,
         auxiliary_weight: float = 0.4,
         ignore_index: int = 255,
+        loss: str | Callable[..., PixelLoss] = "ce",
+        loss_kwargs: Mapping[str, Any] | None = None,
         loss_reduction: Reduction = "valid",
         stretch_logits: bool = False,
     ) -> None:
@@ -93,8 +104,9 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         self.head = head
         self.auxiliary_head = auxiliary_head
         self.auxiliary_weight = auxiliary_weight
-        self.ignore_index = ignore_index
-        self.loss_reduction = loss_reduction
+        self.criterion = create_loss(
+            loss, head.num_classes, ignore_index=ignore_index, reduction=loss_reduction, **(loss_kwargs or {})
+        )
         self.stretch_logits = stretch_logits
         self.plan: ModelPlan | None = None  # what it was built from, if by names
         self.classes: Classes | None = None
@@ -108,6 +120,9 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         """Number of classes K."""
         return self.head.num_classes
 
+    ignore_index = _of_the_loss("ignore_index", "The label that the loss leaves out.")
+    loss_reduction = _of_the_loss("reduction", "What the loss divides a sum over pixels by.")
+
     @property
     def data_config(self) -> dict[str, Any]:
         """The backbone's mean, standard deviation and input size, in timm's words."""
@@ -116,8 +131,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits of images, or with labels the loss, in one call so that it works under DDP and torch.compile.
 
-        The loss is `head.loss` with cross-entropy, as a rule that of the first prediction plus the mean over the
-        others, plus `auxiliary_weight` times that of the auxiliary head.
+        The loss is `head.loss` with the model's criterion, by default cross-entropy: as a rule that of the first
+        prediction plus the mean over the others, plus `auxiliary_weight` times that of the auxiliary head.
 
         Args:
             images: Normalised images (see `data_config`).
@@ -237,13 +252,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         return upsample(logits, self._covered_size(logits, size, self._stride))[:, :, : size[0], : size[1]]
 
     def _loss(self, logits: Tensor, labels: Tensor, stride: float) -> Tensor:
-        H, W = labels.shape[1:]
-        covered = self._covered_size(logits, (H, W), stride)
-        padded = F.pad(labels, (0, covered[1] - W, 0, covered[0] - H), value=self.ignore_index)
-        loss = upsample_cross_entropy(logits, padded, ignore_index=self.ignore_index, reduction=self.loss_reduction)
-        if self.loss_reduction == "all":  # all pixels of the image, not of its padding
-            loss = loss * (covered[0] * covered[1] / (H * W))
-        return loss
+        return self.criterion(logits, labels, self._covered_size(logits, (labels.shape[1], labels.shape[2]), stride))
 
     def save_pretrained(
         self,
@@ -362,6 +371,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             auxiliary_head=auxiliary,
             auxiliary_weight=plan.auxiliary_weight,
             ignore_index=plan.ignore_index,
+            loss=plan.loss,
+            loss_kwargs=plan.loss_kwargs,
             loss_reduction=plan.loss_reduction,
             stretch_logits=plan.stretch_logits,
         )

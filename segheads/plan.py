@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from segheads.functional.upsample import Reduction
 from segheads.heads import find_head
+from segheads.losses import create_loss
 from segheads.pyramids import find_pyramid
 
 
@@ -24,7 +25,7 @@ class ModelPlan:
     The rest is as in `create_model`.
 
     Raises:
-        ValueError: If a name is unknown or a number out of range.
+        ValueError: If a name is unknown, a number out of range, or the loss refuses an option.
     """
 
     backbone: str
@@ -39,6 +40,8 @@ class ModelPlan:
     ignore_index: int = 255
     loss_reduction: Reduction = "valid"
     stretch_logits: bool = False
+    loss: str = "ce"
+    loss_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         find_head(self.head)
@@ -52,6 +55,7 @@ class ModelPlan:
             raise ValueError(
                 f"pyramid_kwargs {self.pyramid_kwargs} need a pyramid; {self.backbone} with {self.head} has none"
             )
+        create_loss(self.loss, self.num_classes, **self.loss_kwargs)  # refuses before anything is fetched
 
     def backbone_options(self) -> dict[str, Any]:
         """Arguments of `TimmBackbone`: what is wanted of a plain ViT unless it was said."""

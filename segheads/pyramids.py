@@ -248,6 +248,7 @@ PYRAMIDS: dict[str, type[Pyramid]] = {
     "fpnt": FPNT,
     "simple": SimplePyramid,
 }
+"""The pyramids by the names that `create_model` takes; a name of your own may be added."""
 
 
 def find_pyramid(name: str) -> Callable[..., Pyramid]:

@@ -18,6 +18,16 @@ from segheads.data.samples import EvaluationSamples, IterationSampler, TrainingS
 from segheads.data.scenes import Scenes
 from segheads.data.subset import SubsetDataset
 
+DATASETS |= {
+    "ade20k": ADE20K,
+    "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "coco_stuff_10k": COCOStuff10K,
+    "pascal_context": PascalContext,
+    "scenes": Scenes,
+    "folder": FolderDataset,
+}
+
 __all__ = [
     "ADE20K",
     "DATASETS",

@@ -9,8 +9,6 @@ import zipfile
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from segheads.errors import DownloadError
 
 FOLDER = "ADEChallengeData2016"
@@ -94,6 +92,8 @@ def _continues(response: HTTPResponse, have: int, tag: str) -> bool:
 
 
 def _save(response: HTTPResponse, part: Path, tag_file: Path, have: int) -> None:
+    from tqdm import tqdm  # for those who download alone
+
     length = response.headers.get("Content-Length")
     size = have + int(length) if length else None
     if not have:
@@ -127,6 +127,8 @@ def _verify(archive: Path, sha1: str | None) -> None:
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack beside `folder`, then rename, so that a kill leaves nothing that looks complete."""
+    from tqdm import tqdm
+
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

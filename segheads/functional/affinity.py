@@ -1,6 +1,6 @@
 """Averages of tokens, weighted by the softmax of scores, in memory that grows with the number of tokens alone."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 
-Kernel = Literal["dot", "gaussian", "cosine"]
-KERNELS: tuple[Kernel, ...] = ("dot", "gaussian", "cosine")
-COSINE_BANDWIDTH = 10**-0.5  # an inverse temperature of 10, with which the design's trial began
+from segheads.functional.kernels import Kernel
 
 TILE = 256  # rows of the N x N affinity that are held at a time where no fused kernel serves
 MOST_FILLING = 8  # channels of zeros with which a fused kernel is still the quicker way
@@ -28,16 +26,6 @@ class Scores(NamedTuple):
     def weights(self) -> Tensor:
         """The softmax over the keys, `(B, M, N)`, for a few queries."""
         return _weights(self.query * self.scale, self.key, self.cancels)
-
-
-def default_bandwidth(kernel: Kernel, shift_channels: int) -> float:
-    """`D ** 0.25` for the dot and the Gaussian kernel (scores over sqrt(D), as in the thesis), else sqrt(0.1)."""
-    return COSINE_BANDWIDTH if kernel == "cosine" else shift_channels**0.25
-
-
-def measured(r: Tensor, kernel: Kernel) -> Tensor:
-    """Projected tokens as the kernel compares them: the cosine kernel looks at their directions."""
-    return F.normalize(r, dim=-1) if kernel == "cosine" else r
 
 
 def grid_positions(x: Tensor) -> Tensor:
@@ -62,12 +50,12 @@ def scores(
     is one more channel. Both sides are centred first: that changes no distance, and keeps the products small. Places
     are more channels of the same kind, in units of their own bandwidth.
     """
-    if kernel != "gaussian" and positions is None:  # on unit vectors the norms are all the same
+    if not kernel.by_distance and positions is None:
         if isinstance(bandwidth, Tensor):
             return Scores((query / bandwidth**2).to(key.dtype), key, 1.0, cancels=False)
         return Scores(query, key, bandwidth**-2, cancels=False)
     norm, of_query, of_key = None, [], []
-    if kernel == "gaussian":
+    if kernel.by_distance:
         centre = key.detach().mean(dim=1, keepdim=True)
         query, key = query - centre, key - centre
         norm = _wide(key).square().sum(-1, keepdim=True) / (-2 * bandwidth**2)

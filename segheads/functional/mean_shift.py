@@ -5,15 +5,8 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor
 
-from segheads.functional.affinity import (
-    KERNELS,
-    Kernel,
-    default_bandwidth,
-    grid_positions,
-    measured,
-    scores,
-    weighted_average,
-)
+from segheads.functional.affinity import grid_positions, scores, weighted_average
+from segheads.functional.kernels import Kernel, find_kernel
 
 
 def mean_shift(
@@ -22,7 +15,7 @@ def mean_shift(
     bias: Tensor | None = None,
     *,
     num_layers: int = 1,
-    kernel: Kernel = "dot",
+    kernel: str = "dot",
     bandwidth: float | Tensor | None = None,
     spatial_bandwidth: float | Tensor | None = None,
     blurring: bool = True,
@@ -61,7 +54,7 @@ def mean_shift(
         weight: Projection to the space in which distances are measured.
         bias: Bias of the projection.
         num_layers: How often to shift; 0 returns `x` itself.
-        kernel: How the weights follow from the projected tokens.
+        kernel: How the weights follow from the projected tokens: a name in `segheads.functional.kernels.KERNELS`.
         bandwidth: The bandwidth h, in units of r; a scalar tensor may carry a gradient. None means the kernel's own.
         spatial_bandwidth: The bandwidth s of places, in cells of the map; None weighs tokens wherever they are.
         blurring: Shift the tokens among themselves, rather than against the original ones.
@@ -100,25 +93,25 @@ def mean_shift_steps(
     bias: Tensor | None = None,
     *,
     num_layers: int = 1,
-    kernel: Kernel = "dot",
+    kernel: str = "dot",
     bandwidth: float | Tensor | None = None,
     spatial_bandwidth: float | Tensor | None = None,
     blurring: bool = True,
     step: float | Tensor = 1.0,
 ) -> Iterator[Tensor]:
     """Yield the tokens after 0, 1, ..., `num_layers` shifts, each in the shape of x; see `mean_shift`."""
-    _check(x, weight, num_layers, kernel, bandwidth, spatial_bandwidth)
+    how = _check(x, weight, num_layers, kernel, bandwidth, spatial_bandwidth)
     yield x
     tokens = x if x.ndim == 3 else x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C)
-    h = default_bandwidth(kernel, len(weight)) if bandwidth is None else bandwidth
+    h = how.default_bandwidth(len(weight)) if bandwidth is None else bandwidth
     where = None if spatial_bandwidth is None else grid_positions(x)
     data, key = tokens, None
     for _ in range(num_layers):
-        r = measured(F.linear(tokens, weight, bias), kernel)
+        r = how.measured(F.linear(tokens, weight, bias))
         if blurring or key is None:
             data, key = tokens, r
         places = () if spatial_bandwidth is None else (where, where, spatial_bandwidth)
-        average = weighted_average(data, scores(r, key, kernel, h, *places))
+        average = weighted_average(data, scores(r, key, how, h, *places))
         is_whole = isinstance(step, (int, float)) and step == 1
         tokens = average if is_whole else tokens + step * (average - tokens)
         yield tokens if x.ndim == 3 else tokens.transpose(1, 2).reshape(x.shape)  # (B, N, C) -> (B, C, h, w)
@@ -131,7 +124,7 @@ def _check(
     kernel: str,
     bandwidth: float | Tensor | None,
     spatial_bandwidth: float | Tensor | None,
-) -> None:
+) -> Kernel:
     if x.ndim not in (3, 4):
         raise ValueError(f"mean shift takes tokens (B, N, C) or a map (B, C, h, w); got shape {tuple(x.shape)}")
     if num_layers < 0:
@@ -139,10 +132,10 @@ def _check(
     channels = x.shape[2] if x.ndim == 3 else x.shape[1]
     if channels != weight.shape[1]:
         raise ValueError(f"mean shift was built for {weight.shape[1]} channels; got {channels} in {tuple(x.shape)}")
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
+    how = find_kernel(kernel)
     for name, value in (("bandwidth", bandwidth), ("spatial_bandwidth", spatial_bandwidth)):
         if isinstance(value, (int, float)) and not value > 0:
             raise ValueError(f"{name} must be above 0; got {value}")
     if spatial_bandwidth is not None and x.ndim != 4:
         raise ValueError(f"spatial_bandwidth needs a map (B, C, h, w), whose tokens have places; got {tuple(x.shape)}")
+    return how

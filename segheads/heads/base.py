@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -25,8 +25,8 @@ class Head(nn.Module, ABC):
 
     Attributes:
         multi_level: Whether the head takes a list of maps.
-        preferred_pyramid: The pyramid that `create_model` puts between a backbone of several levels and the head:
-            `"fpn"`, `"fpnt"`, or None for the backbone's own maps.
+        preferred_pyramid: The pyramid that `create_model` puts between a backbone of several levels and the head, a
+            name in `segheads.pyramids.PYRAMIDS`, or None for the backbone's own maps.
         max_levels: How many of the backbone's levels the head (with its pyramid) has use for, the coarsest ones.
         num_blocks: How many blocks of a plain ViT the head wants, as maps of one stride, where others want a pyramid.
         is_ensemble: Whether `predictions` are those of learners after the first, so that uncertainty can be told.
@@ -37,7 +37,7 @@ class Head(nn.Module, ABC):
     """
 
     multi_level: ClassVar[bool] = False
-    preferred_pyramid: ClassVar[Literal["fpn", "fpnt"] | None] = "fpn"
+    preferred_pyramid: ClassVar[str | None] = "fpn"
     max_levels: ClassVar[int] = 4
     num_blocks: ClassVar[int | None] = None
     is_ensemble: ClassVar[bool] = False

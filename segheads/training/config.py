@@ -69,6 +69,10 @@ class ModelConfig:
     """Any of segheads.list_heads()."""
     drop_path_rate: float
     """Stochastic depth of the backbone."""
+    loss: str = "ce"
+    """Any of segheads.losses.LOSSES: ce is cross-entropy."""
+    label_smoothing: float = 0.0
+    """Share of the target that the loss spreads over all classes."""
     loss_reduction: Reduction
     """Divide the loss by all pixels, or by the valid ones."""
 
@@ -175,6 +179,8 @@ class TrainingConfig:
                 "drop_path_rate": self.model.drop_path_rate,
                 "model_kwargs": {key: value for key, value in sizes.items() if value is not None},
             },
+            "loss": self.model.loss,
+            "loss_kwargs": {"label_smoothing": self.model.label_smoothing} if self.model.label_smoothing else {},
             "loss_reduction": self.model.loss_reduction,
         }
 

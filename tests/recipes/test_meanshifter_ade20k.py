@@ -73,6 +73,24 @@ def test_options_of_the_shift_reach_the_head(recipe, tmp_path):
     assert (thesis.kernel, thesis.blurring, thesis.step, thesis.spatial_bandwidth) == ("dot", True, 1.0, None)
 
 
+def test_options_of_the_loss_reach_the_model(recipe, tmp_path):
+    criterion = recipe.build_model(tiny(recipe, tmp_path, "--loss", "ce", "--label-smoothing", "0.1"), 5).criterion
+    assert (criterion.label_smoothing, criterion.reduction) == (0.1, "all")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--kernel flat", "kernel must be one of dot, gaussian, cosine; got 'flat'"),
+        ("--loss cee", "no loss is called 'cee'; known: ce.*did you mean 'ce'"),
+        ("--label-smoothing 1", "label_smoothing must be 0 or more and below 1; got 1.0"),
+    ],
+)
+def test_unknown_names_of_parts_are_named(recipe, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        recipe.build_model(tiny(recipe, tmp_path, *options.split()), 5)
+
+
 def test_a_killed_run_goes_on_bit_for_bit(recipe, tmp_path):
     run(recipe, tmp_path / "whole", "--iterations", "23")
     killed = tmp_path / "killed"

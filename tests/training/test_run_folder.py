@@ -85,3 +85,11 @@ def test_log_is_json(tmp_path):
     run = RunFolder(tmp_path, {})
     run.log({"iteration": 1, "mIoU": float("nan")})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"iteration": 1, "mIoU": None}
+
+
+def test_what_an_older_configuration_lacks_counts_as_its_default(tmp_path):
+    RunFolder(tmp_path, {"seed": 0}).start({"seed": 0})
+    defaults = {"seed": 7, "loss": "ce"}
+    RunFolder(tmp_path, {"seed": 0, "loss": "ce"}, resume=True, defaults=defaults)
+    with pytest.raises(ValueError, match=r"another configuration: loss was 'ce' and is 'other'$"):
+        RunFolder(tmp_path, {"seed": 0, "loss": "other"}, resume=True, defaults=defaults)

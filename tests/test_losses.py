@@ -1,0 +1,281 @@
+"""Every registered loss: a scalar with a gradient, blind to ignored pixels; and cross-entropy against PyTorch's."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from segheads import LinearHead, SegmentationModel, TimmBackbone, create_model
+from segheads.losses import LOSSES, CrossEntropy, PixelLoss, create_loss, find_loss
+from segheads.plan import ModelPlan
+
+ALL = pytest.mark.parametrize("name", list(LOSSES))
+REDUCTIONS = pytest.mark.parametrize("reduction", ["valid", "all"])
+
+
+def some(K=5, grid=(3, 4), size=(48, 64)):
+    """Logits of which a gradient is wanted, and labels with ignored rows."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, K, *grid, requires_grad=True), torch.randint(0, K, (2, *size))
+    labels[:, :16] = 255
+    return logits, labels
+
+
+def gradient(loss, logits):
+    (found,) = torch.autograd.grad(loss, logits)
+    return found
+
+
+# ---------------------------------------------------------------- every loss
+
+
+@ALL
+@REDUCTIONS
+@pytest.mark.parametrize("K", [2, 5, 300])
+def test_a_scalar_with_a_gradient(name, reduction, K):
+    logits, labels = some(K)
+    loss = create_loss(name, K, reduction=reduction)(logits, labels)
+    assert isinstance(create_loss(name, K), PixelLoss)
+    assert (loss.shape, loss.dtype) == ((), torch.float32)
+    slope = gradient(loss, logits)
+    assert slope.isfinite().all()
+    assert slope.any()
+
+
+@ALL
+def test_training_makes_it_smaller(name):
+    logits, labels = some()
+    criterion = create_loss(name, 5)
+    start = criterion(logits, labels)
+    with torch.no_grad():
+        moved = logits - 0.1 * gradient(start, logits).sign()
+        assert criterion(moved, labels) < start
+
+
+@ALL
+@REDUCTIONS
+def test_logits_of_ignored_pixels_change_nothing(name, reduction):
+    logits, labels = some(grid=(4, 4), size=(64, 64))
+    labels[:, 24:] = 255
+    criterion = create_loss(name, 5, reduction=reduction)
+    with torch.no_grad():
+        other = logits.clone()
+        other[:, :, 3] = 100.0  # cells from which no labelled pixel is interpolated
+        torch.testing.assert_close(criterion(other, labels), criterion(logits, labels), rtol=0, atol=0)
+    assert not gradient(criterion(logits, labels), logits)[:, :, 3].any()
+
+
+@ALL
+@REDUCTIONS
+def test_all_ignored_is_no_loss(name, reduction):
+    logits, labels = some()
+    loss = create_loss(name, 5, reduction=reduction)(logits, torch.full_like(labels, 255))
+    assert loss == 0
+    assert not gradient(loss, logits).any()
+
+
+@ALL
+def test_another_ignore_index(name):
+    logits, labels = some()
+    expected = create_loss(name, 5)(logits, labels)
+    torch.testing.assert_close(create_loss(name, 5, ignore_index=-1)(logits, labels.where(labels != 255, -1)), expected)
+
+
+@ALL
+def test_padding_counts_as_ignored_pixels(name):
+    logits, labels = some()
+    criterion, cropped = create_loss(name, 5), labels[:, :41, :50]
+    by_hand = F.pad(cropped, (0, 14, 0, 7), value=255)
+    torch.testing.assert_close(criterion(logits, cropped, (48, 64)), criterion(logits, by_hand))
+
+
+@ALL
+def test_mixed_precision(name):
+    logits, labels = some()
+    expected = create_loss(name, 5)(logits, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = create_loss(name, 5)(logits.bfloat16(), labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.02)
+    assert gradient(loss, logits).isfinite().all()
+
+
+@ALL
+def test_holds_no_logits_of_full_size(name):
+    logits, labels = some(K=8, grid=(4, 4), size=(512, 512))
+    largest = 0
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            largest = max([largest, *(x.numel() for x in torch.utils._pytree.tree_leaves(result) if is_wide(x))])
+            return result
+
+    def is_wide(x):
+        return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+    with Sizes():
+        gradient(create_loss(name, 8)(logits, labels), logits)
+    assert 0 < largest < 8 * 2 * 512 * 512 / 2
+
+
+@ALL
+def test_model_is_saved_with_its_loss(name, tmp_path):
+    model = create_model("test_vit", "linear", 5, pretrained=False, loss=name).eval()
+    model.save_pretrained(tmp_path)
+    again = SegmentationModel.from_pretrained(tmp_path)
+    images, labels = torch.randn(2, 3, 50, 75), torch.randint(0, 5, (2, 50, 75))
+    assert type(again.criterion) is type(model.criterion) is LOSSES[name]
+    torch.testing.assert_close(again(images, labels), model(images, labels))
+
+
+@ALL
+def test_compiles(name):
+    model = create_model("test_vit", "linear", 5, pretrained=False, loss=name).eval()
+    images, labels = torch.randn(2, 3, 40, 40), torch.randint(0, 5, (2, 40, 40))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images, labels), model(images, labels))
+
+
+# ---------------------------------------------------------------- cross-entropy
+
+OPTIONS = pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"label_smoothing": 0.2},
+        {"weight": [1, 0.5, 0, 2, 3]},
+        {"weight": [1, 0.5, 4, 2, 3], "label_smoothing": 0.1},
+    ],
+    ids=lambda options: "+".join(options) or "plain",
+)
+
+
+def plain(scores, labels, reduction, options):
+    """What papers write, on scores of full size."""
+    options = {**options, "weight": torch.tensor(options["weight"]).float() if "weight" in options else None}
+    if reduction == "all":
+        return F.cross_entropy(scores, labels, ignore_index=255, reduction="sum", **options) / labels.numel()
+    return F.cross_entropy(scores, labels, ignore_index=255, **options)
+
+
+@OPTIONS
+@REDUCTIONS
+@pytest.mark.parametrize("head", ["linear", "senformer"])
+def test_cross_entropy_through_the_model_is_the_plain_one(options, reduction, head):
+    torch.manual_seed(0)
+    model = create_model(
+        "test_resnet", head, 5, pretrained=False, loss_kwargs=options, loss_reduction=reduction, auxiliary_weight=0.4
+    ).eval()
+    images, labels = torch.randn(2, 3, 50, 75), torch.randint(0, 5, (2, 50, 75))
+    labels[:, :20] = 255
+    maps = model.backbone(images)
+
+    def at_full_size(logits, stride):
+        size = [round(n * stride) for n in logits.shape[2:]]
+        scores = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return plain(scores[:, :, :50, :75], labels, reduction, options)
+
+    first, *rest = (at_full_size(x, model._stride) for x in model.head.predictions(model._for_head(maps)))
+    expected = first + (sum(rest) / len(rest) if rest else 0)
+    expected = expected + 0.4 * at_full_size(model.auxiliary_head(maps[-2]), model.backbone.strides[-2])
+    loss = model(images, labels)
+    torch.testing.assert_close(loss, expected)
+    weight = next(p for p in model.head.parameters() if p.requires_grad)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(x, weight, retain_graph=True)[0] for x in (loss, expected)), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_all_pixels_are_those_of_the_image_without_its_padding():
+    logits, labels = some()
+    criterion, cropped = CrossEntropy(5, reduction="all"), labels[:, :41, :50]
+    scores = F.interpolate(logits, size=(48, 64), mode="bilinear", align_corners=False)[:, :, :41, :50]
+    torch.testing.assert_close(criterion(logits, cropped, (48, 64)), plain(scores, cropped, "all", {}))
+
+
+def test_options_are_saved_and_are_no_weights(tmp_path):
+    options = {"weight": [1.0, 2.0, 3.0], "label_smoothing": 0.1}
+    model = create_model("test_vit", "linear", 3, pretrained=False, loss_kwargs=options)
+    assert not [key for key in model.state_dict() if "criterion" in key]
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["loss_kwargs"] == options
+    again = SegmentationModel.from_pretrained(tmp_path).criterion
+    assert (again.weight.tolist(), again.label_smoothing) == ([1.0, 2.0, 3.0], 0.1)
+    assert model.to(torch.device("meta")).criterion.weight.is_meta
+
+
+def test_a_saved_model_without_a_loss_has_cross_entropy(tmp_path):
+    model = create_model("test_vit", "linear", 3, pretrained=False)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["model"]["loss"], config["model"]["loss_kwargs"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert repr(SegmentationModel.from_pretrained(tmp_path).criterion) == repr(CrossEntropy(3))
+
+
+def test_options_can_be_read_and_set_on_the_model():
+    model = create_model("test_vit", "linear", 3, pretrained=False, ignore_index=7)
+    assert (model.ignore_index, model.loss_reduction) == (7, "valid")
+    model.loss_reduction, model.ignore_index = "all", 9
+    assert (model.criterion.reduction, model.criterion.ignore_index) == ("all", 9)
+
+
+def test_a_loss_of_ones_own():
+    class Margin(PixelLoss):
+        """Hinge on the finest grid, with labels taken at its cells."""
+
+        def __init__(self, num_classes, *, margin=1.0, **common):
+            super().__init__(num_classes, **common)
+            self.margin = margin
+
+        def compute(self, logits, labels, pixels):
+            return (self.margin - logits).relu().mean()
+
+    backbone = TimmBackbone("test_vit", pretrained=False)
+    head = LinearHead(backbone.channels[-1], 5)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    model = SegmentationModel(backbone, head, loss=Margin, loss_kwargs={"margin": 3.0})
+    images, labels = torch.randn(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.long)
+    torch.testing.assert_close(model(images, labels), torch.tensor(3.0))
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_unknown_names_list_the_known():
+    known = ", ".join(LOSSES)
+    with pytest.raises(ValueError, match=f"^no loss is called 'dise'; known: {known}"):
+        find_loss("dise")
+    with pytest.raises(ValueError, match="no loss is called 'cee'; .*did you mean 'ce'"):
+        create_model("test_vit", "linear", 3, pretrained=False, loss="cee")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": 2.0}, "loss 'ce' takes no gamma; its options: weight, label_smoothing$"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be 0 or more and below 1; got 1.0"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be 0 or more and below 1; got -0.1"),
+        ({"weight": [1.0, 2.0]}, r"weight must have one value for each of 3 classes; got \[1.0, 2.0\]"),
+        ({"weight": [1.0, -2.0, 1.0]}, r"weight must be finite numbers of 0 or more, .*; got \[1.0, -2.0, 1.0\]"),
+        ({"weight": [1.0, float("nan"), 1.0]}, r"weight must be finite numbers of 0 or more"),
+        ({"weight": [0, 0, 0]}, r"weight must be .* not all of them 0; got \[0, 0, 0\]"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_is_fetched(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_loss("ce", 3, **options)
+    with pytest.raises(ValueError, match=message):
+        ModelPlan(backbone="no such backbone", head="linear", num_classes=3, loss_kwargs=options)
+
+
+def test_wrong_common_options_are_named():
+    with pytest.raises(ValueError, match="num_classes must be 1 or more; got 0"):
+        create_loss("ce", 0)
+    with pytest.raises(ValueError, match='reduction must be "valid" or "all"; got \'some\''):
+        create_loss("ce", 3, reduction="some")

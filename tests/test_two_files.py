@@ -55,7 +55,9 @@ class Newcomer(SegmentationDataset):
 
     @classmethod
     def open(cls, config: DataConfig, split: str, *, seed: int = 0) -> Self:
-        """Open it; all splits are the same."""
+        """Open it; both splits are the same."""
+        if split not in ("train", "val"):
+            raise ValueError(f"split must be train or val; got {split!r}")
         return cls()
 
     def __len__(self) -> int:

@@ -364,11 +364,16 @@ class DatasetTester:
 
     OPTIONS: ClassVar = {"folder": {"num_classes": 3}, "scenes": {"scenes_size": 64}}
 
+    @staticmethod
+    def has_files(name):
+        return name == "folder" or DATASETS[name].usual_root is not None
+
     def config(self, name, root):
-        return DataConfig(dataset=name, data_root=None if name == "scenes" else root, **self.OPTIONS.get(name, {}))
+        data_root = root if self.has_files(name) else None
+        return DataConfig(dataset=name, data_root=data_root, **self.OPTIONS.get(name, {}))
 
     def test_contract(self, name, tmp_path):
-        if name != "scenes":
+        if self.has_files(name):
             miniatures.LAYOUTS.get(name, miniatures.own_folder)(tmp_path)
         for split in ("train", "val"):
             dataset = open_dataset(self.config(name, tmp_path), split)
@@ -398,12 +403,12 @@ class DatasetTester:
             dataset[len(dataset)]
 
     def test_what_is_not_there_is_named(self, name, tmp_path):
-        if name != "scenes":
+        if self.has_files(name):
             with pytest.raises(DataMissingError, match=f"there is no .*{tmp_path}"):
                 open_dataset(self.config(name, tmp_path), "val")
 
     def test_unknown_splits_are_named(self, name, tmp_path):
-        if name != "scenes":
+        if self.has_files(name):
             miniatures.LAYOUTS.get(name, miniatures.own_folder)(tmp_path)
         with pytest.raises((OptionError, DataMissingError), match="nonsense"):
             open_dataset(self.config(name, tmp_path), "nonsense")

@@ -61,7 +61,7 @@ DEMO = changed(
     heads=tuple(f"{head} @ fpn(out_channels=32)" for head in ("linear", "mean_shift", "mask_transformer", "senformer")),
     backbone="test_convnext",
     learning_rates=(1e-3, 3e-3),
-    **{**DEMO_RUN, "iterations": 80, "batch_size": 8, "warmup_iterations": 10, "tracker": "none"},
+    **{**DEMO_RUN, "learning_rate": 0.0, "iterations": 80, "batch_size": 8, "warmup_iterations": 10, "tracker": "none"},
 )
 
 

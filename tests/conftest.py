@@ -3,9 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 from parity import SHARED, load_golden
 
 pytest.register_assert_rewrite("testers")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
 
 
 @pytest.fixture

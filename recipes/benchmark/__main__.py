@@ -10,7 +10,8 @@ to them or replaces them, Ctrl-C loses one row at most, and `--render` writes ta
 
 The sides take turns in one process; what is compiled and each measurement of memory has its own. The plain side is in
 plain.py; for it to be compiled, torch.compile needs a C++ compiler. All rows take one to two hours on two
-cores; SenFormer's plain step needs 10 GB. The input pipeline needs `pip install opencv-python-headless`.
+cores; SenFormer's plain step needs 10 GB. The input pipeline needs `pip install opencv-python-headless`. On a GPU,
+where starting processes takes longer than measuring, `--one-process` does without them.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from jobs import Job, JobError, in_own_process
+from jobs import Job, JobError, in_own_process, in_this_process
 from measure import machine
 from plots import write_plots
 from report import markdown, ratios
@@ -50,6 +51,8 @@ class Config:
     """The same for whole models, ours too, which takes minutes for each."""
     gpu_memory: float | None = None
     """GB of a GPU that the largest batch may take; None means all."""
+    one_process: bool = False
+    """Measure everything in one process: quick, and exact on a GPU, where the allocator counts memory."""
     plots: bool = True
     quick: bool = False
     """Tiny sizes, to see that everything runs."""
@@ -111,6 +114,7 @@ def measure(config: Config, row: Row) -> dict[str, Any]:
         JobError: If the time, or a side's memory, cannot be measured.
     """
     setup = Setup(config.device, config.dtype, config.quick, config.gpu_memory)
+    run = in_this_process if config.one_process else in_own_process
     compiles = config.compile and (config.compile_models or not row.is_model) and row.point is None
     job = Job(row.name, "seconds", setup, turns=config.turns, threads=config.threads)
     record: dict[str, Any] = {
@@ -125,21 +129,19 @@ def measure(config: Config, row: Row) -> dict[str, Any]:
         "goals": [asdict(goal) for goal in (row.cpu if torch.device(config.device).type == "cpu" else row.cuda)],
     }
     if row.largest is not None:
-        found = {
-            side: in_own_process(dataclasses.replace(job, measure="largest", side=side)) for side in ("plain", "ours")
-        }
+        found = {side: run(dataclasses.replace(job, measure="largest", side=side)) for side in ("plain", "ours")}
         largest = {side: result["largest"] for side, result in found.items()}
         notes = {side: result["note"] for side, result in found.items()}
         threads = config.threads or torch.get_num_threads()
         return {**record, "largest": largest, "machine": machine(config.device), "threads": threads, "notes": notes}
-    record.update(in_own_process(job), extra={}, whole={})
+    record.update(run(job), extra={}, whole={})
     if row.build is not None and compiles and "plain" in record["seconds"]:
-        compiled = in_own_process(dataclasses.replace(job, compiles=True))
+        compiled = run(dataclasses.replace(job, compiles=True))
         record["seconds"] |= compiled["seconds"]
         record["notes"] |= compiled["notes"]
     if row.build is not None:
         for side in record["seconds"]:
-            for name, count in in_own_process(dataclasses.replace(job, measure="memory", side=side)).items():
+            for name, count in run(dataclasses.replace(job, measure="memory", side=side)).items():
                 record[name][side] = count
     return record
 

@@ -1,5 +1,6 @@
-"""One measurement of `recipes/benchmark` in a process of its own."""
+"""One measurement of `recipes/benchmark`, in a process of its own or in this one."""
 
+import gc
 import json
 import os
 import subprocess
@@ -53,6 +54,24 @@ def in_own_process(job: Job) -> Result:
         raise JobError(f"{job.row}, {job.measure} {job.side}: {how}: {said[-1]}")
     result: Result = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def in_this_process(job: Job) -> Result:
+    """What `perform` gives, with nothing of earlier jobs left in memory or in the compiler.
+
+    Raises:
+        JobError: If it fails; the message is the first line of the error's.
+    """
+    gc.unfreeze()  # what an earlier job froze
+    gc.collect()
+    torch.compiler.reset()  # else a function that was compiled for many sizes is no longer compiled
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        return perform(job)
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise JobError(f"{job.row}, {job.measure} {job.side}: {type(error).__name__}: {said}") from error
 
 
 def perform(job: Job) -> Result:

@@ -111,7 +111,7 @@ def _heads() -> list[Row]:
 def _models() -> list[Row]:
     against_backbone = (Goal("seconds", 1.2, "backbone"), Goal("extra", 1.15, "backbone"))
     shifter = "MeanShifter ViT-Ti/16, 512, 150 classes"
-    senformer = "training step, SenFormer ResNet-50, 512, 150 classes, batch 2"
+    senformer = "training step, SenFormer ResNet-50, 512, 150 classes"
     return [
         Row(
             "step/mean_shift",
@@ -122,7 +122,7 @@ def _models() -> list[Row]:
         ),
         Row(
             "step/senformer",
-            f"{senformer}, one block repeated",
+            f"{senformer}, batch 2, one block repeated",
             partial(work.step, name="senformer", batch=2),
             cpu=(Goal("seconds", 0.45), Goal("extra", 0.35)),
             is_model=True,
@@ -130,10 +130,25 @@ def _models() -> list[Row]:
         ),
         Row(
             "step/senformer_separate",
-            f"{senformer}, six blocks",
+            f"{senformer}, batch 2, six blocks",
             partial(work.step, name="senformer", batch=2, shared_block=False),
             is_model=True,
             needs=lambda setup: 0 if setup.quick else 10e9,
+        ),
+        Row(
+            "step/mean_shift_batch8",
+            f"training step, {shifter}, batch 8",
+            partial(work.step, name="mean_shift", batch=8),
+            is_model=True,
+            devices=("cuda",),
+        ),
+        Row(
+            "step/senformer_batch8",
+            f"{senformer}, batch 8, one block repeated",
+            partial(work.step, name="senformer", batch=8),
+            is_model=True,
+            needs=lambda setup: 0 if setup.quick else 36e9,
+            devices=("cuda",),
         ),
         Row(
             "step/mean_shift_batch16",

@@ -195,7 +195,7 @@ def test_reset_merge_copy_pickle_and_state_dict():
     assert first.compute()["ECE"].isnan()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.gpu
 def test_cuda_counts_without_waiting():
     maps = random_maps(3)
     error = CalibrationError().cuda()

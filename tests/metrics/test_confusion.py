@@ -198,7 +198,7 @@ def test_wrong_label_counted_on_a_device_is_named_by_compute():
     assert metrics.compute()["aAcc"].isnan()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.gpu
 def test_cuda_counts_without_waiting():
     maps = random_maps(3, 150)
     metrics = SegmentationMetrics(150).cuda()

@@ -296,7 +296,7 @@ def test_two_processes_with_unequal_shares(tmp_path, monkeypatch):
             assert_same(torch.load(tmp_path / f"{type(metric).__name__}_{rank}.pt"), metric.compute())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.gpu
 def test_cuda_equals_cpu():
     maps = random_maps(2, 5)
     metric = ObjectSizeIoU(5).cuda()

@@ -191,6 +191,17 @@ def test_a_process_that_fails():
         jobs.in_own_process(jobs.Job("loss/150", "memory", Setup(quick=True), side="nobody"))
 
 
+def test_one_process_measures_the_same_and_names_what_fails(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "in_own_process", None)  # is not called
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    config = recipe.Config(only=("loss/150",), output=tmp_path, quick=True, turns=2, plots=False, one_process=True)
+    recipe.main(config)
+    (loss,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert set(loss["seconds"]) == set(loss["extra"]) == {"plain", "ours", "compiled"}
+    with pytest.raises(jobs.JobError, match="loss/150, memory nobody: KeyError: 'nobody'"):
+        jobs.in_this_process(jobs.Job("loss/150", "memory", Setup(quick=True), side="nobody"))
+
+
 def test_run_adds_to_what_was_measured_and_renders_again(recipe, tmp_path, capsys):
     config = recipe.Config(only=("loss/150",), output=tmp_path, quick=True, compile=False, turns=2, threads=1)
     older = {**record(), "quick": True, "name": "step/mean_shift", "title": "an older row"}

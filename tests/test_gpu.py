@@ -11,7 +11,7 @@ from segheads.data import PhotometricNormalize
 from segheads.functional import mean_shift, upsample_argmax, upsample_cross_entropy
 from segheads.inference.predict import predict_labels
 from segheads.inference.protocol import InferenceProtocol
-from segheads.training.loop import training_batches
+from segheads.training import training_batches
 
 pytestmark = pytest.mark.gpu
 ON_GPU = "cuda"

@@ -94,9 +94,18 @@ def weighted_average(values: Tensor, scores: Scores) -> Tensor:
     if query.device.type != "cpu":
         width = -(-width // 8) * 8  # CUDA's fused kernels want multiples of 8
     if _is_fused(values, query, key, width):
-        q, k, v = (F.pad(x, (0, width - x.shape[-1])).unsqueeze(1) for x in (query, key, values))  # (B, 1, N, width)
+        q, k, v = (_row_by_row(F.pad(x, (0, width - x.shape[-1]))).unsqueeze(1) for x in (query, key, values))
+        # (B, 1, N, width)
         return F.scaled_dot_product_attention(q, k, v, scale=scale)[:, 0, :, :C]
     return _Tiles.apply(values, query, key, scale, cancels)
+
+
+def _row_by_row(x: Tensor) -> Tensor:
+    """The same with each token's channels side by side in memory, as the tokens of a map do not have them.
+
+    Else PyTorch's fused kernels refuse in silence, and its fallback holds the whole N x N matrix.
+    """
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _is_fused(values: Tensor, query: Tensor, key: Tensor, width: int) -> bool:

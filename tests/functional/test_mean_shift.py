@@ -113,7 +113,8 @@ def test_gradients_of_gradients_are_refused(small_tiles):
 @pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize(("channels", "shift_channels"), [(16, 16), (16, 24), (24, 7)])
 @pytest.mark.parametrize("trains", [True, False])
-def test_no_square_matrix(monkeypatch, is_fused, channels, shift_channels, trains):
+@pytest.mark.parametrize("form", ["tokens", "map", "map, channels last"])
+def test_no_square_matrix(monkeypatch, is_fused, channels, shift_channels, trains, form):
     N = 2100  # more than four tiles
     tokens, weight = torch.randn(1, N, channels), torch.randn(shift_channels, channels) * 0.3
     grad = torch.randn(1, N, channels)
@@ -123,16 +124,24 @@ def test_no_square_matrix(monkeypatch, is_fused, channels, shift_channels, train
         module = importlib.import_module("segheads.functional.affinity")
         monkeypatch.setattr(module, "_is_fused", lambda *_: False)
         monkeypatch.setattr(F, "scaled_dot_product_attention", None)
-    x, w = tokens.requires_grad_(trains), weight.requires_grad_(trains)
+    x, w = tokens.detach(), weight.requires_grad_(trains)
+    if form != "tokens":
+        x = x.mT.reshape(1, channels, 42, 50)
+        x = x.contiguous(memory_format=torch.channels_last if "last" in form else torch.contiguous_format)
+    x.requires_grad_(trains)
+
+    def as_tokens(map_or_tokens):
+        return map_or_tokens if form == "tokens" else map_or_tokens.flatten(2).mT
+
     with LargestTensor() as largest, torch.set_grad_enabled(trains):
-        shifted = mean_shift(x, w)
+        shifted = as_tokens(mean_shift(x, w))
         if trains:
             (shifted * grad).sum().backward()
     assert largest.numel < N * N * 0.3
     torch.testing.assert_close(shifted, expected[0], rtol=1e-4, atol=1e-5)
     if trains:
-        for leaf, gradient in ((x, expected[1]), (w, expected[2])):
-            torch.testing.assert_close(leaf.grad, gradient, rtol=0, atol=2e-5 * float(gradient.abs().max()))
+        for found, gradient in ((as_tokens(x.grad), expected[1]), (w.grad, expected[2])):
+            torch.testing.assert_close(found, gradient, rtol=0, atol=2e-5 * float(gradient.abs().max()))
 
 
 class Operations(TorchDispatchMode):
@@ -145,6 +154,25 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("channels", [8, 192])
+@pytest.mark.parametrize("shape", [(1, 4, 6), (2, 3, 5)])
+def test_fused_attention_gets_what_its_kernels_take(monkeypatch, channels, shape):
+    """The channels of a token side by side: with other strides PyTorch falls back to the whole matrix in silence."""
+    strides, attention = [], F.scaled_dot_product_attention
+
+    def noted(*tensors, **options):
+        strides.extend(x.stride(-1) for x in tensors)
+        return attention(*tensors, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    batch, *size = shape
+    x = torch.randn(batch, channels, *size)
+    for form in (x, x.contiguous(memory_format=torch.channels_last), x.flatten(2).mT, x.flatten(2).mT.contiguous()):
+        with torch.no_grad():
+            mean_shift(form, torch.eye(channels))
+    assert strides == [1] * 12
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from segheads.data.subset import SubsetDataset
 from segheads.errors import OptionError, options_become_parts
 
 DATASETS: dict[str, type[SegmentationDataset]] = {}
-"""The data sets by the names that `DataConfig` and `--dataset` take; a name of your own may be added."""
+"""The data sets by the names that `DataConfig` and a recipe take; a name of your own may be added."""
 
 
 def open_dataset(config: DataConfig, split: str, *, seed: int = 0) -> SegmentationDataset:

@@ -137,7 +137,8 @@ def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
 def _check_config(
     path: Path, config: Mapping[str, Any], defaults: Mapping[str, Any], may_differ: Collection[str]
 ) -> None:
-    before = {**defaults, **json.loads(path.read_text())}
+    known = {name: default for name, default in defaults.items() if name in config}
+    before = {**known, **json.loads(path.read_text())}
     changed = [
         f"{key} was {before.get(key)!r} and is {config.get(key)!r}"
         for key in sorted(before.keys() | config.keys())

@@ -236,7 +236,8 @@ def test_shards_share_the_trainings_out(finished, tmp_path):
 
 def test_two_processes_are_one_sweep(finished, tmp_path):
     script = tmp_path / "sweep.py"
-    script.write_text("import runpy, sys\nrunpy.run_path(sys.argv[2])['sweep'](sys.argv[1], ('shift',))\n")
+    heard = "import logging, sys\nlogging.basicConfig(stream=sys.stdout, level=logging.INFO)\n"
+    script.write_text(f"{heard}import runpy\nrunpy.run_path(sys.argv[2])['sweep'](sys.argv[1], ('shift',))\n")
     # accelerate launch starts several CPU processes through MPI only
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}

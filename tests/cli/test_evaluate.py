@@ -89,7 +89,7 @@ def test_metrics_are_chosen_by_name(recipe, run, tmp_path):
     assert not {"ECE", "mIoU_small"} & results.keys()
     assert not (tmp_path / "reliability.png").exists()
     message = refused(recipe, "--model", run, "--metrics", "iou", "sharpness")
-    assert message.endswith(f"--metrics: no metric is called 'sharpness'; known: {', '.join(METRICS)}")
+    assert message.endswith(f"no metric is called 'sharpness'; known: {', '.join(METRICS)}")
 
 
 def test_whole_images_and_slides(recipe, run):

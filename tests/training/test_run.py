@@ -131,6 +131,8 @@ def test_options_of_the_model():
     assert config.model_options() == {
         "pretrained": False,
         "backbone_kwargs": {"img_size": 32, "drop_path_rate": 0.2, "model_kwargs": {"patch_size": 8, "depth": 3}},
+        "loss": "ce",
+        "loss_kwargs": {},
         "loss_reduction": "valid",
     }
     weights = changed(config, backbone_weights=Path("weights.pth"), depth=None)

@@ -13,7 +13,7 @@ The defaults are the author's configuration (ViT-Ti/16, one shift, d_ms 192, SGD
 at Segmenter's batch size of 8. The thesis' own runs had one image on one GPU: `--batch-size 1`.
 
 What makes a step quicker: its seconds with, over its seconds without, measured with 2 images of 512
-on one core of an AMD EPYC with bf16 instructions. What each is worth on a GPU has not been measured yet.
+on one core of an AMD EPYC with bf16 instructions. On an H100, 8 images: bf16 1.08 (memory 0.59), channels-last 1.02.
   --mixed-precision bf16  0.65
   --compile               0.99, after 1.5 minutes of compiling; forward pass and loss are one graph
   --channels-last         of the backbone alone 1.01; on for backbones of convolutions: ResNet-50 0.97, ConvNeXt-T 1.00
@@ -22,7 +22,8 @@ on one core of an AMD EPYC with bf16 instructions. What each is worth on a GPU h
   streams                 on a GPU, copies and colour distortion run beside the step; nothing waits but the log
 
 Expected mIoU: the thesis reports 31.05 (31.44 for its own Segmenter run) at batch size 1, Segmenter's paper 39.03 for
-Seg-Ti/16 at batch size 8. Ours at full length, and hours and memory on a GPU: not yet measured.
+Seg-Ti/16 at batch size 8. Ours at full length: not yet measured.
+A step of 8 images takes 27 ms and 1.3 GB on an H100: about 1.2 hours for 160k, if images load as fast.
 """
 
 from dataclasses import dataclass, field

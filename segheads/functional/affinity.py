@@ -12,7 +12,7 @@ from segheads.functional.kernels import Kernel
 
 TILE = 256  # rows of the N x N affinity that are held at a time where no fused kernel serves
 MOST_FILLING = 8  # channels of zeros with which a fused kernel is still the quicker way
-WIDEST_ON_CUDA = 256  # channels: flash attention's limit; tiles beyond it are a choice not yet measured
+WIDEST_ON_CUDA = 256  # channels: flash attention's limit; tiles beyond it are lean, and slow (docs/performance.md)
 
 
 class Scores(NamedTuple):

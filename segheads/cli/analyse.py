@@ -125,8 +125,45 @@ class Sample:
     name: str
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model and what it is asked about."""
+
+    config: Config
+    model: SegmentationModel
+    dataset: SegmentationDataset
+    data: Data
+    sample: Sample
+    image: Tensor
+    """The picture as the model wants it."""
+    seen: Tensor
+    """The model's labels of it."""
+    pixel: tuple[int, int]
+    label: int
+    """The class that is asked."""
+
+    @property
+    def palette(self) -> Any:
+        """The data set's colours, if these are wanted."""
+        return self.dataset.palette if self.config.dataset_colours else None
+
+
 def main(config: Config) -> None:
-    """Run the recipe."""
+    """Draw what fits the model."""
+    subject = find_subject(config)
+    config.output.mkdir(parents=True, exist_ok=True)
+    seen_there = subject.dataset.class_names[int(subject.seen[subject.pixel])]
+    log.info("%s, where the model sees %s at pixel %d %d", subject.sample.name, seen_there, *subject.pixel)
+    draw = Drawer(config.output)
+    for draw_some in (draw_attention, draw_embeddings, draw_shifts, draw_disagreement):
+        draw_some(draw, subject)
+    for reason, left_out in draw.left_out.items():
+        log.info("  without %s: %s", ", ".join(left_out), reason)
+    log.info("pictures are in %s", config.output)
+
+
+def find_subject(config: Config) -> Subject:
+    """The model, the image, and what is asked of them."""
     model = load_model(config.model, config.device)
     data = data_of(config)
     dataset = load_dataset(data, model, config.model)
@@ -138,58 +175,60 @@ def main(config: Config) -> None:
         raise OptionError(f"--pixel must be inside the image of {H} x {W} pixels; got {pixel[0]} {pixel[1]}")
     seen = model.predict(image[None])[0]
     label = named_class(config.class_name, dataset) if config.class_name else int(seen[pixel])
-    names = dataset.class_names
-    palette = dataset.palette if config.dataset_colours else None
-    config.output.mkdir(parents=True, exist_ok=True)
-    log.info("%s, where the model sees %s at pixel %d %d", sample.name, names[int(seen[pixel])], *pixel)
+    return Subject(config, model, dataset, data, sample, image, seen, pixel, label)
 
-    draw = Drawer(config.output)
-    draw("attention_encoder", lambda: plot_attention(encoder_attention(model, image, pixel), sample.picture, pixel))
-    draw("attention_heads", lambda: plot_heads(model, image, sample.picture, pixel))
-    draw("attended_distance", lambda: plot_distance(model, dataset, data.scale, config))
-    draw("attention_head", lambda: plot_attention(head_attention(model, image, pixel), sample.picture, pixel))
-    draw(
-        "attention_class",
-        lambda: plot_attention(class_attention(model, image, label), sample.picture, title=f"class {names[label]}"),
-    )
+
+def draw_attention(draw: "Drawer", of: Subject) -> None:
+    """Where patches and classes look."""
+    model, image, picture, pixel = of.model, of.image, of.sample.picture, of.pixel
+    title = f"class {of.dataset.class_names[of.label]}"
+    draw("attention_encoder", lambda: plot_attention(encoder_attention(model, image, pixel), picture, pixel))
+    draw("attention_heads", lambda: plot_heads(model, image, picture, pixel))
+    draw("attended_distance", lambda: plot_distance(model, of.dataset, of.data.scale, of.config))
+    draw("attention_head", lambda: plot_attention(head_attention(model, image, pixel), picture, pixel))
+    draw("attention_class", lambda: plot_attention(class_attention(model, image, of.label), picture, title=title))
+
+
+def draw_embeddings(draw: "Drawer", of: Subject) -> None:
+    """Class embeddings, and how similar they are."""
+    names = of.dataset.class_names
     draw(
         "class_embeddings",
-        lambda: plot_projection({head: project(x) for head, x in class_embeddings(model).items()}, names),
+        lambda: plot_projection({head: project(x) for head, x in class_embeddings(of.model).items()}, names),
     )
     draw(
         "class_similarity",
-        lambda: plot_similarity({head: cosine_similarity(x) for head, x in class_embeddings(model).items()}, names),
+        lambda: plot_similarity({head: cosine_similarity(x) for head, x in class_embeddings(of.model).items()}, names),
     )
-    draw("shift_affinity", lambda: plot_affinity(shift_affinity(model, image, pixel), sample.picture, pixel))
-    draw.several(
-        "shift_trajectory",
-        lambda: [
-            plot_trajectory(way, seen.cpu(), names, palette=palette)
-            for way in shift_trajectories(model, image, config.shifts)
-        ],
-    )
-    draw(
-        "shift_labels",
-        lambda: plot_labels_by_shift(
-            labels_by_shift(model, image, range(config.shifts + 1)),
-            sample.picture,
-            names,
-            sample.truth,
-            palette=palette,
-        ),
-    )
-    if config.other is not None:
-        other = load_model(config.other, config.device)
-        check_classes(other, dataset, config.other)
-        labels = other.predict(normalised(other, sample.picture, config.device)[None])[0]
-        found = compare_labels(
-            seen.cpu(), labels.cpu(), model.num_classes, sample.truth, ignore_index=dataset.ignore_index
-        )
-        titles = (Path(config.model).name, Path(config.other).name)
-        draw("disagreement", lambda: plot_disagreement(found, sample.picture, names, titles, palette=palette))
-    for reason, left_out in draw.left_out.items():
-        log.info("  without %s: %s", ", ".join(left_out), reason)
-    log.info("pictures are in %s", config.output)
+
+
+def draw_shifts(draw: "Drawer", of: Subject) -> None:
+    """Where tokens are shifted, and what each shift makes of the labels."""
+    model, image, sample, names, shifts = of.model, of.image, of.sample, of.dataset.class_names, of.config.shifts
+
+    def trajectories() -> list[Figure]:
+        ways = shift_trajectories(model, image, shifts)
+        return [plot_trajectory(way, of.seen.cpu(), names, palette=of.palette) for way in ways]
+
+    def labels() -> Figure:
+        by_shift = labels_by_shift(model, image, range(shifts + 1))
+        return plot_labels_by_shift(by_shift, sample.picture, names, sample.truth, palette=of.palette)
+
+    draw("shift_affinity", lambda: plot_affinity(shift_affinity(model, image, of.pixel), sample.picture, of.pixel))
+    draw.several("shift_trajectory", trajectories)
+    draw("shift_labels", labels)
+
+
+def draw_disagreement(draw: "Drawer", of: Subject) -> None:
+    """Where another model sees other classes, and who is right."""
+    if of.config.other is None:
+        return
+    other, device, ignored = load_model(of.config.other, of.config.device), of.config.device, of.dataset.ignore_index
+    check_classes(other, of.dataset, of.config.other)
+    labels = other.predict(normalised(other, of.sample.picture, device)[None])[0]
+    found = compare_labels(of.seen.cpu(), labels.cpu(), of.model.num_classes, of.sample.truth, ignore_index=ignored)
+    titles, names = (Path(of.config.model).name, Path(of.config.other).name), of.dataset.class_names
+    draw("disagreement", lambda: plot_disagreement(found, of.sample.picture, names, titles, palette=of.palette))
 
 
 class Drawer:

@@ -104,7 +104,7 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Tensor]:
-    """Run the recipe."""
+    """Evaluate a model, and write what was measured."""
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     share_cores(accelerator, config.threads)
     where, run = find_model(config.model)
@@ -112,51 +112,50 @@ def main(config: Config) -> dict[str, Tensor]:
     model = SegmentationModel.from_pretrained(where).to(accelerator.device)
     dataset = load_dataset(config, model)
     samples = EvaluationSamples(dataset, model.data_config["mean"], model.data_config["std"], config.scale)
-
-    count = len(dataset) if config.limit is None else min(config.limit, len(dataset))
-    views = InferenceProtocol(  # the samples are resized into the scale as they are read
-        window=config.window,
-        stride=config.stride,
-        scales=config.scales,
-        flip=config.flip,
-        small_images=config.small_images,
-    )
+    count, views = len(dataset) if config.limit is None else min(config.limit, len(dataset)), views_of(config)
     log.info(
         f"{config.model} on {count} images of {config.dataset} {config.split}: "
         + (f"windows of {config.window} every {config.stride}" if config.window else "whole images")
         + f", scales {', '.join(map(str, config.scales))}{', mirrored too' if config.flip else ''}; "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}"
     )
+    options: dict[str, Any] = {"limit": config.limit, "workers": config.workers, "metrics": config.metrics}
     try:
-        results = evaluate(
-            accelerator,
-            model,
-            samples,
-            views,
-            batch_size=config.batch_size,
-            limit=config.limit,
-            workers=config.workers,
-            metrics=config.metrics,
-            per_image=True,
-        )
+        results = evaluate(accelerator, model, samples, views, batch_size=config.batch_size, per_image=True, **options)
     except DataError as error:
         raise OptionError(f"--dataset {config.dataset}: {error}") from error
-
     if accelerator.is_main_process:
-        rows: list[Row] = []
-        for index in worst_images(results, config.pictures):
-            image, labels = dataset.read(index)
-            prediction = predict(
-                accelerator, model, samples[index][0], labels.shape, views, batch_size=config.batch_size
-            )
-            rows.append((dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy()))
-        output = output_folder(config)
+        output, rows = output_folder(config), worst_rows(accelerator, config, model, samples, results)
         write_evaluation(output, results, protocol(config, accelerator, count), dataset, rows)
         log.info(", ".join(f"{name} {value:.4f}" for name, value in scores(results).items()))
         log.info("tables and pictures are in %s", output)
     accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     accelerator.end_training()
     return results
+
+
+def views_of(config: Config) -> InferenceProtocol:
+    """How the model is shown images; the samples are resized into the scale as they are read."""
+    names = (field.name for field in dataclasses.fields(InferenceProtocol) if field.name != "scale")
+    return InferenceProtocol(**{name: getattr(config, name) for name in names})
+
+
+def worst_rows(
+    accelerator: Accelerator,
+    config: Config,
+    model: SegmentationModel,
+    samples: EvaluationSamples,
+    results: dict[str, Tensor],
+) -> list[Row]:
+    """The rows of the sheet of the worst images."""
+    rows: list[Row] = []
+    for index in worst_images(results, config.pictures):
+        image, labels = samples.dataset.read(index)
+        prediction = predict(
+            accelerator, model, samples[index][0], labels.shape, views_of(config), batch_size=config.batch_size
+        )
+        rows.append((samples.dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy()))
+    return rows
 
 
 def find_model(name: str) -> tuple[str, dict[str, Any]]:

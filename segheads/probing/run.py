@@ -68,11 +68,7 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
         loader = run.accelerator.prepare(_loader(config, samples, cache, start))
         if start:
             run.folder.load(run.accelerator, start)
-        log.info(
-            f"{len(probes)} heads on {config.model.backbone}, which is frozen: {len(run.training_set)} training and "
-            f"{len(run.validation_set)} validation images of {run.training_set.num_classes} classes; "
-            f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
-        )
+        _say(run, config, len(probes))
         learner = ProbeLearner(
             run.accelerator,
             shared,
@@ -111,6 +107,15 @@ def _build(run: Run, config: ProbeConfig) -> tuple[SharedBackbone, list[Probe], 
     shared.to(run.accelerator.device)
     cache = None if config.cache is None else open_cache(run.accelerator, config, shared, samples)
     return shared, probes, samples, cache
+
+
+def _say(run: Run, config: ProbeConfig, count: int) -> None:
+    """What begins, in words."""
+    log.info(
+        f"{count} heads on {config.model.backbone}, which is frozen: {len(run.training_set)} training and "
+        f"{len(run.validation_set)} validation images of {run.training_set.num_classes} classes; "
+        f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
+    )
 
 
 def _leave_out(config: ProbeConfig, choice: HeadChoice, error: ValueError) -> bool:

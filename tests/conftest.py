@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from parity import SHARED, load_golden
 
 pytest.register_assert_rewrite("testers")
@@ -12,6 +13,15 @@ pytest.register_assert_rewrite("testers")
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
+
+
+@pytest.fixture
+def own_run(caplog):
+    """What segheads says of its progress is heard, and the next test finds no run set up."""
+    caplog.set_level("INFO", "segheads")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
 
 
 @pytest.fixture

@@ -174,16 +174,7 @@ def create_optimizer(
             "backbone_lr_scale must be 0 or more, and 1 where the model has no backbone; "
             f"got {backbone_lr_scale} for a {type(model).__name__}"
         )
-    of_backbone = set() if backbone is None else {id(parameter) for parameter in backbone.parameters()}
-    kept = _not_decayed(model)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            decay = 0.0 if id(parameter) in kept else weight_decay
-            scale = backbone_lr_scale if id(parameter) in of_backbone else 1.0
-            groups.setdefault((decay, scale), []).append(parameter)
-    if not groups:
-        raise ValueError(f"an optimizer needs parameters that require a gradient; {type(model).__name__} has none")
+    groups = _groups(model, weight_decay, backbone_lr_scale)
     options: dict[str, Any] = {"momentum": momentum} if name in ("sgd", "momentum") else {}
     fused = fused and name.lower() in FUSED and all(p.device.type in FUSED_ON for g in groups.values() for p in g)
     if fused:
@@ -205,6 +196,22 @@ def create_optimizer(
         optimizer.register_load_state_dict_pre_hook(_stay_fused)
         optimizer.register_load_state_dict_post_hook(_lay_out_like_parameters)
     return optimizer
+
+
+def _groups(model: nn.Module, weight_decay: float, scale: float) -> dict[tuple[float, float], list[nn.Parameter]]:
+    """Parameters that learn, by their decay and their rate over that of the rest."""
+    backbone = getattr(model, "backbone", None)
+    of_backbone = set() if backbone is None else {id(parameter) for parameter in backbone.parameters()}
+    kept = _not_decayed(model)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if id(parameter) in kept else weight_decay
+            own = scale if id(parameter) in of_backbone else 1.0
+            groups.setdefault((decay, own), []).append(parameter)
+    if not groups:
+        raise ValueError(f"an optimizer needs parameters that require a gradient; {type(model).__name__} has none")
+    return groups
 
 
 def _stay_fused(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

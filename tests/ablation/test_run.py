@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 
 from segheads import SegmentationModel
@@ -94,15 +93,8 @@ loop.train_step = train_step
 
 
 @pytest.fixture(autouse=True)
-def _progress_is_heard(caplog):
-    caplog.set_level("INFO", "segheads")
-
-
-@pytest.fixture(autouse=True)
-def _a_process_of_its_own():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+def _set_up(own_run):
+    pass
 
 
 def small(folder, **changes):

@@ -4,7 +4,6 @@ import importlib.util
 import sys
 
 import pytest
-from accelerate.state import AcceleratorState, PartialState
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +18,5 @@ def recipe(request):
 
 
 @pytest.fixture(autouse=True)
-def _progress_is_heard(caplog):
-    caplog.set_level("INFO", "segheads")
-
-
-@pytest.fixture(autouse=True)
-def _a_process_of_its_own():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+def _set_up(own_run):
+    pass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 
 from segheads import SegmentationModel, TimmBackbone, create_model
 from segheads.errors import DataMissingError, DivergedError, OptionError, PretrainedWeightsError
@@ -40,10 +40,8 @@ class Config(TrainingConfig):
 
 
 @pytest.fixture(autouse=True)
-def _a_process_of_its_own():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+def _set_up(own_run):
+    pass
 
 
 def build(config, num_classes):
@@ -89,7 +87,6 @@ def test_the_backbones_rate_reaches_the_optimizer(tmp_path):
 
 
 def test_numbers_of_the_run_are_told_and_kept(tmp_path, caplog):
-    caplog.set_level("INFO", "segheads")
     run_training(Config.from_flat(**SMALL, output=tmp_path / "run", backbone_lr_scale=0.25), build)
     printed = caplog.text
     assert "linear on test_vit: " in printed
@@ -166,7 +163,6 @@ def losses(folder):
 def test_memory_format_changes_nothing_but_rounding(tmp_path, caplog):
     """In the middle of a run, too: half of the iterations with, half without."""
     models = []
-    caplog.set_level("INFO", "segheads")
 
     def keep(config, num_classes):
         models.append(build(config, num_classes))

@@ -182,7 +182,7 @@ def check_count(merge: str, num_learners: int) -> None:
     Raises:
         ValueError: If a product or a learned merge gets fewer than two learners.
     """
-    if num_learners < 2 and merge not in ("average", "majority_vote"):
+    if num_learners < 2 and (merge == "product" or isinstance(MERGES.get(merge), type)):
         raise ValueError(f"merge {merge!r} needs two learners or more; got {num_learners}")
 
 

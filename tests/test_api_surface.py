@@ -117,4 +117,6 @@ def test_import_loads_no_more_than_a_model_needs():
 
 
 if __name__ == "__main__":
-    SURFACE.write_text(written(surface()))
+    found = written(surface())
+    print("unchanged" if found == SURFACE.read_text() else f"written to {SURFACE}")
+    SURFACE.write_text(found)

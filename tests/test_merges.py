@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from testers import MergeTester
 from torch import nn
 
-from segheads.merges import MERGES, ExplicitAttention, HierarchicalAttention, average, majority_vote, product
+from segheads.merges import (
+    MERGES,
+    ExplicitAttention,
+    HierarchicalAttention,
+    average,
+    check_count,
+    majority_vote,
+    product,
+)
 
 FUNCTIONS = [name for name, merge in MERGES.items() if not isinstance(merge, type)]
 LEARNED = [name for name, merge in MERGES.items() if isinstance(merge, type)]
@@ -126,6 +134,14 @@ def test_one_learner():
 def test_log_two_learners():
     x = torch.zeros(1, 2, 1, 1)
     torch.testing.assert_close(average([x, x]), torch.full((1, 2, 1, 1), -math.log(2)))
+
+
+def test_a_function_of_ones_own_may_merge_one_learner(monkeypatch):
+    monkeypatch.setitem(MERGES, "loudest", average)
+    check_count("loudest", 1)
+    for name in ("product", *LEARNED):
+        with pytest.raises(ValueError, match=f"merge '{name}' needs two learners or more; got 1"):
+            check_count(name, 1)
 
 
 def test_what_does_not_fit_is_named():

@@ -6,6 +6,7 @@ it, a loss or a label, costs little more than the arithmetic, and no full-resolu
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 TILE_ELEMENTS = 600_000  # scores of a tile on the CPU, 2.4 MB in fp32: 300 k to 600 k do best with 1 MB of L2 a core
 TILE_ELEMENTS_ELSEWHERE = 16_000_000  # where launching kernels is what costs
 TILE_COLUMNS = 128
+KEPT_ELEMENTS = 1 << 20  # of the largest weights that are kept for the next image
 
 
 class Block(NamedTuple):
@@ -104,7 +106,7 @@ def tiles(
     (H, W), on_cpu = size, like.device.type == "cpu"
     width = TILE_COLUMNS if on_cpu else max(W, 1)
     height = (TILE_ELEMENTS if on_cpu else TILE_ELEMENTS_ELSEWHERE) // (num_classes * min(width, max(W, 1)))
-    across = list(_blocks(columns, W, width, like))
+    across = _blocks(columns, W, width, like)
     for down in _blocks(rows, H, max(height, 4), like):
         for block in across:
             yield Tile(down, block)
@@ -121,7 +123,29 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _blocks(grid: Tensor | int, length: int, step: int, like: Tensor) -> Iterator[Block]:
+def _blocks(grid: Tensor | int, length: int, step: int, like: Tensor) -> Sequence[Block]:
+    dtype = wide(like.dtype)
+    is_real = type(like) is Tensor and not torch.compiler.is_compiling()  # else the weights are of one trace alone
+    if is_real and (isinstance(grid, int) or grid.numel() <= KEPT_ELEMENTS):
+        return _kept_blocks(grid, length, step, like.device, dtype)
+    return tuple(_make_blocks(grid, length, step, like.device, dtype))
+
+
+@lru_cache(maxsize=64)
+def _kept_blocks(
+    grid: Tensor | int, length: int, step: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Block, ...]:
+    """Blocks for the next image of the same size: making them takes as long as using them, and a GPU waits for them.
+
+    A tensor of weights is known again if it is the same object, as `segheads.inference` keeps those of its windows.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # else they could not serve a training
+        return tuple(_make_blocks(grid, length, step, device, dtype))
+
+
+def _make_blocks(
+    grid: Tensor | int, length: int, step: int, device: torch.device, dtype: torch.dtype
+) -> Iterator[Block]:
     for start in range(0, length, step):
         pixels = slice(start, min(start + step, length))
         if isinstance(grid, int) and grid == length:
@@ -130,4 +154,4 @@ def _blocks(grid: Tensor | int, length: int, step: int, like: Tensor) -> Iterato
         part = bilinear_weights(grid, length, pixels) if isinstance(grid, int) else grid[pixels]
         used = part.any(0).nonzero().flatten()
         source = slice(int(used[0]), int(used[-1]) + 1)
-        yield Block(pixels, source, part[:, source].to(like.device, wide(like.dtype)))
+        yield Block(pixels, source, part[:, source].to(device, dtype))

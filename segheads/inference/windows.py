@@ -1,6 +1,7 @@
 """Scores of one view of an image, whole or in sliding windows: a grid of logits and the weights of its upsampling."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from segheads.functional.bilinear import bilinear_weights, tiles, wide
+from segheads.functional.bilinear import Tile, bilinear_weights, tiles, wide
 from segheads.inference.protocol import InferenceProtocol, Size
 
 Model = Callable[[Tensor], Tensor]
@@ -29,7 +30,7 @@ class Grid(NamedTuple):
         """The grid whose scores are left to right what this one's are right to left."""
         if isinstance(self.columns, int):
             return self._replace(logits=self.logits.flip(-1))
-        return self._replace(columns=self.columns.flip(0))
+        return self._replace(columns=_turned(self.columns))
 
 
 def scores_in_tiles(
@@ -40,7 +41,19 @@ def scores_in_tiles(
     plans = [tiles(grid.rows, grid.columns, size, K, grid.logits) for grid in grids]
     for group in zip(*plans, strict=True):
         at = (group[0].rows.pixels, group[0].columns.pixels)
-        yield at, (tile.upsample(grid.logits) for tile, grid in zip(group, grids, strict=True))
+        yield at, (_upsampled(tile, grid.logits) for tile, grid in zip(group, grids, strict=True))
+
+
+def _upsampled(tile: Tile, logits: Tensor) -> Tensor:
+    """The tile's scores; autocast would make them 16-bit ones, which change one label in a hundred."""
+    with torch.autocast(logits.device.type, enabled=False):
+        return tile.upsample(logits)
+
+
+@lru_cache(maxsize=16)
+def _turned(weights: Tensor) -> Tensor:
+    """The weights of the mirrored pixels, the same object each time, as which `tiles` knows them again."""
+    return weights.flip(0)
 
 
 def gives_low_resolution(model: Model) -> bool:
@@ -122,11 +135,12 @@ def _grid_of_windows(
         logits, covered = model.low_resolution(torch.stack(windows[start : start + batch_size]))
         parts.append(logits)
     grid = rearrange(torch.cat(parts), "(t l) k h w -> k (t h) (l w)", t=len(tops))
-    rows = _weights(logits.shape[2], covered[0], tops, h, H, size[0])
-    return Grid(grid, rows, _weights(logits.shape[3], covered[1], lefts, w, W, size[1]))
+    rows = _weights(logits.shape[2], covered[0], tuple(tops), h, H, size[0])
+    return Grid(grid, rows, _weights(logits.shape[3], covered[1], tuple(lefts), w, W, size[1]))
 
 
-def _weights(n: int, covered: int, starts: list[int], window: int, length: int, out: int) -> Tensor:
+@lru_cache(maxsize=32)
+def _weights(n: int, covered: int, starts: tuple[int, ...], window: int, length: int, out: int) -> Tensor:
     """From `n` grid points of each window, along one axis, to `out` pixels.
 
     Each window is upsampled to the pixels that it covers, cropped, put in its place and averaged with the others; the
@@ -174,7 +188,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def _cover(length: int, window: int, starts: list[int]) -> Tensor:
+def _cover(length: int, window: int, starts: Sequence[int]) -> Tensor:
     """How many windows see each row, or each column."""
     count = torch.zeros(length)
     for start in starts:

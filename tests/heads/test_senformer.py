@@ -164,7 +164,7 @@ BAD = [
     ({"learner": lambda C, K: torch.nn.Conv2d(C, K, 1)}, "a learner must be a single-level head; got a Conv2d"),
     ({"learner": lambda C, K: LinearHead(C, K + 1)}, "of 16 channels and 5 classes .* got a LinearHead of 16 and 6"),
     ({"learner": LinearHead, "learner_kwargs": {"a": 1}}, "learner_kwargs belong to a learner given by name"),
-    ({"merge": "mean"}, "no merge is called 'mean'; known: average, product, majority_vote, hierarchical_attention"),
+    ({"merge": "mean"}, "no merge is called 'mean'; known: average, product, majority_vote"),
     ({"merge": "product", "levels": [0]}, "merge 'product' needs two learners or more; got 1"),
     ({"merge": "explicit_attention", "levels": [0]}, "merge 'explicit_attention' needs two learners or more; got 1"),
     ({"levels": [0, 4]}, r"levels must be some of \[0, 1, 2, 3\], which there are, each once; got \[0, 4\]"),

@@ -333,6 +333,7 @@ def test_memory_does_not_grow_with_windows_or_views(size, monkeypatch):
     most = {}
     for stride, scales, flip in ((24, (1.0,), False), (4, (1.0,), False), (4, (0.9, 1.0), True)):
         model, memory = Recorder(K), MemoryUse()
+        bilinear._kept_blocks.cache_clear()
         with memory:
             predict_probabilities(
                 model, image, size=size, window=window, stride=stride, batch_size=batch_size, scales=scales, flip=flip

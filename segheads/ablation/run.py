@@ -18,7 +18,7 @@ from segheads.drawing import save_figure
 from segheads.errors import OptionError
 from segheads.files import write_text
 from segheads.model import SegmentationModel
-from segheads.training.config import changed, flat
+from segheads.training.config import as_launched, changed, flat
 
 ConfigT = TypeVar("ConfigT", bound=GridConfig)
 log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ def run_grid(
     Examples:
         See the page "Ablate".
     """
+    config = as_launched(config)
     chosen = {name: tables[name] for name in _chosen(config.tables, tables)}
     cells = _cells(config, chosen)
     index, count = parse_shard(config.shard)

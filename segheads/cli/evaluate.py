@@ -21,7 +21,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -34,7 +34,7 @@ from segheads.evaluation import evaluate, predict, scores, worst_images, write_e
 from segheads.evaluation.plots import Row
 from segheads.inference.protocol import InferenceProtocol, SmallImages
 from segheads.metrics import METRICS, find_metric
-from segheads.training.machine import share_cores
+from segheads.training.machine import Precision, launched_precision, share_cores
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +93,8 @@ class Config:
     # The machine and the pictures
     batch_size: int = 4
     """Windows in one call of the model."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the forward pass."""
+    mixed_precision: Precision | None = None
+    """Precision of the forward pass; None means the launcher's, or fp32."""
     threads: int | None = None
     """CPU threads of each process; None shares all cores out."""
     workers: int = 4
@@ -105,7 +105,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Tensor]:
     """Evaluate a model, and write what was measured."""
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision or launched_precision())
     share_cores(accelerator, config.threads)
     where, run = find_model(config.model)
     config = complete(config, run)

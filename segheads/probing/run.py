@@ -30,6 +30,7 @@ from segheads.probing.probes import Probe, build_probes
 from segheads.probing.report import probe_markdown, probe_rows, write_probe_report
 from segheads.probing.saving import join_head, save_probes
 from segheads.training.batches import batch_loader, sampler_options, training_samples
+from segheads.training.config import as_launched
 from segheads.training.loop import train
 from segheads.training.run import shown
 from segheads.training.setup import Run, open_run
@@ -50,6 +51,7 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
         OptionError: An option is out of range, unknown, or does not fit the others.
         SegheadsError: As `segheads.training.run_training` does, but for a loss that is not finite.
     """
+    config = as_launched(config)
     config.check()
     with open_run(config, may_differ=PROBES_MAY_DIFFER) as run:
         with options_become_parts():

@@ -11,7 +11,7 @@ from typing_extensions import Self, is_typeddict
 from segheads.data.config import DataConfig
 from segheads.functional.upsample import Reduction
 from segheads.inference.protocol import InferenceProtocol
-from segheads.training.machine import MachineConfig
+from segheads.training.machine import MachineConfig, check_launcher, launched_precision
 from segheads.training.optimization import OptimizationConfig
 
 C = TypeVar("C")
@@ -185,6 +185,9 @@ class TrainingConfig:
         }
 
 
+T = TypeVar("T", bound=TrainingConfig)
+
+
 def flat(config: Any) -> dict[str, Any]:
     """All fields of a configuration and of its parts, by name.
 
@@ -235,6 +238,19 @@ def changed(config: C, **values: Any) -> C:
     if given:
         raise TypeError(f"{type(config).__name__} has no field {', '.join(given)}")
     return dataclasses.replace(config, **own)  # type: ignore[type-var]
+
+
+def as_launched(config: T) -> T:
+    """The configuration with what `accelerate launch` was told where the options say nothing.
+
+    Args:
+        config: Numbers of a run.
+
+    Raises:
+        OptionError: If the launcher was told what segheads cannot do, or does by an option of its own.
+    """
+    check_launcher(config.loop.gradient_accumulation)
+    return changed(config, mixed_precision=config.machine.mixed_precision or launched_precision())
 
 
 def field_defaults(config: Any) -> dict[str, Any]:

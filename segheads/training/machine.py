@@ -3,20 +3,25 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 
+from segheads.errors import OptionError
+
+Precision = Literal["no", "bf16", "fp16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig:
     """How a run uses the machine that it is on."""
 
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the forward pass. With fp16, SGD waits for the device in each step; with bf16 nothing does."""
+    mixed_precision: Precision | None = None
+    """Precision of the forward pass; None means the launcher's (`accelerate launch --mixed_precision`), or fp32. With
+    fp16, SGD waits for the device in each step; with bf16 nothing does."""
     channels_last: bool | None = None
     """Keep maps in the memory format that convolutions like; None does so where the backbone is made of them."""
     compile: bool = False
@@ -25,6 +30,37 @@ class MachineConfig:
     """CPU threads of each training process; None shares all cores out (accelerate launch alone would give 1)."""
     workers: int = 4
     """Processes that load images, for each process that trains."""
+
+
+def launched_precision() -> Precision:
+    """The precision that `accelerate launch` was told, or its configuration says; `"no"` without either.
+
+    Raises:
+        OptionError: If it is none that segheads trains in, such as fp8.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in get_args(Precision):
+        raise OptionError(
+            f"accelerate was launched with mixed_precision {asked}; known are {', '.join(get_args(Precision))}"
+        )
+    return cast(Precision, asked)
+
+
+def check_launcher(gradient_accumulation: int) -> None:
+    """Refuse what the launcher was told and segheads has an option of its own for.
+
+    Args:
+        gradient_accumulation: What the run does.
+
+    Raises:
+        OptionError: If the launcher's gradient accumulation is another.
+    """
+    asked = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if asked not in ("1", str(gradient_accumulation)):
+        raise OptionError(
+            f"accelerate was launched with gradient_accumulation_steps {asked}, which is not used; give the recipe "
+            f"gradient_accumulation {asked}"
+        )
 
 
 def start_accelerator(machine: MachineConfig, *, tracker: str = "none", folder: Path | None = None) -> Accelerator:

@@ -19,7 +19,7 @@ from segheads.evaluation.report import scores
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.batches import training_batches, training_loader
-from segheads.training.config import TrainingConfig
+from segheads.training.config import TrainingConfig, as_launched
 from segheads.training.loop import ModelLearner, train
 from segheads.training.machine import is_convolutional
 from segheads.training.report import write_report
@@ -27,6 +27,7 @@ from segheads.training.setup import Run, open_run
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 log = logging.getLogger(__name__)
+PRECISIONS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's words
 
 
 def run_training(
@@ -51,6 +52,7 @@ def run_training(
         DivergedError: A loss or a weight is not finite; the last checkpoint is good.
         SegheadsError: Data or pretrained weights are missing or damaged.
     """
+    config = as_launched(config)
     with open_run(config, is_last=is_last) as run:
         set_seed(config.seed)
         with options_become_parts():
@@ -108,7 +110,7 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
         f"{len(run.training_set)} training and {len(run.validation_set)} validation images of {model.num_classes} "
         f"classes; {run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
-        f"{', channels last' if channels_last else ''}\n"
+        f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} "
         f"(backbone times {optimization.backbone_lr_scale:g}), weight decay {optimization.weight_decay:g}, "
         f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}"

@@ -1,0 +1,62 @@
+"""What the launcher says and what the options say."""
+
+import json
+
+import pytest
+
+from segheads import create_model
+from segheads.errors import OptionError
+from segheads.training import DEMO_RUN, TrainingConfig, run_training
+from segheads.training.config import as_launched
+
+SMALL = {
+    **DEMO_RUN,
+    **{"backbone": "test_vit", "head": "linear", "loss_reduction": "valid", "power": 1.0, "scenes_size": 32},
+    **{"scale": (32, 32), "crop_size": 32, "iterations": 1, "batch_size": 2, "tracker": "none", "pictures": 0},
+    **{"threads": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def _set_up(own_run):
+    pass
+
+
+def config(tmp_path, **changes):
+    return TrainingConfig.from_flat(**{**SMALL, **changes}, output=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "option", "expected"),
+    [(None, None, "no"), ("bf16", None, "bf16"), ("bf16", "no", "no"), ("no", "bf16", "bf16"), ("FP16", None, "fp16")],
+)
+def test_an_option_wins_over_the_launcher(tmp_path, monkeypatch, launcher, option, expected):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    assert as_launched(config(tmp_path, mixed_precision=option)).machine.mixed_precision == expected
+
+
+def test_the_precision_in_force_is_told_and_kept(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run_training(config(tmp_path), lambda c, n: create_model(c.model.backbone, c.model.head, n, **c.model_options()))
+    assert "1 process(es) on cpu, bf16" in caplog.text
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["mixed_precision"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "launched with mixed_precision fp8; known are no, bf16, fp16"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps 4, which is not used; give"),
+    ],
+)
+def test_what_the_launcher_cannot_have_is_refused(tmp_path, monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(OptionError, match=message):
+        as_launched(config(tmp_path))
+
+
+def test_the_same_accumulation_is_no_contradiction(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    as_launched(config(tmp_path, gradient_accumulation=2))

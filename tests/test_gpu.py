@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from segheads import HEADS, create_model
 from segheads.data import PhotometricNormalize
-from segheads.functional import mean_shift, upsample_argmax, upsample_cross_entropy
+from segheads.functional import bilinear, mean_shift, upsample_argmax, upsample_cross_entropy
 from segheads.inference.predict import predict_labels
 from segheads.inference.protocol import InferenceProtocol
 from segheads.training import training_batches
@@ -35,6 +35,7 @@ def _exact_convolutions():
 @pytest.fixture(params=["kernels", "tiles"])
 def path(request, monkeypatch):
     monkeypatch.setenv("SEGHEADS_TRITON", "1" if request.param == "kernels" else "0")
+    return request.param
 
 
 def random_case(B, K, grid, size, dtype=torch.float32):
@@ -88,15 +89,15 @@ def test_two_runs_give_the_same_bits():
     torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
-@pytest.mark.usefixtures("path")
-def test_a_loss_adds_little_memory():
+def test_a_loss_adds_little_memory(path):
     logits, labels = random_case(8, *SIZES[0][1:])
     for _ in range(2):  # the first call loads what stays
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         upsample_cross_entropy(logits, labels, ignore_index=-100).backward()
         logits.grad = None
-    assert torch.cuda.max_memory_allocated() - before < 60e6  # the upsampled scores take 1,258 MB
+    most = 60e6 if path == "kernels" else 6 * 4 * bilinear.TILE_ELEMENTS_ELSEWHERE  # a tile is 64 MB
+    assert torch.cuda.max_memory_allocated() - before < most  # the upsampled scores take 1,258 MB
 
 
 def plain_shift(x, weight, kernel, num_layers):

@@ -97,6 +97,8 @@ def weighted_average(values: Tensor, scores: Scores) -> Tensor:
         q, k, v = (_row_by_row(F.pad(x, (0, width - x.shape[-1]))).unsqueeze(1) for x in (query, key, values))
         # (B, 1, N, width)
         return F.scaled_dot_product_attention(q, k, v, scale=scale)[:, 0, :, :C]
+    if key is query and torch.compiler.is_compiling():
+        key = key.view_as(key)  # a traced autograd.Function may not take one tensor twice
     return _Tiles.apply(values, query, key, scale, cancels)
 
 

@@ -1,4 +1,5 @@
 import importlib
+from functools import partial
 
 import pytest
 import torch
@@ -232,6 +233,19 @@ def test_exports_and_compiles(shift_channels):
     compiled(leaf, weight).square().sum().backward()
     (expected,) = torch.autograd.grad(Shift()(y := x.clone().requires_grad_(), weight).square().sum(), y)
     torch.testing.assert_close(leaf.grad, expected)
+
+
+@pytest.mark.parametrize("kernel", ["dot", "gaussian", "cosine"])
+def test_tiles_are_part_of_one_graph(monkeypatch, kernel):
+    """What widths past the fused kernels' take on a GPU, where the dot kernel's queries are its keys."""
+    monkeypatch.setattr(importlib.import_module("segheads.functional.affinity"), "_is_fused", lambda *_: False)
+    compiled = torch.compile(partial(mean_shift, num_layers=2, kernel=kernel), backend="aot_eager", fullgraph=True)
+    leaves = torch.randn(2, 16, 8, 8, requires_grad=True), torch.randn(24, 16, requires_grad=True)
+    results = []
+    for function in (compiled, partial(mean_shift, num_layers=2, kernel=kernel)):
+        shifted = function(*leaves)
+        results.append((shifted, *torch.autograd.grad(shifted.square().sum(), leaves)))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
 def test_training_under_autocast(small_tiles):

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from segheads.ablation.config import GridConfig
-from segheads.ablation.table import BROKE_DOWN, Measured, Row
+from segheads.ablation.table import ABSENT, BROKE_DOWN, Measured, Row
 from segheads.data import EvaluationSamples, open_dataset
 from segheads.errors import DivergedError, options_become_parts
 from segheads.evaluation.complexity import count_multiply_adds, count_parameters
@@ -122,7 +122,9 @@ class Cell:
         """All scores in percent, and what the model costs."""
         scores = {key: x.item() for key, x in results.items() if x.ndim == 0 and x.is_floating_point()}
         size = (self.config.crop_size, self.config.crop_size)
+        absent = int(results["IoU"].isnan().sum()) if "IoU" in results else 0
         return {
+            **({ABSENT: float(absent)} if absent else {}),
             **{key: 100 * value if math.isfinite(value) else None for key, value in scores.items()},
             "parameters": count_parameters(model) / 1e6,
             "multiply_adds": count_multiply_adds(model, size) / 1e9,

@@ -30,7 +30,7 @@ from torch import Tensor
 from segheads import SegmentationModel
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
 from segheads.errors import DataError, OptionError, options_become_parts
-from segheads.evaluation import evaluate, predict, scores, worst_images, write_evaluation
+from segheads.evaluation import evaluate, predict, score_line, worst_images, write_evaluation
 from segheads.evaluation.plots import Row
 from segheads.inference.protocol import InferenceProtocol, SmallImages
 from segheads.metrics import METRICS, find_metric
@@ -152,7 +152,7 @@ def main(config: Config) -> dict[str, Tensor]:
             rows.append((dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy()))
         output = output_folder(config)
         write_evaluation(output, results, protocol(config, accelerator, count), dataset, rows)
-        log.info(", ".join(f"{name} {value:.4f}" for name, value in scores(results).items()))
+        log.info(score_line(results, dataset.class_names))
         log.info("tables and pictures are in %s", output)
     accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     accelerator.end_training()

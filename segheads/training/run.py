@@ -15,7 +15,7 @@ from segheads.data import EvaluationSamples, PhotometricNormalize
 from segheads.errors import options_become_parts
 from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty
 from segheads.evaluation.plots import plot_uncertainty
-from segheads.evaluation.report import scores
+from segheads.evaluation.report import score_line, score_record
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.batches import training_batches, training_loader
@@ -58,10 +58,11 @@ def run_training(
         samples = EvaluationSamples(
             run.validation_set, model.data_config["mean"], model.data_config["std"], config.protocol.scale
         )
+        names = run.validation_set.class_names
         evaluate_now = partial(evaluate, run.accelerator, model, samples, shown(config), workers=config.machine.workers)
-        _train(run, model, lambda: scores(evaluate_now(limit=config.loop.evaluate_images)))
+        _train(run, model, lambda: score_record(evaluate_now(limit=config.loop.evaluate_images), names))
         results = evaluate_now(metrics=("iou", "calibration") if config.loop.calibration else ("iou",))
-        run.log(config.loop.iterations, scores(results))
+        run.log(config.loop.iterations, score_record(results, names))
         if run.accelerator.is_main_process:
             report(run, model, samples, results)
     return results
@@ -149,5 +150,5 @@ def report(run: Run, model: SegmentationModel, samples: EvaluationSamples, resul
     write_report(folder, results, run.folder.records(), dataset, rows)
     if doubts:
         plot_uncertainty(doubts, dataset, folder / "uncertainty.png")
-    log.info(", ".join(f"{name} {value:.4f}" for name, value in scores(results).items()))
+    log.info(score_line(results, dataset.class_names))
     log.info("model, tables and pictures are in %s", folder)

@@ -411,6 +411,13 @@ def test_markdown():
     assert markdown(own, [[{"mIoU": 1.0}]]).splitlines()[2].startswith("| | mIoU | aAcc |")
 
 
+def test_markdown_tells_how_many_classes_are_left_out():
+    rows = [Row("one"), Row("two")]
+    table = Table("A title", rows, columns=[Column("mIoU", "mIoU", 2)])
+    lines = markdown(table, [[{"mIoU": 40.0, "absent_classes": 2.0}], [{"mIoU": 50.0}]]).splitlines()
+    assert lines[-2:] == ["", "Absent classes, which mIoU leaves out: one 2"]
+
+
 def test_csv_has_a_line_for_each_row_and_seed():
     lines = list(csv.DictReader(csv_text(SEVERAL, NUMBERS).splitlines()))
     assert len(lines) == 2 + 3 + 1 + 1

@@ -9,7 +9,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
-from segheads import SegmentationModel, TimmBackbone, create_model
+from segheads import SegmentationMetrics, SegmentationModel, TimmBackbone, create_model
+from segheads.data import open_dataset
 from segheads.errors import DataMissingError, DivergedError, OptionError, PretrainedWeightsError
 from segheads.evaluation import scores
 from segheads.training import DEMO_RUN, TrainingConfig, changed, flat, run_training
@@ -98,6 +99,23 @@ def test_numbers_of_the_run_are_told_and_kept(tmp_path, caplog):
     assert kept["output"] == str(tmp_path / "run")
     assert kept["scale"] == [32, 32]
     assert kept.keys() == flat(Config.from_flat(**SMALL, output=tmp_path)).keys()
+
+
+def test_classes_that_miou_leaves_out_are_told_and_kept(tmp_path, caplog, monkeypatch):
+    def evaluate(*_, **options):
+        metric = SegmentationMetrics(12)
+        metric.update(torch.arange(11)[None], torch.arange(11)[None])
+        return metric.compute()
+
+    caplog.set_level("INFO", "segheads")
+    monkeypatch.setattr("segheads.training.run.evaluate", evaluate)
+    config = Config.from_flat(**SMALL, output=tmp_path)
+    run_training(config, build)
+    name = open_dataset(config.data, "val").class_names[11]
+    assert f"mIoU 1.0000; mIoU over 11 of 12 classes; absent: {name}\n" in caplog.text
+    assert f"mIoU over 11 of 12 classes; absent: {name}\n" in (tmp_path / "per_class.md").read_text(encoding="utf-8")
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert records[-1]["absent_classes"] == [name]
 
 
 @pytest.mark.parametrize(

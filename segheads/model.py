@@ -17,6 +17,7 @@ from segheads.functional import upsample, upsample_argmax
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction
 from segheads.heads import FCNHead, Head, find_head
+from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.losses import PixelLoss, create_loss
 from segheads.modules import evaluating, freeze_unused
@@ -198,6 +199,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
 
         Raises:
             ValueError: If uncertainty is asked of a head that is no ensemble.
+            ScoresError: If logits are NaN or infinite.
         """
         if return_uncertainty and not self.head.is_ensemble:
             raise ValueError(
@@ -206,8 +208,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         with evaluating(self):
             H, W = images.shape[2:]
             if not return_uncertainty:
-                return upsample_argmax(*self.low_resolution(images))[:, :H, :W]
+                logits, covered = self.low_resolution(images)
+                check_finite([all_finite(logits)])
+                return upsample_argmax(logits, covered)[:, :H, :W]
             (logits, *learners), covered = self.predictions(images)
+            check_finite([all_finite(x) for x in (logits, *learners)])
             labels = upsample_argmax(logits, covered)[:, :H, :W]
             maps = torch.stack(ensemble_uncertainty(logits, learners), dim=1)  # (B, 3, h, w)
             return labels, Uncertainty(*upsample(maps, covered)[:, :, :H, :W].unbind(1))

@@ -24,7 +24,7 @@ from torch import Tensor
 from segheads.ablation.config import GridConfig
 from segheads.ablation.table import ABSENT, BROKE_DOWN, Measured, Row
 from segheads.data import EvaluationSamples, open_dataset
-from segheads.errors import DivergedError, options_become_parts
+from segheads.errors import DivergedError, ScoresError, options_become_parts
 from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate
 from segheads.files import write_json
@@ -100,13 +100,13 @@ class Cell:
                 model = self._model()
                 for name, value in row.settings.items():
                     setattr(model.head, name, value)
-                known[row.reading] = self._values(self._evaluate(model, row.evaluation), model)
+                known[row.reading] = self._read(model, row)
             self._keep(known)
 
     def _train(self, build_model: Callable[[Any, int], SegmentationModel]) -> Measured:
         try:
             results = run_training(self.config, build_model, is_last=False)
-        except DivergedError as error:
+        except (DivergedError, ScoresError) as error:
             log.info("%s: %s", self.folder.name, error)
             return BROKE_DOWN
         finally:
@@ -114,6 +114,13 @@ class Cell:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return self._values(results, self._model())
+
+    def _read(self, model: SegmentationModel, row: Row) -> Measured:
+        try:
+            return self._values(self._evaluate(model, row.evaluation), model)
+        except ScoresError as error:
+            log.info("%s, %s: %s", self.folder.name, row.name, error)
+            return BROKE_DOWN
 
     def _model(self) -> SegmentationModel:
         return SegmentationModel.from_pretrained(self.folder / "model")

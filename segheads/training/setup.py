@@ -121,7 +121,7 @@ def open_data(accelerator: Accelerator, config: TrainingConfig) -> tuple[Segment
 
 
 def flat_record(values: Mapping[str, Any], *path: str) -> dict[str, float]:
-    """A record for trackers, without dicts and lists; the innermost name comes second, so that heads stand side by side.
+    """A record for trackers, without dicts and lists; the innermost name comes second: heads stand side by side.
 
     Args:
         values: JSON values by name.

@@ -33,7 +33,7 @@ from segheads.ablation import (
 from segheads.ablation.cell import claimed
 from segheads.data import Scenes
 from segheads.data.samples import EvaluationSamples
-from segheads.errors import DataMissingError, OptionError
+from segheads.errors import DataMissingError, OptionError, ScoresError
 from segheads.evaluation import evaluate
 from segheads.training import DEMO_RUN
 from segheads.training.setup import open_data
@@ -307,6 +307,20 @@ def test_a_training_that_breaks_down_is_named_and_the_sweep_goes_on(tmp_path):
     text = (tmp_path / "table_t.md").read_text()
     assert "| too fast | – | not finite | – | – | – | – | 2 |" in text
     assert "| read | – | not finite |" in text
+
+
+def test_scores_that_are_nan_break_down_one_row_alone(tmp_path, monkeypatch):
+    def refused(accelerator, model, *others, **options):
+        if model.head.num_layers == 2:
+            raise ScoresError("image: NaN")
+        return evaluate(accelerator, model, *others, **options)
+
+    monkeypatch.setattr("segheads.ablation.cell.evaluate", refused)
+    rows = [Row("good", shifted(1)), *(Row(str(n), shifted(1), {"num_layers": n}) for n in (2, 3))]
+    results = run_grid(small(tmp_path, iterations=1), {"t": Table("T", rows)})["t"]
+    assert results[1] == [{"mIoU": None}]
+    assert results[0][0]["mIoU"] > 0
+    assert results[2][0]["mIoU"] > 0
 
 
 def test_other_errors_end_the_sweep(tmp_path):

@@ -78,7 +78,7 @@ class Cell:
     def measured(self) -> dict[str, Measured]:
         """What has been read, by `Row.reading`."""
         path = self.folder / MEASURED
-        known: dict[str, Measured] = json.loads(path.read_text()) if path.is_file() else {}
+        known: dict[str, Measured] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return known
 
     def complete(self, build_model: Callable[[Any, int], SegmentationModel]) -> None:

@@ -164,7 +164,7 @@ def find_model(name: str) -> tuple[str, dict[str, Any]]:
     folder = Path(name)
     if (folder / "model").is_dir():
         path = folder / "config.json"
-        return str(folder / "model"), json.loads(path.read_text()) if path.is_file() else {}
+        return str(folder / "model"), json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if (folder / "metrics.jsonl").is_file():
         raise OptionError(f"--model {name} is a run that has no folder model yet; its recipe's --resume ends it")
     return name, {}

@@ -28,6 +28,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from segheads import SegmentationModel
+from segheads.classes import check_names
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
 from segheads.errors import DataError, OptionError, options_become_parts
 from segheads.evaluation import evaluate, predict, score_line, worst_images, write_evaluation
@@ -206,13 +207,16 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
 
 
 def load_dataset(config: Config, model: SegmentationModel) -> SegmentationDataset:
-    """The data set, which has as many classes as the model."""
+    """The data set, whose classes are those of the model: by name, or by number where either has no names."""
     dataset = open_dataset(DataConfig.from_json(vars(config)), config.split, seed=config.seed or 0)
     if dataset.num_classes != model.num_classes:
         raise OptionError(
             f"--model {config.model} tells {model.num_classes} classes apart, and --dataset {config.dataset} "
             f"has {dataset.num_classes}; give the data set that it was trained on"
         )
+    if model.classes is not None:
+        with options_become_parts():
+            check_names(model.classes, dataset.classes)
     return dataset
 
 

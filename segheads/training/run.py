@@ -20,6 +20,7 @@ from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.batches import training_batches, training_loader
 from segheads.training.config import TrainingConfig
+from segheads.training.init_from import init_from
 from segheads.training.loop import ModelLearner, train
 from segheads.training.machine import is_convolutional
 from segheads.training.report import write_report
@@ -55,6 +56,8 @@ def run_training(
         set_seed(config.seed)
         with options_become_parts():
             model = build_model(config, run.training_set.num_classes)
+        if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
+            init_from(model, config.model.init_from, run.training_set.classes)
         samples = EvaluationSamples(
             run.validation_set, model.data_config["mean"], model.data_config["std"], config.protocol.scale
         )

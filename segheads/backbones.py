@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from segheads.errors import PretrainedWeightsError
 from segheads.modules import evaluating, freeze_unused
-from segheads.pretrained import create_timm_model, find_weights, log_of_missing_keys
+from segheads.pretrained import create_timm_model, few, find_weights, log_of_missing_keys
 
 # A family is the name of timm's model file. What a sweep over all 1,371 architectures of timm 1.0.31 found:
 NO_FINAL_NORM = {"hiera", "hieradet_sam2"}  # forward_intermediates asserts norm=False: their norm follows the pooling
@@ -55,7 +55,9 @@ class TimmBackbone(nn.Module):
         name: An architecture of `timm.list_models()`, with a tag for particular weights
             (`vit_tiny_patch16_224.augreg_in21k`), or timm's `hf-hub:OWNER/NAME`.
         pretrained: `True` for timm's weights, `False` for random ones, or the path of a checkpoint that timm can read
-            (`.safetensors`, `.pth`, `.npz` of the AugReg and big_vision ViTs).
+            (`.safetensors`, `.pth`, `.npz` of the AugReg and big_vision ViTs) or of a saved model's folder. What
+            trainers add is understood: `{"state_dict": ...}`, `{"ema": ...}`, names that begin with `module.`,
+            `model.`, `encoder.`, `backbone.` or `teacher.`.
         in_chans: Channels of the images; timm adapts pretrained weights to it.
         img_size: Size in pixels for which position embeddings and windows are built; `None` is the native one.
             Architectures without such a size take any image and ignore it.
@@ -119,7 +121,7 @@ class TimmBackbone(nn.Module):
         if family == "gemma4_vit" and name.split(".")[0].endswith("_enc"):
             options["global_pool"] = "none"  # the default pooling wants multiples of 48 pixels
         source, weights = find_weights(name, pretrained)
-        with log_of_missing_keys() as missing:
+        with log_of_missing_keys() as (missing, unexpected):
             self.model: Any = create_timm_model(name, options | (model_kwargs or {}), weights, source)
         architecture = self.model.pretrained_cfg["architecture"]
         family = _family(architecture)  # which a name such as hf-hub:OWNER/NAME does not tell beforehand
@@ -147,7 +149,7 @@ class TimmBackbone(nn.Module):
         self.indices, self.strides, self.channels = self._choose_levels(levels)
         lost = sorted(missing & self.model.state_dict().keys())
         if lost:
-            shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+            shown = few(lost) + (f"; what it has besides: {few(sorted(unexpected))}" if unexpected else "")
             raise PretrainedWeightsError(
                 f"{source} lacks {len(lost)} of the weights of {name} ({shown}); pass a checkpoint of this "
                 "architecture, or pretrained=False for random weights"

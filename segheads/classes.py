@@ -3,6 +3,7 @@
 import colorsys
 from dataclasses import dataclass
 
+SHOWN = 3  # differences in a message
 Palette = tuple[tuple[int, int, int], ...]
 
 
@@ -48,6 +49,36 @@ class Classes:
             num_classes: Number of classes K.
         """
         return cls(tuple(f"class {index}" for index in range(num_classes)))
+
+
+def check_names(own: Classes, others: Classes) -> None:
+    """Refuse labels that mean something else to a model than to a data set; numbers alone mean whatever they are given.
+
+    Args:
+        own: The model's classes.
+        others: As many classes of a data set.
+
+    Raises:
+        ValueError: If names differ, or come in another order.
+
+    Examples:
+        >>> check_names(Classes(("road", "sky")), Classes(("sky", "road")))
+        Traceback (most recent call last):
+        ValueError: the model and the data set have the same classes in another order: 0 is road in the model and sky
+        in the data set, 1 is sky in the model and road in the data set; give the names in the model's order
+    """
+    numbered = Classes.numbered(len(own)).names
+    if own.names == others.names or numbered in (own.names, others.names):
+        return
+    pairs = enumerate(zip(own.names, others.names, strict=True))
+    found = [f"{k} is {a} in the model and {b} in the data set" for k, (a, b) in pairs if a != b]
+    shown = ", ".join(found[:SHOWN]) + (f", and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    if sorted(own.names) == sorted(others.names):
+        raise ValueError(
+            f"the model and the data set have the same classes in another order: {shown}; give the names in the "
+            "model's order"
+        )
+    raise ValueError(f"the model and the data set have other classes: {shown}; give the data set it was trained on")
 
 
 def distinct_colours(num_classes: int) -> Palette:

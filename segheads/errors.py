@@ -72,6 +72,10 @@ class DivergedError(RunError, FloatingPointError):
         self.iteration = iteration
 
 
+class ScoresError(SegheadsError, FloatingPointError):
+    """A model's scores are NaN or infinite, so that they name no class; the message names the image where known."""
+
+
 @contextmanager
 def options_become_parts() -> Iterator[None]:
     """Raise an `OptionError` for every plain ValueError: the place where options are turned into parts.

@@ -24,8 +24,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "table.csv"
         >>> with whole_file(path) as temporary:
-        ...     _ = temporary.write_text("a,b")
-        >>> path.read_text(), [file.name for file in path.parent.iterdir()]
+        ...     _ = temporary.write_text("a,b", encoding="utf-8")
+        >>> path.read_text(encoding="utf-8"), [file.name for file in path.parent.iterdir()]
         ('a,b', ['table.csv'])
     """
     path = Path(path)
@@ -39,6 +39,21 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             _sync(path.parent)  # the rename itself
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def readable(words: str) -> str:
+    r"""Words of a command line, or the name of a file, in their own letters where the locale could not read them.
+
+    Python keeps each byte that the locale lacks as a lone surrogate, which no UTF-8 file may hold.
+
+    Args:
+        words: As the system gave them.
+
+    Examples:
+        >>> readable("Stra\udcc3\udc9fe")
+        'Straße'
+    """
+    return words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """A backbone and a head, from images to logits, loss and label maps."""
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -7,22 +8,23 @@ from typing import Any, Literal, overload
 
 import torch
 from huggingface_hub import ModelHubMixin
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
 from segheads.backbones import TimmBackbone
 from segheads.classes import Classes
-from segheads.errors import SavedModelError, SavedModelMissingError
 from segheads.functional import upsample, upsample_argmax
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction
 from segheads.heads import FCNHead, Head, find_head
+from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.losses import PixelLoss, create_loss
 from segheads.modules import evaluating, freeze_unused
 from segheads.plan import ModelPlan, wire
 from segheads.pyramids import Pyramid, find_pyramid
-from segheads.saving import check_place, load_weights, read_folder, restore_settings, write_folder
+from segheads.saving import find_folder, load_weights, restore_settings, write_folder
+
+log = logging.getLogger(__name__)
 
 
 def _of_the_loss(name: str, doc: str) -> Any:
@@ -198,6 +200,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
 
         Raises:
             ValueError: If uncertainty is asked of a head that is no ensemble.
+            ScoresError: If logits are NaN or infinite.
         """
         if return_uncertainty and not self.head.is_ensemble:
             raise ValueError(
@@ -206,8 +209,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         with evaluating(self):
             H, W = images.shape[2:]
             if not return_uncertainty:
-                return upsample_argmax(*self.low_resolution(images))[:, :H, :W]
+                logits, covered = self.low_resolution(images)
+                check_finite([all_finite(logits)])
+                return upsample_argmax(logits, covered)[:, :H, :W]
             (logits, *learners), covered = self.predictions(images)
+            check_finite([all_finite(x) for x in (logits, *learners)])
             labels = upsample_argmax(logits, covered)[:, :H, :W]
             maps = torch.stack(ensemble_uncertainty(logits, learners), dim=1)  # (B, 3, h, w)
             return labels, Uncertainty(*upsample(maps, covered)[:, :, :H, :W].unbind(1))
@@ -299,6 +305,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
+        num_classes: int | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -309,6 +316,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
 
         Args:
             pretrained_model_name_or_path: A local folder, or a model's name on the Hugging Face hub.
+            num_classes: Another number of classes than the saved model's: what depends on it is new and random, which
+                a warning in the log lists, and the model has no class names. None keeps the saved one's.
             revision: Branch, tag or commit on the hub.
             token: Of the hub, for a private model.
             cache_dir: Where downloads are kept.
@@ -319,25 +328,37 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             SavedModelMissingError: If the folder lacks one of the files, or there is neither such a folder nor, as
                 far as can be told, such a model on the hub.
             SavedModelError: If config.json is damaged, sets what is no setting of a part, or the weights do not fit.
+            ValueError: If `num_classes` is below 1.
         """
-        where = str(pretrained_model_name_or_path)
         options: dict[str, Any] = {"local_files_only": local_files_only, "force_download": force_download}
         options |= {"revision": revision, "token": token, "cache_dir": cache_dir}
-        cause = check_place(where, options)
-        try:
-            saved = read_folder(where, **options)
-        except SavedModelError:
-            raise
-        except (OSError, HFValidationError) as error:  # huggingface_hub's errors of network and look-up are OSErrors
-            raise SavedModelMissingError(
-                f"{where!r} is no local folder, and could not be had from the Hugging Face hub: "
-                f"{cause or str(error).splitlines()[0]}"
-            ) from error
-        model = cls.from_plan(saved.plan)
-        load_weights(model, saved.weights)
+        saved = find_folder(str(pretrained_model_name_or_path), **options)
+        plan = saved.plan if num_classes is None else saved.plan.with_classes(num_classes)
+        model = cls.from_plan(plan)
+        if plan.num_classes == saved.plan.num_classes:
+            load_weights(model, saved.weights)
+            model.classes = saved.classes
+        else:
+            new = model.weights_of_classes()
+            load_weights(model, saved.weights, new=new)
+            log.warning(
+                f"{pretrained_model_name_or_path} has {saved.plan.num_classes} classes; new and random for "
+                f"{num_classes}: {', '.join(new)}"
+            )
         restore_settings(model, saved.settings, saved.config)
-        model.classes, model.protocol = saved.classes, saved.protocol
+        model.protocol = saved.protocol
         return model.eval()
+
+    def weights_of_classes(self) -> list[str]:
+        """Names of the weights whose shape depends on the number of classes, such as a classifier's.
+
+        Raises:
+            ValueError: If the model was assembled from parts.
+        """
+        if self.plan is None:
+            raise ValueError("weights_of_classes needs a model from create_model; this one was assembled from parts")
+        other = type(self).from_plan(self.plan.with_classes(self.num_classes + 1)).state_dict()
+        return [key for key, x in self.state_dict().items() if key not in other or other[key].shape != x.shape]
 
     @classmethod
     def from_plan(cls, plan: ModelPlan, backbone: TimmBackbone | None = None) -> "SegmentationModel":

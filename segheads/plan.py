@@ -1,6 +1,7 @@
 """A model in words: what `create_model` decides before anything is built, as a value that prints and is saved."""
 
 import ast
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,18 @@ class ModelPlan:
                 f"pyramid_kwargs {self.pyramid_kwargs} need a pyramid; {self.backbone} with {self.head} has none"
             )
         create_loss(self.loss, self.num_classes, **self.loss_kwargs)  # refuses before anything is fetched
+
+    def with_classes(self, num_classes: int) -> "ModelPlan":
+        """The plan for another number of classes; what the loss has for each class is left out.
+
+        Args:
+            num_classes: Number of classes K.
+        """
+        if num_classes == self.num_classes:
+            return self
+        lists = {key for key, x in self.loss_kwargs.items() if isinstance(x, (list, tuple))}
+        loss = {key: x for key, x in self.loss_kwargs.items() if key not in lists}
+        return dataclasses.replace(self, num_classes=num_classes, loss_kwargs=loss)
 
     def backbone_options(self) -> dict[str, Any]:
         """Arguments of `TimmBackbone`: what is wanted of a plain ViT unless it was said."""

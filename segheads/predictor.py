@@ -14,6 +14,7 @@ from torch import Tensor
 from segheads.classes import Classes
 from segheads.data.images import read_image
 from segheads.data.resize import resize_keep_ratio, to_input
+from segheads.errors import ScoresError
 from segheads.files import whole_file
 from segheads.inference import WHOLE, InferenceProtocol, predict_labels, predict_with_confidence
 from segheads.model import SegmentationModel
@@ -150,6 +151,7 @@ class Predictor:
         Raises:
             DataError: If a file is no image or damaged; a missing one is a FileNotFoundError.
             ValueError: If an array or a tensor is of another shape, type or range.
+            ScoresError: If the model's scores are NaN or infinite.
         """
         picture = _picture(image)
         config = self.model.data_config
@@ -157,11 +159,15 @@ class Predictor:
         device = next(self.model.parameters()).device
         x = to_input(shown, config["mean"], config["std"]).to(device)
         size = (picture.height, picture.width)
-        if confidence:
-            labels, sure = predict_with_confidence(self.model, x, self.protocol, size=size)
-            return Prediction(picture, labels.cpu().clone(), self.classes, sure.cpu().clone())
-        labels = predict_labels(self.model, x, self.protocol, size=size)
-        return Prediction(picture, labels.cpu().clone(), self.classes)
+        try:
+            if confidence:
+                labels, sure = predict_with_confidence(self.model, x, self.protocol, size=size)
+                return Prediction(picture, labels.cpu(), self.classes, sure.cpu())
+            return Prediction(picture, predict_labels(self.model, x, self.protocol, size=size).cpu(), self.classes)
+        except ScoresError as error:
+            if isinstance(image, (str, Path)):
+                raise ScoresError(f"{image}: {error}") from error
+            raise
 
 
 def _picture(image: Any) -> Image.Image:

@@ -3,15 +3,21 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import timm
+import torch
 
 from segheads.errors import PretrainedWeightsError, PretrainedWeightsMissingError
+from segheads.states import has_prefix, part_of_state, read_state
+
+log = logging.getLogger(__name__)
+
+SAVED = "model.safetensors"  # in the folder of a saved model
 
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first sign of life
 
@@ -31,12 +37,9 @@ def find_weights(name: str, pretrained: bool | str | Path) -> tuple[str, dict[st
     if pretrained is False:
         return "", {}
     if pretrained is not True:
-        path = Path(pretrained)
-        if not path.is_file():
-            raise PretrainedWeightsMissingError(
-                f"pretrained must be a checkpoint file, but there is none at {str(path)!r}"
-            )
-        return f"checkpoint {str(path)!r}", _load_from(path)
+        path = _file_of(Path(pretrained))
+        source = f"checkpoint {str(path)!r}"
+        return source, _load_from(path) if path.suffix == ".npz" else _load_state(name, path, source)
     source = f"the pretrained checkpoint of {name}"
     try:
         config = None if ":" in name else timm.get_pretrained_cfg(name)
@@ -63,6 +66,46 @@ def _load_from(path: Path) -> dict[str, Any]:
     return {"pretrained": True, "pretrained_cfg_overlay": overlay}
 
 
+def _file_of(path: Path) -> Path:
+    """A checkpoint, or that of a saved model's or a run's folder."""
+    for file in (path, path / SAVED, path / "model" / SAVED):
+        if file.is_file():
+            return file
+    raise PretrainedWeightsMissingError(
+        f"pretrained must be a checkpoint file or the folder of a saved model, but there is none at {str(path)!r}"
+    )
+
+
+def _load_state(name: str, path: Path, source: str) -> dict[str, Any]:
+    """Arguments for timm that load the backbone's part of a checkpoint."""
+    try:
+        state = read_state(path)
+    except Exception as error:  # of pickle, safetensors or torch
+        raise _weights_error(name, f"{source}: {_in_a_line(error)}") from error
+    if has_prefix(state):
+        state, others = part_of_state(state, _own_names(name))
+        if others:
+            log.info("%s: left out %d that are not the backbone's: %s", source, len(others), few(others))
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state, "custom_load": False, "source": ""}}
+
+
+def _own_names(name: str) -> list[str]:
+    """Names of an architecture's weights; none where it is not known without the hub."""
+    if ":" in name:
+        return []
+    with torch.random.fork_rng(devices=[]):
+        return list(timm.create_model(name).state_dict())
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
 def _weights_error(name: str, cause: str) -> PretrainedWeightsError:
     return PretrainedWeightsError(
         f'pretrained weights of {name} cannot be loaded ({cause}); pass pretrained="PATH" to a local checkpoint, or '
@@ -75,7 +118,9 @@ def create_timm_model(name: str, options: dict[str, Any], weights: dict[str, Any
     options = dict(options)
     while True:
         try:
-            return timm.create_model(name, num_classes=0, **weights, **options)
+            model: Any = timm.create_model(name, num_classes=0, **weights, **options)
+            model.pretrained_cfg.pop("state_dict", None)  # or it would be kept as long as the model
+            return model
         except TypeError as error:  # noqa: PERF203 (a handful of turns)
             if "unexpected keyword argument" not in str(error):
                 raise
@@ -90,26 +135,28 @@ def create_timm_model(name: str, options: dict[str, Any], weights: dict[str, Any
         except Exception as error:
             if not weights:
                 raise
-            cause = " ".join(f"{type(error).__name__}: {error}".split())
-            raise _weights_error(name, f"{source}: {cause[:400]}") from error
+            raise _weights_error(name, f"{source}: {_in_a_line(error)}") from error
 
 
 @contextmanager
-def log_of_missing_keys() -> Iterator[set[str]]:
-    """The parameters that a checkpoint did not hold: timm leaves them random and tells only its log, at level INFO."""
+def log_of_missing_keys() -> Iterator[tuple[set[str], set[str]]]:
+    """What a checkpoint lacked and what it held besides: timm tells only its log, at level INFO, and goes on."""
     missing: set[str] = set()
+    unexpected: set[str] = set()
     logger = logging.getLogger("timm.models._builder")
     level, audible = logger.level, logger.getEffectiveLevel()
 
     def read(record: logging.LogRecord) -> bool:
         if found := re.match(r"Missing keys \((.*?)\)", record.getMessage()):
             missing.update(found[1].split(", "))
+        if found := re.match(r"Unexpected keys \((.*?)\)", record.getMessage()):
+            unexpected.update(found[1].split(", "))
         return record.levelno >= audible
 
     logger.addFilter(read)
     logger.setLevel(logging.INFO)
     try:
-        yield missing
+        yield missing, unexpected
     finally:
         logger.setLevel(level)
         logger.removeFilter(read)

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -87,6 +88,29 @@ def write_weights(path: Path, model: nn.Module) -> None:
     state = {key: value.cpu().contiguous().clone() for key, value in model.state_dict().items()}  # shared memory, too
     with whole_file(path) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
+
+
+def find_folder(where: str, **hub_options: Any) -> SavedModel:
+    """Read config.json of a local folder or of a model on the hub, and say clearly where there is none.
+
+    Args:
+        where: A folder, or a name on the hub.
+        **hub_options: See `SegmentationModel.from_pretrained`.
+
+    Raises:
+        SavedModelMissingError: If there is no such model.
+        SavedModelError: If config.json is damaged or describes no model.
+    """
+    cause = check_place(where, hub_options)
+    try:
+        return read_folder(where, **hub_options)
+    except SavedModelError:
+        raise
+    except (OSError, HFValidationError) as error:  # huggingface_hub's errors of network and look-up are OSErrors
+        raise SavedModelMissingError(
+            f"{where!r} is no local folder, and could not be had from the Hugging Face hub: "
+            f"{cause or str(error).splitlines()[0]}"
+        ) from error
 
 
 def read_folder(name: str, **hub_options: Any) -> SavedModel:
@@ -192,12 +216,13 @@ def check_place(name: str, hub_options: dict[str, Any]) -> str | None:
     return None
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, new: Collection[str] = ()) -> None:
     """Load a safetensors file into a model that it fits exactly.
 
     Args:
         model: The model to load into.
         path: A `model.safetensors` that `save_pretrained` wrote.
+        new: Names of weights that the model keeps as they are, whatever the file has.
 
     Raises:
         SavedModelMissingError: If there is no such file.
@@ -210,6 +235,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         state, expected = load_file(path), model.state_dict()
     except SafetensorError as error:
         raise SavedModelError(f"{path} is damaged ({error}); expected what save_pretrained wrote") from error
+    state = {key: value for key, value in state.items() if key not in new} | {key: expected[key] for key in new}
     differences = [f"{key} is missing" for key in expected if key not in state]
     differences += [f"{key} is not expected" for key in state if key not in expected]
     differences += [

@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 from testers import BackboneTester
 from timm.layers import resample_abs_pos_embed
 from timm.models._hub import save_for_hf
+from torch import nn
 
+from segheads import create_model
 from segheads.backbones import TimmBackbone
 from segheads.errors import PretrainedWeightsError
 
@@ -373,6 +375,77 @@ def test_local_checkpoint(tmp_path, name, suffix):
         backbone = TimmBackbone(name, pretrained=pretrained)
         for key, value in backbone.model.state_dict().items():
             torch.testing.assert_close(value, state[key])
+
+
+def nested(*keys):
+    """A checkpoint with the state under these keys, beside what trainers keep."""
+
+    def checkpoint(state):
+        for key in reversed(keys):
+            state = {"epoch": 3, key: state}
+        return state
+
+    return checkpoint
+
+
+def under(*prefixes, beside=()):
+    """All names under these prefixes, one after the other, beside weights of other parts."""
+    return lambda state: {"".join(prefixes) + k: v for k, v in state.items()} | dict.fromkeys(beside, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        nested("state_dict"),
+        nested("model"),
+        nested("ema"),
+        nested("model", "ema", "state_dict"),
+        under("module."),
+        under("_orig_mod."),
+        under("module.", "_orig_mod."),
+        under("model.", "encoder.", beside=["model.decoder.weight"]),
+        under("backbone.", beside=["decode_head.weight", "auxiliary_head.weight"]),
+        under("module.", "teacher.", "backbone.", beside=["module.student.backbone.cls_token", "teacher.head.weight"]),
+        lambda state: nested("state_dict")(under("model.", "_orig_mod.", "backbone.")(state)),
+    ],
+)
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_checkpoints_as_trainers_write_them(tmp_path, name, change):
+    state = timm.create_model(name).state_dict()
+    torch.save(change(state), tmp_path / "weights.pth")
+    backbone = TimmBackbone(name, pretrained=tmp_path / "weights.pth")
+    for key, value in backbone.model.state_dict().items():
+        torch.testing.assert_close(value, state[key])
+    assert "state_dict" not in backbone.model.pretrained_cfg
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_a_saved_model_serves_as_weights(tmp_path, name, caplog):
+    caplog.set_level("INFO", "segheads")
+    model = create_model(name, "linear", 5, pretrained=False, backbone_kwargs={"img_size": 64})
+    model.save_pretrained(tmp_path / "run" / "model")
+    for place in ("run", "run/model", "run/model/model.safetensors"):
+        backbone = TimmBackbone(name, pretrained=tmp_path / place, img_size=64)
+        for key, value in backbone.model.state_dict().items():
+            torch.testing.assert_close(value, model.backbone.model.state_dict()[key])
+    assert "left out 2 that are not the backbone's: head.classifier.bias, head.classifier.weight" in caplog.text
+
+
+def test_a_checkpoint_without_tensors_and_one_with_code_are_refused(tmp_path):
+    torch.save({"epoch": 3, "model": {"weight": None}}, tmp_path / "none.pth")
+    with pytest.raises(PretrainedWeightsError, match=r"none\.pth'.* it holds no tensors by name, nor any under"):
+        TimmBackbone("test_vit", pretrained=tmp_path / "none.pth")
+    torch.save({"model": nn.Linear(1, 1)}, tmp_path / "code.pth")
+    with pytest.raises(PretrainedWeightsError, match=r"code\.pth'.*Weights only load failed"):
+        TimmBackbone("test_vit", pretrained=tmp_path / "code.pth")
+
+
+def test_what_does_not_fit_is_listed(tmp_path):
+    state = timm.create_model("test_vit").state_dict()
+    state["transformer.0.weight"] = state.pop("blocks.0.attn.qkv.weight")
+    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "weights.pth")
+    with pytest.raises(PretrainedWeightsError, match=r"lacks 1 .*\(blocks\.0\.attn\.qkv\.weight; .*transformer\.0"):
+        TimmBackbone("test_vit", pretrained=tmp_path / "weights.pth")
 
 
 def test_local_folder_as_timm_saves_it(tmp_path):

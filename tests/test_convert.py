@@ -288,3 +288,13 @@ def test_bad_senformer_states_are_named(golden):
         from_reference(neck, "senformer", window_size=5)
     with pytest.raises(ValueError, match=r"neck_heads is 4, but the state's position tables \(169, 2\) say 2"):
         from_reference(neck, "senformer", neck_heads=4)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_taken_off(prefix):
+    state = {"conv_seg.weight": torch.randn(3, 8, 1, 1), "conv_seg.bias": torch.randn(3)}
+    expected = from_reference(state, source="meanshifter").state_dict()
+    wrapped = {f"{prefix}{key}": value for key, value in state.items()}
+    for checkpoint in (wrapped, {"epoch": 3, "state_dict": wrapped}, {"ema": wrapped}):
+        found = from_reference(checkpoint, source="meanshifter").state_dict()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())

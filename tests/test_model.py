@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from parity import assert_best_class
 
 from segheads import LinearHead, MeanShiftHead, SegmentationModel, TimmBackbone, create_model
+from segheads.classes import Classes
 from segheads.functional import upsample
 from segheads.pyramids import Pyramid
 
@@ -296,3 +297,27 @@ def test_low_resolution_logits_are_those_that_forward_upsamples(stretch_logits):
     logits, size = model.low_resolution(images)
     assert size == ((40, 61) if stretch_logits else (48, 64))
     torch.testing.assert_close(upsample(logits, size)[:, :, :40, :61], model(images))
+
+
+@pytest.mark.parametrize("head", ["linear", "mask_transformer", "senformer"])
+def test_a_saved_body_takes_a_new_classifier(tmp_path, caplog, head):
+    options = {"loss_kwargs": {"weight": [1.0, 2.0, 1.0, 1.0, 1.0]}, "auxiliary_weight": 0.4}
+    model = create_model("test_resnet", head, 5, pretrained=False, **options).eval()
+    model.classes = Classes.numbered(5)
+    model.save_pretrained(tmp_path)
+    other = SegmentationModel.from_pretrained(tmp_path, num_classes=3)
+    new, before, after = other.weights_of_classes(), model.state_dict(), other.state_dict()
+    assert other(torch.randn(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+    assert other.classes is None
+    assert other.plan.num_classes == 3
+    assert before.keys() == after.keys()
+    assert {key for key in before if before[key].shape != after[key].shape} == set(new)
+    assert all(torch.equal(before[key], after[key]) for key in before if key not in new)
+    assert f"{tmp_path} has 5 classes; new and random for 3: {', '.join(new)}" in caplog.text
+    same = SegmentationModel.from_pretrained(tmp_path, num_classes=5)
+    assert same.classes == model.classes
+    assert all(torch.equal(value, before[key]) for key, value in same.state_dict().items())
+    with pytest.raises(ValueError, match="num_classes must be 1 or more; got 0"):
+        SegmentationModel.from_pretrained(tmp_path, num_classes=0)
+    with pytest.raises(TypeError, match="num_clases"):
+        SegmentationModel.from_pretrained(tmp_path, num_clases=3)

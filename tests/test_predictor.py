@@ -10,7 +10,7 @@ from PIL import Image
 from segheads import Predictor, SegmentationModel, create_model
 from segheads.classes import Classes
 from segheads.data import Scenes, to_input
-from segheads.errors import DataError, SavedModelError, SavedModelMissingError
+from segheads.errors import DataError, SavedModelError, SavedModelMissingError, ScoresError
 from segheads.inference import InferenceProtocol, predict_labels
 
 CLASSES = Classes(("sky", "road", "car"), ((0, 0, 255), (90, 90, 90), (255, 0, 0)))
@@ -92,6 +92,16 @@ def test_pictures_and_label_files(model, photo, tmp_path):
         prediction.save(tmp_path / "labels.jpg")
     with pytest.raises(ValueError, match="opacity must be from 0 to 1; got 2"):
         prediction.overlay(2)
+
+
+def test_scores_that_are_nan_are_an_error_that_names_the_file(model, photo, tmp_path):
+    with torch.no_grad():
+        model.head.classifier.weight[0, 0] = torch.nan
+    photo.save(tmp_path / "photo.png")
+    with pytest.raises(ScoresError, match=r"photo\.png: the model's scores are NaN or infinite"):
+        Predictor(model)(tmp_path / "photo.png")
+    with pytest.raises(ScoresError, match="^the model's scores are NaN or infinite"):
+        Predictor(model)(photo, confidence=True)
 
 
 def test_every_part_keeps_its_mode(model, photo):

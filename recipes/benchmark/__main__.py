@@ -78,7 +78,7 @@ def main(config: Config) -> None:
     if not records:
         raise SystemExit(f"nothing to write: {config.output / 'benchmark.json'} has no results")
     text = markdown(list(records.values()))
-    (config.output / "benchmark.md").write_text(text)
+    (config.output / "benchmark.md").write_text(text, encoding="utf-8")
     if config.plots:
         write_plots(list(records.values()), config.output)
     print(text)
@@ -152,7 +152,7 @@ def keep(folder: Path, record: dict[str, Any]) -> None:
     order = {row.name: place for place, row in enumerate(rows(record["quick"]))}
     found = sorted(records.values(), key=lambda record: order.get(record["name"], len(order)))
     path = folder / "benchmark.json"
-    path.with_suffix(".new").write_text(json.dumps({"rows": found}, indent=1) + "\n")
+    path.with_suffix(".new").write_text(json.dumps({"rows": found}, indent=1) + "\n", encoding="utf-8")
     path.with_suffix(".new").replace(path)
 
 
@@ -161,7 +161,7 @@ def read(folder: Path) -> dict[tuple, dict[str, Any]]:
     path = folder / "benchmark.json"
     if not path.exists():
         return {}
-    return {_key(record): record for record in json.loads(path.read_text())["rows"]}
+    return {_key(record): record for record in json.loads(path.read_text(encoding="utf-8"))["rows"]}
 
 
 def _key(record: dict[str, Any]) -> tuple:

@@ -120,7 +120,9 @@ def report(config: Config, seconds: dict[str, list[float]]) -> None:
         rows.append({"pipeline": name, "images_per_second": rate, "ratio": ratio, "ratios": ratios})
         print(f"{name:28}{rate:14.1f}{ratio:8.2f}{min(ratios):8.2f}{max(ratios):9.2f}")
     if config.json:
-        config.json.write_text(json.dumps({"config": asdict(config), "results": rows}, default=str, indent=2))
+        config.json.write_text(
+            json.dumps({"config": asdict(config), "results": rows}, default=str, indent=2), encoding="utf-8"
+        )
 
 
 def make_files(folder: Path, num_images: int) -> tuple[Path, Path]:

@@ -89,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
         print(f"| {head} | {seconds:.3f} | {seconds / backbone:.2f} |")
     if config.output is not None:
         config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text(json.dumps(results, indent=2) + "\n")
+        config.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 

@@ -22,9 +22,9 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from segheads.ablation.config import GridConfig
-from segheads.ablation.table import BROKE_DOWN, Measured, Row
+from segheads.ablation.table import ABSENT, BROKE_DOWN, Measured, Row
 from segheads.data import EvaluationSamples, open_dataset
-from segheads.errors import DivergedError, options_become_parts
+from segheads.errors import DivergedError, ScoresError, options_become_parts
 from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate
 from segheads.files import write_json
@@ -78,7 +78,7 @@ class Cell:
     def measured(self) -> dict[str, Measured]:
         """What has been read, by `Row.reading`."""
         path = self.folder / MEASURED
-        known: dict[str, Measured] = json.loads(path.read_text()) if path.is_file() else {}
+        known: dict[str, Measured] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return known
 
     def complete(self, build_model: Callable[[Any, int], SegmentationModel]) -> None:
@@ -100,13 +100,13 @@ class Cell:
                 model = self._model()
                 for name, value in row.settings.items():
                     setattr(model.head, name, value)
-                known[row.reading] = self._values(self._evaluate(model, row.evaluation), model)
+                known[row.reading] = self._read(model, row)
             self._keep(known)
 
     def _train(self, build_model: Callable[[Any, int], SegmentationModel]) -> Measured:
         try:
             results = run_training(self.config, build_model, is_last=False)
-        except DivergedError as error:
+        except (DivergedError, ScoresError) as error:
             log.info("%s: %s", self.folder.name, error)
             return BROKE_DOWN
         finally:
@@ -115,6 +115,13 @@ class Cell:
                 torch.cuda.empty_cache()
         return self._values(results, self._model())
 
+    def _read(self, model: SegmentationModel, row: Row) -> Measured:
+        try:
+            return self._values(self._evaluate(model, row.evaluation), model)
+        except ScoresError as error:
+            log.info("%s, %s: %s", self.folder.name, row.name, error)
+            return BROKE_DOWN
+
     def _model(self) -> SegmentationModel:
         return SegmentationModel.from_pretrained(self.folder / "model")
 
@@ -122,7 +129,9 @@ class Cell:
         """All scores in percent, and what the model costs."""
         scores = {key: x.item() for key, x in results.items() if x.ndim == 0 and x.is_floating_point()}
         size = (self.config.crop_size, self.config.crop_size)
+        absent = int(results["IoU"].isnan().sum()) if "IoU" in results else 0
         return {
+            **({ABSENT: float(absent)} if absent else {}),
             **{key: 100 * value if math.isfinite(value) else None for key, value in scores.items()},
             "parameters": count_parameters(model) / 1e6,
             "multiply_adds": count_multiply_adds(model, size) / 1e9,

@@ -17,6 +17,8 @@ Results = Sequence[Sequence[Measured | None]]  # by row and seed; None: nothing 
 
 BROKE_DOWN: Measured = {"mIoU": None}  # what a training gave whose loss was no longer finite
 
+ABSENT = "absent_classes"  # how many classes mIoU leaves out, where it leaves out any
+
 
 @dataclass(frozen=True)
 class Column:
@@ -131,7 +133,8 @@ def markdown(table: Table, results: Results) -> str:
         done = sum(value is not None for value in values)
         cells += [f"{done}" if done == row.seeds else f"{done} of {row.seeds}"] if several else []
         lines.append(cells)
-    return "\n\n".join([table.title, *([table.note] if table.note else []), markdown_table(headers, lines)])
+    parts = [table.title, table.note, markdown_table(headers, lines), _left_out(table, results)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def csv_text(table: Table, results: Results) -> str:
@@ -164,6 +167,15 @@ def values_of(measured: Sequence[Measured | None], key: str) -> list[float]:
     """
     found = [(value or {}).get(key) for value in measured]
     return [number for number in found if number is not None]
+
+
+def _left_out(table: Table, results: Results) -> str:
+    """A line that says how many classes mIoU leaves out, where it leaves out any."""
+    most = {
+        row.name: max(values_of(values, ABSENT), default=0) for row, values in zip(table.rows, results, strict=True)
+    }
+    found = [f"{name} {count:.0f}" for name, count in most.items() if count]
+    return f"Absent classes, which mIoU leaves out: {', '.join(found)}" if found else ""
 
 
 def _cell(column: Column, measured: Sequence[Measured | None], score: str) -> str:

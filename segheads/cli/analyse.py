@@ -285,7 +285,7 @@ def load_model(name: str, device: str) -> SegmentationModel:
 def data_of(config: Config) -> Data:
     """The data of the run, but for what the command line says."""
     path = Path(config.model) / "config.json"
-    values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     values = {name: values[name] for name in DATA_FIELDS if values.get(name) is not None}
     if config.dataset not in (None, values.get("dataset")):
         values = {"scale": values["scale"]} if "scale" in values else {}  # the rest is of another data set

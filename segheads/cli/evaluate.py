@@ -28,9 +28,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from segheads import SegmentationModel
+from segheads.classes import check_names
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
 from segheads.errors import DataError, OptionError, options_become_parts
-from segheads.evaluation import evaluate, predict, scores, worst_images, write_evaluation
+from segheads.evaluation import evaluate, predict, score_line, worst_images, write_evaluation
 from segheads.evaluation.plots import Row
 from segheads.inference.protocol import InferenceProtocol, SmallImages
 from segheads.metrics import METRICS, find_metric
@@ -127,7 +128,7 @@ def main(config: Config) -> dict[str, Tensor]:
     if accelerator.is_main_process:
         output, rows = output_folder(config), worst_rows(accelerator, config, model, samples, results)
         write_evaluation(output, results, protocol(config, accelerator, count), dataset, rows)
-        log.info(", ".join(f"{name} {value:.4f}" for name, value in scores(results).items()))
+        log.info(score_line(results, dataset.class_names))
         log.info("tables and pictures are in %s", output)
     accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     accelerator.end_training()
@@ -163,7 +164,7 @@ def find_model(name: str) -> tuple[str, dict[str, Any]]:
     folder = Path(name)
     if (folder / "model").is_dir():
         path = folder / "config.json"
-        return str(folder / "model"), json.loads(path.read_text()) if path.is_file() else {}
+        return str(folder / "model"), json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if (folder / "metrics.jsonl").is_file():
         raise OptionError(f"--model {name} is a run that has no folder model yet; its recipe's --resume ends it")
     return name, {}
@@ -205,13 +206,16 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
 
 
 def load_dataset(config: Config, model: SegmentationModel) -> SegmentationDataset:
-    """The data set, which has as many classes as the model."""
+    """The data set, whose classes are those of the model: by name, or by number where either has no names."""
     dataset = open_dataset(DataConfig.from_json(vars(config)), config.split, seed=config.seed or 0)
     if dataset.num_classes != model.num_classes:
         raise OptionError(
             f"--model {config.model} tells {model.num_classes} classes apart, and --dataset {config.dataset} "
             f"has {dataset.num_classes}; give the data set that it was trained on"
         )
+    if model.classes is not None:
+        with options_become_parts():
+            check_names(model.classes, dataset.classes)
     return dataset
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
@@ -161,6 +162,9 @@ def _option_names(config: Any) -> set[str]:
 @contextmanager
 def _messages() -> Iterator[None]:
     """Let what segheads says of its progress reach standard output, in the main process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that lacks a letter shows its code
+            stream.reconfigure(errors="backslashreplace")
     logger, handler = logging.getLogger("segheads"), logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     level = logger.level

@@ -1,7 +1,6 @@
 """Turns the state dict of a published implementation into a head or a model."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from segheads.heads import Head, LinearHead, MaskTransformerHead, MeanShiftHead
 from segheads.heads.mask_transformer import default_num_heads
 from segheads.model import SegmentationModel
 from segheads.pyramids import Pyramid
+from segheads.states import plain_state
 
 # Regular expressions from the names of the published code to ours, applied in turn.
 BLOCKS_OF_MMSEG = [
@@ -65,7 +65,8 @@ def from_reference(
     is left out; a backbone is not converted.
 
     Args:
-        state: The state dict, or a checkpoint that holds it under `state_dict` (MMSegmentation) or `model` (Segmenter).
+        state: The state dict, or a checkpoint that holds it under `state_dict` (MMSegmentation), `model` (Segmenter) or
+            `ema`; what DDP and torch.compile put before its names is taken off.
         source: `"segmenter"` (https://github.com/rstrudel/segmenter), `"mmseg_segmenter"` (Segmenter in
             MMSegmentation), `"meanshifter"` (its author's fork of MMSegmentation 0.29) or `"senformer"`
             (https://github.com/WalBouss/SenFormer).
@@ -94,9 +95,7 @@ def from_reference(
     """
     if source not in (*PREFIXES, "senformer"):
         raise ValueError(f"source must be one of {', '.join(PREFIXES)}, senformer; got {source!r}")
-    for key in ("state_dict", "model"):
-        inner: Any = state.get(key)
-        state = inner if isinstance(inner, Mapping) else state
+    state = plain_state(state)
     state = {key: value for key, value in state.items() if not UNUSED.match(key)}
     if source == "senformer":
         return from_senformer(state, num_heads, neck_heads, window_size, num_layers)

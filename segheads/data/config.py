@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segheads.files import readable
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -35,6 +37,10 @@ class DataConfig:
     """Train on so many images of the data set, drawn by the seed; None takes all."""
     download: bool = False
     """Fetch the data set into the data root if it is not there; ADE20K can be fetched."""
+
+    def __post_init__(self) -> None:
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", tuple(map(readable, self.class_names)))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "DataConfig":

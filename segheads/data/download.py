@@ -60,7 +60,7 @@ def download_ade20k(root: str | os.PathLike[str], *, url: str = URL, sha1: str |
 def _fetch(url: str, part: Path) -> None:
     """Append what is missing to `part`; its ETag, kept beside it, tells a file that changed on the server."""
     tag_file = part.with_suffix(".tag")
-    tag = tag_file.read_text() if part.is_file() and tag_file.is_file() else ""
+    tag = tag_file.read_text(encoding="utf-8") if part.is_file() and tag_file.is_file() else ""
     have = part.stat().st_size if tag else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-", "If-Range": tag} if have else {})
     try:
@@ -98,7 +98,7 @@ def _save(response: HTTPResponse, part: Path, tag_file: Path, have: int) -> None
     size = have + int(length) if length else None
     if not have:
         part.unlink(missing_ok=True)
-        tag_file.write_text(_identity(response, size or 0))
+        tag_file.write_text(_identity(response, size or 0), encoding="utf-8")
     with (
         open(part, "ab") as file,
         tqdm(total=size, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=part.stem) as progress,

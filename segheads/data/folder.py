@@ -12,6 +12,7 @@ from segheads.data.config import DataConfig
 from segheads.data.dataset import SegmentationDataset
 from segheads.data.pairs import find_pairs, read_pair
 from segheads.errors import OptionError
+from segheads.files import readable
 
 
 class FolderDataset(SegmentationDataset):
@@ -87,7 +88,7 @@ class FolderDataset(SegmentationDataset):
 
     def name(self, index: int) -> str:
         """Return the stem of the image file."""
-        return self.files[index][0].stem
+        return readable(self.files[index][0].stem)
 
     def read(self, index: int) -> tuple[Image.Image, Tensor]:
         """Return the RGB image and its uint8 labels `(H, W)`, 255 where ignored."""

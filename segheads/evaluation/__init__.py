@@ -4,8 +4,11 @@ from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate, evaluate_each, predict
 from segheads.evaluation.plots import plot_predictions, plot_reliability, plot_uncertainty, plot_worst
 from segheads.evaluation.report import (
+    absent_classes,
     evaluation_markdown,
     per_class_markdown,
+    score_line,
+    score_record,
     scores,
     worst_images,
     write_evaluation,
@@ -14,6 +17,7 @@ from segheads.evaluation.report import (
 )
 
 __all__ = [
+    "absent_classes",
     "count_multiply_adds",
     "count_parameters",
     "evaluate",
@@ -25,6 +29,8 @@ __all__ = [
     "plot_uncertainty",
     "plot_worst",
     "predict",
+    "score_line",
+    "score_record",
     "scores",
     "worst_images",
     "write_evaluation",

@@ -1,17 +1,21 @@
 """Evaluation of models on a data set, as the papers do."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from segheads.data.samples import EvaluationSamples
+from segheads.errors import ScoresError
 from segheads.functional.uncertainty import Uncertainty
+from segheads.inference.finite import NOT_FINITE
 from segheads.inference.predict import predict_labels, predict_with_confidence
 from segheads.inference.predict import predict_uncertainty as uncertainty_of
 from segheads.inference.protocol import WHOLE, InferenceProtocol
@@ -58,6 +62,7 @@ def evaluate(
 
     Raises:
         ValueError: If there is no such metric, or none is asked for.
+        ScoresError: If a model's scores are NaN or infinite; the message names the image.
     """
     (results,) = evaluate_each(
         accelerator,
@@ -103,18 +108,45 @@ def evaluate_each(
 
     Raises:
         ValueError: If there is no such metric, or none is asked for.
+        ScoresError: If a model's scores are NaN or infinite; the message names the image.
     """
     count = len(samples) if limit is None else min(limit, len(samples))
     names = _in_order([*metrics, *([IOU] if per_image else [])])
     measured = [_Measured(accelerator, names, model.num_classes, samples, per_image) for model in models]
     function = predict_with_confidence if measured and measured[0].needs_confidence else _labels_alone
+    predicted = partial(_predict, function, accelerator, protocol=protocol, batch_size=batch_size)
     with evaluating(*models):
-        for image, labels in _own_images(accelerator, samples, count, workers):
-            image, labels = (x.to(accelerator.device, non_blocking=True) for x in (image, labels))
-            for model, of_model in zip(in_turn(models), measured, strict=True):
-                found = _predict(function, accelerator, model, image, labels.shape, protocol, batch_size)
-                of_model.update(*found, labels)
+        bad = _count_own_images(accelerator, samples, count, workers, measured, lambda: in_turn(models), predicted)
+    _refuse_together(samples, bad)
     return [of_model.compute(count) for of_model in measured]
+
+
+def _count_own_images(
+    accelerator: Accelerator,
+    samples: EvaluationSamples,
+    count: int,
+    workers: int,
+    measured: Sequence["_Measured"],
+    in_turn: Callable[[], Iterable[SegmentationModel]],
+    predicted: Callable[..., tuple[Tensor, Tensor | None]],
+) -> int | None:
+    """Show this process' images to every model; returns the image, if any, for which one has scores that are NaN."""
+    for turn, (image, labels) in enumerate(_own_images(accelerator, samples, count, workers)):
+        image, labels = (x.to(accelerator.device, non_blocking=True) for x in (image, labels))
+        for model, of_model in zip(in_turn(), measured, strict=True):
+            try:
+                found = predicted(model, image, labels.shape)
+            except ScoresError:
+                return accelerator.process_index + turn * accelerator.num_processes
+            of_model.update(*found, labels)
+    return None
+
+
+def _refuse_together(samples: EvaluationSamples, bad: int | None) -> None:
+    """Raise in every process what one has found, or the others would wait for it."""
+    found = [index for index in gather_object([bad]) if index is not None]
+    if found:
+        raise ScoresError(f"{samples.dataset.name(min(found))}: {NOT_FINITE}")
 
 
 class _Measured:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segheads.data import SegmentationDataset
 from segheads.evaluation.plots import BINS, Row, plot_reliability, plot_worst
-from segheads.evaluation.tables import listed, markdown_table, percent, words
+from segheads.evaluation.tables import SHOWN, listed, markdown_table, named, percent, words
 from segheads.files import whole_file, write_json, write_text
 from segheads.metrics import METRICS
 from segheads.metrics.object_size import SIZES
@@ -51,13 +51,76 @@ def scores(results: Mapping[str, Tensor]) -> dict[str, float]:
     return {key: results[key].item() for metric in METRICS.values() for key in metric.scores if key in results}
 
 
+def absent_classes(results: Mapping[str, Tensor], class_names: Sequence[str]) -> list[str]:
+    """The classes that mIoU leaves out, since they are neither in the labels nor among the predictions.
+
+    Args:
+        results: What `evaluate` gave.
+        class_names: The K names.
+
+    Examples:
+        >>> import torch
+        >>> absent_classes({"IoU": torch.tensor([0.5, torch.nan])}, ["road", "sky"])
+        ['sky']
+    """
+    if "IoU" not in results:
+        return []
+    iou = results["IoU"].reshape(-1).tolist()  # torchmetrics squeezes (1,) to ()
+    return [name for name, value in zip(class_names, iou, strict=True) if value != value]  # only NaN differs
+
+
+def score_record(results: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Any]:
+    """What `scores` gives, and where classes are absent their names: a record for the log of a run.
+
+    Args:
+        results: What `evaluate` gave.
+        class_names: The K names.
+    """
+    absent = absent_classes(results, class_names)
+    return {**scores(results), **({"absent_classes": absent} if absent else {})}
+
+
+def score_line(results: Mapping[str, Tensor], class_names: Sequence[str]) -> str:
+    """The scores in one line; where classes are absent, it says over how many of how many mIoU is.
+
+    Args:
+        results: What `evaluate` gave.
+        class_names: The K names.
+
+    Examples:
+        >>> import torch
+        >>> score_line({"mIoU": torch.tensor(0.5), "IoU": torch.tensor([0.5, torch.nan])}, ["road", "sky"])
+        'mIoU 0.5000; mIoU over 1 of 2 classes; absent: sky'
+    """
+    numbers = ", ".join(f"{name} {value:.4f}" for name, value in scores(results).items())
+    left_out = left_out_line(absent_classes(results, class_names), len(class_names), shown=SHOWN)
+    return "; ".join(part for part in (numbers, left_out) if part)
+
+
+def left_out_line(absent: Sequence[str], num_classes: int, *, shown: int | None = None) -> str:
+    """Over how many of how many classes mIoU is, and which are absent; empty where none is.
+
+    Args:
+        absent: What `absent_classes` gave.
+        num_classes: Number of classes K.
+        shown: How many names to show; None shows all.
+
+    Examples:
+        >>> left_out_line(["sky", "sea"], 11, shown=1)
+        'mIoU over 9 of 11 classes; absent: sky and 1 more'
+    """
+    if not absent:
+        return ""
+    return f"mIoU over {num_classes - len(absent)} of {num_classes} classes; absent: {named(absent, shown)}"
+
+
 def write_results(
     folder: Path,
     results: Mapping[str, Tensor],
     dataset: SegmentationDataset,
     protocol: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write results.json: scores, classes and bins; where calibration was measured, reliability.png, too.
+    """Write results.json: scores, absent classes, classes, bins; where calibration was measured, reliability.png, too.
 
     Args:
         folder: Where to.
@@ -68,6 +131,8 @@ def write_results(
     classes = {"name": dataset.class_names} | {key: listed(results[key]) for key, _ in _class_scores(results)}
     written: dict[str, Any] = {} if protocol is None else {"protocol": dict(protocol)}
     written |= {name: None if x != x else x for name, x in scores(results).items()}  # JSON has no NaN
+    if "IoU" in results:
+        written["absent_classes"] = absent_classes(results, dataset.class_names)
     written["classes"] = _records(classes)
     if "ECE" in results:
         written["bins"] = _records({name: listed(results[key]) for name, key in BINS.items()})
@@ -104,11 +169,12 @@ def evaluation_markdown(results: Mapping[str, Tensor], protocol: Mapping[str, An
     options = [[name, words(value)] for name, value in protocol.items()]
     parts = [
         markdown_table([titles[key] for key in shown], [list(shown.values())], left=0) if shown else "",
+        left_out_line(absent_classes(results, class_names), len(class_names)),
         _by_size(results) if "mIoU_small" in results else "",
         "## Protocol",
         markdown_table(["option", "value"], options, left=2),
         "## Classes",
-        per_class_markdown(results, class_names),
+        _class_table(results, class_names),
     ]
     return "\n\n".join(["# Evaluation", "All scores in percent.", *(part for part in parts if part)])
 
@@ -116,7 +182,7 @@ def evaluation_markdown(results: Mapping[str, Tensor], protocol: Mapping[str, An
 def per_class_markdown(results: Mapping[str, Tensor], class_names: Sequence[str]) -> str:
     """A Markdown table of what was measured of each class, one row for each in the labels' order.
 
-    Fractions come first, in percent, then counts.
+    Fractions come first, in percent, then counts. Where classes are absent, a line beneath names them.
 
     Args:
         results: What `evaluate` gave, or the `compute` of metrics.
@@ -135,7 +201,16 @@ def per_class_markdown(results: Mapping[str, Tensor], class_names: Sequence[str]
         |---|--:|--:|--:|
         | road | 100.00 | 100.00 | 3 |
         | sky | – | – | 0 |
+        <BLANKLINE>
+        mIoU over 1 of 2 classes; absent: sky
     """
+    table = _class_table(results, class_names)
+    left_out = left_out_line(absent_classes(results, class_names), len(class_names))
+    return f"{table}\n\n{left_out}" if left_out else table
+
+
+def _class_table(results: Mapping[str, Tensor], class_names: Sequence[str]) -> str:
+    """The table alone."""
     shown = [(title, results[key].reshape(-1)) for key, title in _class_scores(results) if title]
     shown.sort(key=lambda column: not column[1].is_floating_point())
     columns = []

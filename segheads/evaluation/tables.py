@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 DASH = "–"
+SHOWN = 5  # names in a line of a log
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -36,6 +37,12 @@ def words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(str(x) for x in value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def named(names: Sequence[str], shown: int | None = None) -> str:
+    """Names in a row, the first so many and the number of the others; None shows all."""
+    more = "" if shown is None or len(names) <= shown else f" and {len(names) - shown} more"
+    return ", ".join(names[:shown]) + more
 
 
 def listed(values: Tensor) -> list[Any]:

@@ -1,7 +1,6 @@
 """Predict one image: whole or in sliding windows, at one or several scales, with or without its mirror image."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,10 +10,12 @@ from torch import Tensor, nn
 from segheads.functional.bilinear import wide
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import best_class
+from segheads.inference.finite import check_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.inference.windows import (
     Grid,
     Model,
+    evaluation_of,
     gives_low_resolution,
     pair,
     resize,
@@ -22,7 +23,6 @@ from segheads.inference.windows import (
     sliding_window_logits,
     view_grid,
 )
-from segheads.modules import evaluating
 
 __all__ = [
     "average_views",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def average_views(
     model: Model,
     views: Iterable[tuple[Tensor, bool]],
@@ -60,6 +60,7 @@ def average_views(
 
     Raises:
         ValueError: for no views at all, and see `sliding_window_logits`.
+        ScoresError: for logits that are NaN or infinite; so do the functions below.
 
     Examples:
         >>> image = torch.rand(1, 3, 20, 30)
@@ -67,17 +68,22 @@ def average_views(
         torch.Size([3, 40, 60])
     """
     size = pair("size", size)
+    finite: list[Tensor] = []
     total, count = None, 0
-    with _evaluating(model):
+    with evaluation_of(model):
         for image, flipped in views:
-            total = _add_probabilities(total, _grid(model, image, flipped, size, protocol, batch_size), size)
+            grid = _grid(model, image, flipped, size, protocol, batch_size)
+            total = _add_probabilities(total, grid, size)
+            finite += grid.finite
             count += 1
+            del grid  # before the next view's is made
     if total is None:
         raise ValueError("at least one view is required, got 0; give at least one scale")
+    check_finite(finite)
     return total.div_(count)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict_probabilities(
     model: Model,
     image: Tensor,
@@ -102,6 +108,7 @@ def predict_probabilities(
 
     Raises:
         ValueError: for more than one image, and see `sliding_window_logits`.
+        ScoresError: for logits that are NaN or infinite.
 
     Examples:
         >>> protocol = InferenceProtocol(scales=(0.5, 1.0), flip=True)
@@ -112,7 +119,7 @@ def predict_probabilities(
     return average_views(model, _views(image, protocol), _output_size(image, size), protocol, batch_size=batch_size)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict_labels(
     model: Model,
     image: Tensor,
@@ -133,13 +140,13 @@ def predict_labels(
     image = _one_image(image)
     size = _output_size(image, size)
     labels = image.new_empty(size, dtype=torch.int64)
-    with _evaluating(model):
+    with evaluation_of(model):
         for at, scores, _ in _scores_in_tiles(model, image, size, protocol, batch_size):
             labels[at] = best_class(scores)
     return labels
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict_with_confidence(
     model: Model,
     image: Tensor,
@@ -161,14 +168,14 @@ def predict_with_confidence(
     image = _one_image(image)
     size = _output_size(image, size)
     labels, confidence = image.new_empty(size, dtype=torch.int64), image.new_empty(size, dtype=wide(image.dtype))
-    with _evaluating(model):
+    with evaluation_of(model):
         for at, scores, are_logits in _scores_in_tiles(model, image, size, protocol, batch_size):
             labels[at] = best_class(scores)  # of the logits, as in predict_labels: the softmax's rounding makes ties
             confidence[at] = (scores.to(confidence.dtype).softmax(1) if are_logits else scores).amax(1)
     return labels, confidence
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict_uncertainty(
     model: nn.Module,
     image: Tensor,
@@ -198,12 +205,15 @@ def predict_uncertainty(
     size, count = _output_size(image, size), 0
     total = image.new_zeros((len(Uncertainty._fields), *size), dtype=torch.float32)
     doubts = _Doubts(model)
-    with _evaluating(model):
+    finite: list[Tensor] = []
+    with evaluation_of(model):
         for view, flipped in _views(image, protocol):
             grid = _grid(doubts, view, flipped, size, protocol, batch_size)
+            finite += grid.finite
             for (rows, columns), (maps,) in scores_in_tiles([grid], size):
                 total[:, rows, columns] += maps.transpose(0, 1)  # (R, 3, C) -> (3, R, C)
             count += 1
+    check_finite(finite)
     return Uncertainty(*total.div_(count))
 
 
@@ -225,10 +235,6 @@ class _Doubts:
         return torch.stack(ensemble_uncertainty(merged, learners), dim=1), covered
 
 
-def _evaluating(model: Model) -> AbstractContextManager[None]:
-    return evaluating(model) if isinstance(model, nn.Module) else nullcontext()
-
-
 def _scores_in_tiles(
     model: Model, image: Tensor, size: tuple[int, int], protocol: InferenceProtocol, batch_size: int
 ) -> Iterator[tuple[tuple[slice, slice], Tensor, bool]]:
@@ -237,10 +243,12 @@ def _scores_in_tiles(
     if len(protocol.scales) == 1 and not protocol.flip:  # the softmax of one view changes no order
         ((view, _),) = views
         grid = view_grid(model, view, size, protocol, batch_size)
+        check_finite(grid.finite)
         for at, (scores,) in scores_in_tiles([grid], size):
             yield at, scores, True
     elif gives_low_resolution(model):
         grids = [_grid(model, view, flipped, size, protocol, batch_size) for view, flipped in views]
+        check_finite([flag for grid in grids for flag in grid.finite])
         for at, each in scores_in_tiles(grids, size):
             yield at, _mean(scores.softmax(1) for scores in each), False
     else:

@@ -1,16 +1,19 @@
 """Scores of one view of an image, whole or in sliding windows: a grid of logits and the weights of its upsampling."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from segheads.functional.bilinear import Tile, bilinear_weights, tiles, wide
+from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import InferenceProtocol, Size
+from segheads.modules import evaluating
 
 Model = Callable[[Tensor], Tensor]
 
@@ -25,6 +28,7 @@ class Grid(NamedTuple):
     logits: Tensor
     rows: Tensor | int  # (H, h), float64 on the CPU
     columns: Tensor | int  # (W, w)
+    finite: Sequence[Tensor] = ()  # whether the model's scores are, as `all_finite` says
 
     def flipped(self) -> "Grid":
         """The grid whose scores are left to right what this one's are right to left."""
@@ -73,12 +77,13 @@ def view_grid(model: Model, image: Tensor, size: tuple[int, int], protocol: Infe
         return _grid_of_windows(model, image, size, window, stride, batch_size)
     if window is None:
         logits = model(image)
+        finite = [all_finite(logits)]
     else:
-        logits = sliding_window_logits(model, image, window=window, stride=stride, batch_size=batch_size)
-    return Grid(logits[0], logits.shape[2], logits.shape[3])
+        logits, finite = _sliding_window(model, image, window, stride, batch_size)
+    return Grid(logits[0], logits.shape[2], logits.shape[3], finite)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sliding_window_logits(
     model: Model, images: Tensor, *, window: Size, stride: Size | None = None, batch_size: int = 8
 ) -> Tensor:
@@ -88,7 +93,7 @@ def sliding_window_logits(
     window, the window shrinks to it, as in MMSegmentation. Memory: the result and one batch of windows.
 
     Args:
-        model: from images (n, 3, h, w) to logits (n, K, h, w), in evaluation mode.
+        model: from images (n, 3, h, w) to logits (n, K, h, w); a module is in evaluation mode meanwhile.
         images: as the model wants them, normalised.
         window: height and width in pixels, or both as one number.
         stride: pixels between windows, at most `window`; None means `window`, without overlap.
@@ -99,6 +104,7 @@ def sliding_window_logits(
 
     Raises:
         ValueError: for sizes that are not positive, a stride that leaves gaps, logits of another size than the input.
+        ScoresError: for logits that are NaN or infinite.
 
     Examples:
         >>> images = torch.rand(2, 3, 40, 60)
@@ -107,17 +113,33 @@ def sliding_window_logits(
     """
     if images.ndim != 4:
         raise ValueError(f"images (B, 3, H, W) are required, got shape {tuple(images.shape)}; add a batch dimension")
+    with evaluation_of(model):
+        logits, finite = _sliding_window(model, images, window, stride, batch_size)
+    check_finite(finite)
+    return logits
+
+
+def evaluation_of(model: Model) -> AbstractContextManager[None]:
+    """Evaluation mode of a module, which gets its mode back; nothing of another callable."""
+    return evaluating(model) if isinstance(model, nn.Module) else nullcontext()
+
+
+def _sliding_window(
+    model: Model, images: Tensor, window: Size, stride: Size | None, batch_size: int
+) -> tuple[Tensor, list[Tensor]]:
+    """The averaged logits, and whether those of each batch of windows are finite."""
     (height, width), (down, right) = _window_and_stride(window, stride)
     check_positive("batch_size", batch_size)
     B, _, H, W = images.shape
     h, w = min(height, H), min(width, W)
     tops, lefts = _starts(H, h, down), _starts(W, w, right)
     places = [(b, ..., slice(y, y + h), slice(x, x + w)) for b in range(B) for y in tops for x in lefts]
-    total = images.new_empty(0)
+    total, finite = images.new_empty(0), []
     for start in range(0, len(places), batch_size):
-        total = _add_windows(total, model, images, places[start : start + batch_size])
+        total, flag = _add_windows(total, model, images, places[start : start + batch_size])
+        finite.append(flag)
     times_seen = _cover(H, h, tops)[:, None] * _cover(W, w, lefts)
-    return total.div_(times_seen.to(total))
+    return total.div_(times_seen.to(total)), finite
 
 
 def _grid_of_windows(
@@ -136,7 +158,7 @@ def _grid_of_windows(
         parts.append(logits)
     grid = rearrange(torch.cat(parts), "(t l) k h w -> k (t h) (l w)", t=len(tops))
     rows = _weights(logits.shape[2], covered[0], tuple(tops), h, H, size[0])
-    return Grid(grid, rows, _weights(logits.shape[3], covered[1], tuple(lefts), w, W, size[1]))
+    return Grid(grid, rows, _weights(logits.shape[3], covered[1], tuple(lefts), w, W, size[1]), [all_finite(grid)])
 
 
 @lru_cache(maxsize=32)
@@ -154,7 +176,7 @@ def _weights(n: int, covered: int, starts: tuple[int, ...], window: int, length:
     return weights if length == out else bilinear_weights(length, out) @ weights
 
 
-def _add_windows(total: Tensor, model: Model, images: Tensor, places: list[tuple]) -> Tensor:
+def _add_windows(total: Tensor, model: Model, images: Tensor, places: list[tuple]) -> tuple[Tensor, Tensor]:
     """Adds one batch of windows to the buffer, which the first batch creates; what it held is freed on return."""
     windows = torch.stack([images[place] for place in places])
     logits = model(windows)
@@ -168,7 +190,7 @@ def _add_windows(total: Tensor, model: Model, images: Tensor, places: list[tuple
         total = logits.new_zeros(shape, dtype=wide(logits.dtype))  # sums of bfloat16 lose digits
     for place, window_logits in zip(places, logits, strict=True):
         total[place].add_(window_logits)
-    return total
+    return total, all_finite(logits)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

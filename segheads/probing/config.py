@@ -54,6 +54,8 @@ class ProbeConfig(TrainingConfig):
                 "mixed_precision fp16 scales the loss by one factor, which one head's overflow would change for all; "
                 "use bf16 or no"
             )
+        if self.model.init_from is not None:
+            raise OptionError("init_from is for one model; --backbone-weights takes a saved model's folder")
         if self.model.head != "all" or self.optimization.learning_rate:
             raise OptionError("head and learning_rate are for one model; give heads and learning_rates")
         for option, is_set in {"compile": self.machine.compile, "calibration": self.loop.calibration}.items():

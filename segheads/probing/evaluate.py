@@ -38,6 +38,9 @@ def evaluate_probes(
         batch_size: Windows in one call of the backbone.
         limit: Evaluate on the first so many images; None means all.
         workers: Processes that load images.
+
+    Returns:
+        The results of each head in turn; nothing of one that has diverged.
     """
 
     def in_turn(models: Sequence[SegmentationModel]) -> Iterator[SegmentationModel]:
@@ -47,6 +50,7 @@ def evaluate_probes(
             yield model
         shared.forget()
 
-    models = [probe.model for probe in probes]
+    models = [probe.model for probe in probes if probe.diverged_at is None]
     options: dict[str, Any] = {"metrics": metrics, "batch_size": batch_size, "limit": limit, "workers": workers}
-    return evaluate_each(accelerator, models, samples, protocol, in_turn=in_turn, **options)
+    found = iter(evaluate_each(accelerator, models, samples, protocol, in_turn=in_turn, **options))
+    return [next(found) if probe.diverged_at is None else {} for probe in probes]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from segheads.drawing import LINE_COLOURS, save_figure
 from segheads.evaluation.complexity import count_parameters
+from segheads.evaluation.report import left_out_line
 from segheads.evaluation.tables import DASH, markdown_table
 from segheads.files import whole_file, write_json, write_text
 from segheads.probing.probes import Probe
@@ -19,16 +20,18 @@ COLOURS = LINE_COLOURS[:-1]  # without black; then again with other lines and ma
 LINES, MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
 
 
-def probe_rows(probes: Sequence[Probe], results: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+def probe_rows(probes: Sequence[Probe], results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for each head and learning rate: what it is, what it costs, its scores, and whether its rate is the best.
 
     Args:
         probes: The heads.
-        results: mIoU, aAcc and mAcc of each, as fractions.
+        results: mIoU, aAcc and mAcc of each, as fractions, and the names of the classes that mIoU leaves out, as
+            `segheads.evaluation.score_record` gives them.
 
     Returns:
         Rows of `head`, `learning_rate`, `parameters` (of pyramid and head), `mIoU`, `aAcc` and `mAcc` in percent,
-        `best` and `diverged_at`; scores are None where training diverged.
+        `best`, `diverged_at`, `classes` (the number of all) and `absent_classes` (names of those
+        that mIoU leaves out); scores are None where training diverged.
     """
     rows: list[dict[str, Any]] = []
     for probe, result in zip(probes, results, strict=True):
@@ -43,6 +46,8 @@ def probe_rows(probes: Sequence[Probe], results: Sequence[Mapping[str, float]]) 
                 "best": False,
                 "diverged_at": probe.diverged_at,
                 "folder": probe.slug,
+                "classes": probe.model.num_classes,
+                "absent_classes": [] if diverged else list(result.get("absent_classes", [])),
             }
         )
     for head in dict.fromkeys(row["head"] for row in rows):
@@ -64,7 +69,18 @@ def probe_markdown(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     parts = [title, chosen, _table(best, bold=False)]
     if len(best) < len(rows):
         parts += ["All learning rates, the best of each head in bold:", _table(rows, bold=True)]
+    parts += _left_out(rows)
     return "\n\n".join(parts) + "\n"
+
+
+def _left_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which classes mIoU leaves out, once where it is so for all heads; a line for each other one."""
+    scored = [row for row in rows if row["mIoU"] is not None]
+    lines = [left_out_line(row["absent_classes"], row["classes"]) for row in scored]
+    if len(set(lines)) == 1:
+        return [line for line in lines[:1] if line]
+    named = zip(scored, lines, strict=True)
+    return [f"`{row['head']}` at {row['learning_rate']:g}: {line}" for row, line in named if line]
 
 
 def _table(rows: Sequence[Mapping[str, Any]], bold: bool) -> str:
@@ -96,7 +112,7 @@ def write_probe_report(
     with whole_file(folder / "heads.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "absent_classes": "; ".join(row["absent_classes"])} for row in rows)
     save_figure(plot_probes(rows, records, title), folder / "curves.png")
 
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from segheads.build import create_model
 from segheads.data import EvaluationSamples, PhotometricNormalize, TrainingSamples, collate_samples
 from segheads.errors import options_become_parts
-from segheads.evaluation.report import scores
+from segheads.evaluation.report import score_record, scores
 from segheads.model import SegmentationModel
 from segheads.plan import HeadChoice
 from segheads.probing.backbone import SharedBackbone
@@ -85,7 +85,8 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
             run.accelerator, loader, prepare, shared, cache=cache, channels_last=shared.channels_last
         )
         train(run, learner, batches, config.loop, start=start, evaluate=partial(_evaluated, config, probes, evaluate))
-        rows = probe_rows(probes, [scores(results) for results in evaluate()])
+        names = run.validation_set.class_names
+        rows = probe_rows(probes, [score_record(results, names) for results in evaluate()])
         if run.accelerator.is_main_process:
             _report(run, config, shared, probes, rows)
     return rows

@@ -61,7 +61,7 @@ def join_head(folder: str | Path, slug: str) -> SegmentationModel:
     if not (own / HEAD_FILE).is_file():
         known = sorted(path.parent.name for path in Path(folder).glob(f"heads/*/{HEAD_FILE}"))
         raise FileNotFoundError(f"{folder} holds no head {slug!r}; it holds {', '.join(known) or 'none'}")
-    about = json.loads((own / HEAD_CONFIG_FILE).read_text())
+    about = json.loads((own / HEAD_CONFIG_FILE).read_text(encoding="utf-8"))
     model = SegmentationModel.from_plan(read_model(about["model"]))
     state = load_file(own / HEAD_FILE)
     state |= {f"backbone.{key}": value for key, value in load_file(Path(folder) / BACKBONE_FILE).items()}

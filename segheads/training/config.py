@@ -61,6 +61,9 @@ class ModelConfig:
     """Fetch timm's weights of the backbone; --no-pretrained starts from random ones."""
     backbone_weights: Path | None = None
     """A local checkpoint of the backbone, instead of the hub's."""
+    init_from: str | None = None
+    """A run, a saved model's folder or its name on the hub, whose weights the run starts from; for other classes than
+    the data set's the classifier is new."""
     patch_size: int | None = None
     """Side of a ViT's patches, pixels; None leaves the architecture's."""
     depth: int | None = None
@@ -173,7 +176,7 @@ class TrainingConfig:
         """The arguments of `create_model` that the fields above stand for, but for the names of backbone and head."""
         sizes = {"patch_size": self.model.patch_size, "depth": self.model.depth}
         return {
-            "pretrained": self.model.backbone_weights or self.model.pretrained,
+            "pretrained": not self.model.init_from and (self.model.backbone_weights or self.model.pretrained),
             "backbone_kwargs": {
                 "img_size": self.crop_size,
                 "drop_path_rate": self.model.drop_path_rate,

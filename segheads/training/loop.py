@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from segheads.errors import DivergedError
+from segheads.evaluation.tables import SHOWN, named
 from segheads.training.batches import Batch
 from segheads.training.config import LoopConfig
 from segheads.training.optimization import set_learning_rate
@@ -190,8 +191,7 @@ def train(
             if evaluates and evaluate is not None:
                 values = evaluate()
                 run.log(done, values)
-                numbers = [f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)]
-                log.info("iteration %d: %s", done, ", ".join(numbers) or "evaluated")
+                log.info("iteration %d: %s", done, _words(values))
             if saves:
                 run.folder.save(run.accelerator, done)
             meter.restart_clock()
@@ -199,6 +199,13 @@ def train(
 
 def _is_due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
+
+
+def _words(values: Mapping[str, Any]) -> str:
+    """Scores in one line, and how many classes they leave out."""
+    numbers = [f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)]
+    absent = values.get("absent_classes")
+    return (", ".join(numbers) or "evaluated") + (f"; mIoU without {named(absent, SHOWN)}" if absent else "")
 
 
 def _shown(record: Mapping[str, Any]) -> dict[str, str]:

@@ -15,11 +15,12 @@ from segheads.data import EvaluationSamples, PhotometricNormalize
 from segheads.errors import options_become_parts
 from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty
 from segheads.evaluation.plots import plot_uncertainty
-from segheads.evaluation.report import scores
+from segheads.evaluation.report import score_line, score_record
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.batches import training_batches, training_loader
 from segheads.training.config import TrainingConfig, as_launched
+from segheads.training.init_from import init_from
 from segheads.training.loop import ModelLearner, train
 from segheads.training.machine import is_convolutional
 from segheads.training.report import write_report
@@ -57,13 +58,16 @@ def run_training(
         set_seed(config.seed)
         with options_become_parts():
             model = build_model(config, run.training_set.num_classes)
+        if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
+            init_from(model, config.model.init_from, run.training_set.classes)
         samples = EvaluationSamples(
             run.validation_set, model.data_config["mean"], model.data_config["std"], config.protocol.scale
         )
+        names = run.validation_set.class_names
         evaluate_now = partial(evaluate, run.accelerator, model, samples, shown(config), workers=config.machine.workers)
-        _train(run, model, lambda: scores(evaluate_now(limit=config.loop.evaluate_images)))
+        _train(run, model, lambda: score_record(evaluate_now(limit=config.loop.evaluate_images), names))
         results = evaluate_now(metrics=("iou", "calibration") if config.loop.calibration else ("iou",))
-        run.log(config.loop.iterations, scores(results))
+        run.log(config.loop.iterations, score_record(results, names))
         if run.accelerator.is_main_process:
             report(run, model, samples, results)
     return results
@@ -151,5 +155,5 @@ def report(run: Run, model: SegmentationModel, samples: EvaluationSamples, resul
     write_report(folder, results, run.folder.records(), dataset, rows)
     if doubts:
         plot_uncertainty(doubts, dataset, folder / "uncertainty.png")
-    log.info(", ".join(f"{name} {value:.4f}" for name, value in scores(results).items()))
+    log.info(score_line(results, dataset.class_names))
     log.info("model, tables and pictures are in %s", folder)

@@ -81,13 +81,13 @@ class RunFolder:
         """Append one record to `metrics.jsonl`; NaN, which JSON lacks, becomes null."""
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOG).open("a") as file:
+        with (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """All records; a last line that was cut off by a kill is left out."""
         path = self.path / LOG
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def latest(self) -> int:
@@ -138,7 +138,7 @@ def _check_config(
     path: Path, config: Mapping[str, Any], defaults: Mapping[str, Any], may_differ: Collection[str]
 ) -> None:
     known = {name: default for name, default in defaults.items() if name in config}
-    before = {**known, **json.loads(path.read_text())}
+    before = {**known, **json.loads(path.read_text(encoding="utf-8"))}
     changed = [
         f"{key} was {before.get(key)!r} and is {config.get(key)!r}"
         for key in sorted(before.keys() | config.keys())

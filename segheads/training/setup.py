@@ -121,7 +121,7 @@ def open_data(accelerator: Accelerator, config: TrainingConfig) -> tuple[Segment
 
 
 def flat_record(values: Mapping[str, Any], *path: str) -> dict[str, float]:
-    """A record without dicts in it, for trackers; the innermost name comes second, so that heads stand side by side.
+    """A record for trackers, without dicts and lists; the innermost name comes second: heads stand side by side.
 
     Args:
         values: JSON values by name.
@@ -135,7 +135,7 @@ def flat_record(values: Mapping[str, Any], *path: str) -> dict[str, float]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             found |= flat_record(value, *path, name)
-        else:
+        elif not isinstance(value, (list, tuple)):
             first, *others = (*path, name)
             found["/".join((first, *reversed(others)))] = value
     return found

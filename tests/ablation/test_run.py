@@ -32,7 +32,7 @@ from segheads.ablation import (
 from segheads.ablation.cell import claimed
 from segheads.data import Scenes
 from segheads.data.samples import EvaluationSamples
-from segheads.errors import DataMissingError, OptionError
+from segheads.errors import DataMissingError, OptionError, ScoresError
 from segheads.evaluation import evaluate
 from segheads.training import DEMO_RUN
 from segheads.training.setup import open_data
@@ -301,6 +301,20 @@ def test_a_training_that_breaks_down_is_named_and_the_sweep_goes_on(tmp_path):
     assert "| read | – | not finite |" in text
 
 
+def test_scores_that_are_nan_break_down_one_row_alone(tmp_path, monkeypatch):
+    def refused(accelerator, model, *others, **options):
+        if model.head.num_layers == 2:
+            raise ScoresError("image: NaN")
+        return evaluate(accelerator, model, *others, **options)
+
+    monkeypatch.setattr("segheads.ablation.cell.evaluate", refused)
+    rows = [Row("good", shifted(1)), *(Row(str(n), shifted(1), {"num_layers": n}) for n in (2, 3))]
+    results = run_grid(small(tmp_path, iterations=1), {"t": Table("T", rows)})["t"]
+    assert results[1] == [{"mIoU": None}]
+    assert results[0][0]["mIoU"] > 0
+    assert results[2][0]["mIoU"] > 0
+
+
 def test_other_errors_end_the_sweep(tmp_path):
     rows = [Row("none", {"dataset": "camvid", "data_root": tmp_path / "nowhere"})]
     with pytest.raises(DataMissingError, match="there is no folder .*nowhere/train"):
@@ -401,6 +415,13 @@ def test_markdown():
     assert "| base | 39 | 40.00 (1 of 2 not finite) |" in markdown(SEVERAL, broken)
     own = Table("Own", [Row("a")], from_paper=False)
     assert markdown(own, [[{"mIoU": 1.0}]]).splitlines()[2].startswith("| | mIoU | aAcc |")
+
+
+def test_markdown_tells_how_many_classes_are_left_out():
+    rows = [Row("one"), Row("two")]
+    table = Table("A title", rows, columns=[Column("mIoU", "mIoU", 2)])
+    lines = markdown(table, [[{"mIoU": 40.0, "absent_classes": 2.0}], [{"mIoU": 50.0}]]).splitlines()
+    assert lines[-2:] == ["", "Absent classes, which mIoU leaves out: one 2"]
 
 
 def test_csv_has_a_line_for_each_row_and_seed():

@@ -12,7 +12,8 @@ import torch
 import tyro
 from accelerate.state import AcceleratorState, PartialState
 
-from segheads import create_model
+from segheads import SegmentationModel, create_model
+from segheads.classes import Classes
 from segheads.errors import SegheadsError
 from segheads.metrics import METRICS
 from segheads.training import DEMO_RUN, TrainingConfig, run_training
@@ -80,6 +81,25 @@ def test_the_whole_protocol_and_all_files(recipe, run, tmp_path):
     with (tmp_path / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["mIoU"]) for row in rows] == results["image_mIoU"].tolist()
+
+
+def renamed(run, folder, names):
+    """The run's model with other names of its classes."""
+    model = SegmentationModel.from_pretrained(run / "model")
+    model.classes = None if names is None else Classes(tuple(names))
+    model.save_pretrained(folder)
+    return ["--model", folder, "--dataset", "scenes", "--scenes-size", 40, "--limit", 1]
+
+
+def test_classes_are_compared_by_name(recipe, run, tmp_path):
+    first, second, *others = SegmentationModel.from_pretrained(run / "model").classes.names
+    message = refused(recipe, *renamed(run, tmp_path / "swapped", [second, first, *others]))
+    assert "have the same classes in another order: " in message
+    assert f"0 is {second} in the model and {first} in the data set, 1 is {first}" in message
+    message = refused(recipe, *renamed(run, tmp_path / "other", ["lava", second, *others]))
+    assert f"have other classes: 0 is lava in the model and {first} in the data set; give the data set" in message
+    for name, names in {"none": None, "numbers": Classes.numbered(12).names}.items():
+        start(recipe, *renamed(run, tmp_path / name, names))
 
 
 def test_metrics_are_chosen_by_name(recipe, run, tmp_path):

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState, PartialState
 from segheads import SegmentationMetrics, create_model
 from segheads.data import Scenes
 from segheads.data.samples import EvaluationSamples
+from segheads.errors import ScoresError
 from segheads.evaluation import evaluate, evaluate_each, scores
 from segheads.evaluation.evaluate import predict, predict_uncertainty
 from segheads.inference.predict import predict_labels, predict_probabilities
@@ -48,6 +49,16 @@ def test_labels_keep_their_size_when_images_are_scaled(model):
         Accelerator(cpu=True), model, samples, InferenceProtocol(window=32, stride=16, scales=(0.5, 1.0), flip=True)
     )
     assert results["pixels"].sum() == 3 * 32 * 48
+
+
+@pytest.mark.parametrize("metrics", [("iou",), ("iou", "calibration")])
+def test_scores_that_are_nan_are_an_error_that_names_the_image(model, metrics, monkeypatch):
+    samples, seen = EvaluationSamples(Scenes("val", size=(32, 48), length=3), HALF, HALF), []
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda x: logits(x) / (len(seen.append(1) or seen) != 2))  # of the second
+    with pytest.raises(ScoresError, match=f"^{samples.dataset.name(1)}: the model's scores are NaN or infinite"):
+        evaluate(Accelerator(cpu=True), model, samples, metrics=metrics)
+    assert model.training  # as it was
 
 
 def test_limit(model):

@@ -15,6 +15,8 @@ from segheads.evaluation.plots import WRONG, plot_worst
 from segheads.evaluation.report import (
     evaluation_markdown,
     per_class_markdown,
+    score_line,
+    score_record,
     scores,
     worst_images,
     write_evaluation,
@@ -212,6 +214,8 @@ def test_table_of_classes():
         "| wall | 50.00 | 50.00 | 2 |",
         "| a\\|b | 50.00 | 100.00 | 1 |",
         "| sky | – | – | 0 |",
+        "",
+        "mIoU over 2 of 3 classes; absent: sky",
     ]
     with pytest.raises(ValueError, match="each of 3 classes is required, got 1;"):
         per_class_markdown(result, ["wall"])
@@ -284,3 +288,38 @@ def test_legend_shows_the_classes_of_most_pixels_where_there_is_no_room_for_all(
     numbers = [int(label.split()[1]) for label in labels[:-3]]
     assert numbers == sorted(numbers)
     assert legend.get_window_extent().height <= figure.bbox.height
+
+
+def results_of_three(labels):
+    metric = SegmentationMetrics(3)
+    metric.update(torch.tensor([labels]), torch.tensor([labels]))
+    return metric.compute()
+
+
+class ThreeClasses:
+    class_names = ("road", "sky", "sea")
+
+
+def test_absent_classes_are_named_wherever_miou_stands(tmp_path):
+    results = results_of_three([0, 0, 2])
+    line = "mIoU over 2 of 3 classes; absent: sky"
+    assert score_line(results, ThreeClasses.class_names) == f"aAcc 1.0000, mAcc 1.0000, mIoU 1.0000; {line}"
+    assert score_record(results, ThreeClasses.class_names)["absent_classes"] == ["sky"]
+    assert per_class_markdown(results, ThreeClasses.class_names).endswith(f"| 1 |\n\n{line}")
+    parts = evaluation_markdown(results, {}, ThreeClasses.class_names).split("\n\n")
+    assert parts[3] == line
+    assert parts.count(line) == 1
+    write_results(tmp_path, results, ThreeClasses)
+    written = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert written["absent_classes"] == ["sky"]
+    assert written["mIoU"] == 1
+
+
+def test_nothing_is_said_where_all_classes_occur(tmp_path):
+    results = results_of_three([0, 1, 2])
+    assert score_line(results, ThreeClasses.class_names) == "aAcc 1.0000, mAcc 1.0000, mIoU 1.0000"
+    assert score_record(results, ThreeClasses.class_names) == scores(results)
+    for text in (per_class_markdown, lambda *a: evaluation_markdown(a[0], {}, a[1])):
+        assert "absent" not in text(results, ThreeClasses.class_names)
+    write_results(tmp_path, results, ThreeClasses)
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["absent_classes"] == []

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segheads import create_model
+from segheads.errors import ScoresError
 from segheads.functional import bilinear
 from segheads.inference import predict as functions
 from segheads.inference.predict import sliding_window_logits
@@ -397,12 +398,82 @@ def test_a_compiled_model_is_called():
     assert calls
 
 
-def test_inference_mode_inside_and_out():
+def scribbled(x):
+    """Written to in place, and part of a loss: what a tensor of inference mode refuses."""
+    x[x > 2] = 0
     weight = torch.ones(1, requires_grad=True)
-    for call in (predict_probabilities, predict_labels, lambda *a, **k: predict_with_confidence(*a, **k)[1]):
-        assert call(lambda x: x * weight, noise(3, 20, 30), window=16, flip=True).is_inference()
-    assert not sliding_window_logits(lambda x: x * weight, noise(1, 3, 20, 30), window=16).requires_grad
-    assert not torch.is_inference_mode_enabled()
+    (x * weight).sum().backward()
+    return x
+
+
+def test_results_are_plain_tensors():
+    weight, image = torch.ones(1, requires_grad=True), noise(3, 20, 30)
+    for options in ({}, {"window": 16}, {"window": 16, "flip": True}, {"scales": (0.5, 1.0)}):
+        labels, confidence = predict_with_confidence(lambda x: x * weight, image, **options)
+        probabilities = predict_probabilities(lambda x: x * weight, image, **options)
+        results = [predict_labels(lambda x: x * weight, image, **options), labels, confidence, probabilities]
+        for result in results:
+            assert not result.requires_grad
+            assert not scribbled(result).is_inference()
+    scribbled(sliding_window_logits(lambda x: x * weight, noise(1, 3, 20, 30), window=16))
+    scribbled(average_views(lambda x: x * weight, [(image[None], False)], (20, 30)))
+    ensemble = create_model("test_resnet", "senformer", 3, pretrained=False)
+    for maps in predict_uncertainty(ensemble, image):
+        scribbled(maps)
+    for model in (ensemble, create_model("test_vit", "linear", 3, pretrained=False)):
+        scribbled(predict_labels(model, image, flip=True))
+        scribbled(model.predict(image[None]))
+
+
+EVERY_FUNCTION = {
+    "average_views": lambda model, x, **options: average_views(model, [(x[None], False)], (64, 64), **options),
+    "labels": predict_labels,
+    "probabilities": predict_probabilities,
+    "confidence": predict_with_confidence,
+    "uncertainty": predict_uncertainty,
+    "windows": lambda model, x, **options: sliding_window_logits(model, x[None], window=40),
+    "predict": lambda model, x, **options: model.predict(x[None]),
+    "predict with uncertainty": lambda model, x, **options: model.predict(x[None], return_uncertainty=True),
+}
+
+
+@pytest.mark.parametrize("function", EVERY_FUNCTION)
+def test_evaluation_mode_inside_and_each_parts_own_afterwards(function):
+    model, image = create_model("test_resnet", "senformer", 3, pretrained=False), noise(3, 64, 64)
+    call = EVERY_FUNCTION[function]
+    expected = call(model.eval(), image)
+    model.train()
+    model.backbone.model.bn1.eval()  # as a user keeps a part
+    modes = {name: part.training for name, part in model.named_modules()}
+    before = {name: x.clone() for name, x in model.named_buffers()}
+    for result, other in zip(call(model, image), expected, strict=True):
+        torch.testing.assert_close(result, other)
+    assert {name: part.training for name, part in model.named_modules()} == modes
+    assert all(torch.equal(x, before[name]) for name, x in model.named_buffers())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("options", [{}, {"window": 40}, {"flip": True}, {"window": 40, "scales": (0.5, 1.0)}])
+@pytest.mark.parametrize("function", EVERY_FUNCTION)
+def test_scores_that_are_not_finite_are_an_error(function, options, value):
+    model = create_model("test_resnet", "senformer", 3, pretrained=False)
+    with torch.no_grad():
+        model.backbone.model.conv1[0].weight[0, 0, 0, 0] = value
+    with pytest.raises(ScoresError, match="^the model's scores are NaN or infinite, so they name no class"):
+        EVERY_FUNCTION[function](model, noise(3, 64, 64), **options)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("options", [{}, {"window": 16}, {"flip": True}, {"window": 16, "flip": True}])
+def test_one_score_of_any_callable_that_is_not_finite_is_an_error(options, value):
+    def model(images):
+        logits = images.clone()
+        logits[-1, 1, -1, 0] = value
+        return logits
+
+    for function in (predict_labels, predict_probabilities, predict_with_confidence):
+        with pytest.raises(ScoresError, match="NaN or infinite"):
+            function(model, noise(3, 20, 30), **options)
 
 
 @pytest.mark.parametrize(

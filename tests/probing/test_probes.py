@@ -310,6 +310,30 @@ def test_one_that_diverges_ends_alone(tmp_path):
     assert f"diverged at iteration {ended['fcn at 1e+38']} | – | –" in probe_markdown(rows, "")
 
 
+def test_a_head_that_diverged_is_not_evaluated():
+    shared, probes = probes_of("test_vit", ["linear", "fcn(channels=4)"], (1e-3,))
+    probes[0].diverged_at = 3
+    with torch.no_grad():
+        probes[0].model.head.classifier.weight.fill_(torch.nan)
+    samples = EvaluationSamples(Scenes("val", size=(32, 32), length=1), (0.5,) * 3, (0.5,) * 3)
+    samples.dataset.read = lambda i: (Scenes("val", size=(32, 32)).read(i)[0], torch.full((32, 32), K - 1).byte())
+    none, found = evaluate_probes(Accelerator(cpu=True), shared, probes, samples)
+    assert none == {}
+    assert found["pixels"][K - 1] == 32 * 32
+
+
+def test_table_names_the_classes_that_miou_leaves_out():
+    _, probes = probes_of("test_vit", ["linear", "fcn(channels=4)"], (1e-3,))
+    score = {"mIoU": 0.5, "aAcc": 0.5, "mAcc": 0.25}
+    both = probe_rows(probes, [{**score, "absent_classes": ["sky"]}] * 2)
+    assert probe_markdown(both, "").endswith(f"\n\nmIoU over {K - 1} of {K} classes; absent: sky\n")
+    rows = probe_rows(probes, [score, {**score, "absent_classes": ["sky"]}])
+    assert probe_markdown(rows, "").endswith(
+        f"`fcn(channels=4)` at 0.001: mIoU over {K - 1} of {K} classes; absent: sky\n"
+    )
+    assert "absent" not in probe_markdown(probe_rows(probes, [score] * 2), "")
+
+
 def test_table_and_curves(tmp_path):
     _, probes = probes_of("test_vit", ["linear", "fcn(channels=4)"], (1e-3, 1e-2))
     results = [{"mIoU": x, "aAcc": 0.5, "mAcc": 0.25} for x in (0.1, 0.2, 0.4, 0.3)]

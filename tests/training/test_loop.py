@@ -123,6 +123,14 @@ def test_log_evaluations_and_checkpoints(tmp_path):
     assert len(evaluations) == 1
 
 
+def test_an_evaluation_tells_and_keeps_which_classes_it_leaves_out(tmp_path, caplog):
+    caplog.set_level("INFO", "segheads")
+    found = {"mIoU": 0.25, "absent_classes": ["sky", "sea"]}
+    run, _ = run_slope(tmp_path, [batch(0)] * 2, 2, evaluate_every=1, evaluate=lambda: found)
+    assert "iteration 1: mIoU 0.2500; mIoU without sky, sea" in caplog.text
+    assert [r["absent_classes"] for r in run.records() if "mIoU" in r] == [["sky", "sea"]]
+
+
 def test_accumulated_batches_are_one_update(tmp_path):
     images = torch.randn(8, 3)
     labels = torch.zeros(8)

@@ -9,8 +9,17 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from segheads import SegmentationModel, TimmBackbone, create_model
-from segheads.errors import DataMissingError, DivergedError, OptionError, PretrainedWeightsError
+from segheads import SegmentationMetrics, SegmentationModel, TimmBackbone, create_model
+from segheads.classes import Classes
+from segheads.data import open_dataset
+from segheads.errors import (
+    DataMissingError,
+    DivergedError,
+    OptionError,
+    PretrainedWeightsError,
+    SavedModelError,
+    SavedModelMissingError,
+)
 from segheads.evaluation import scores
 from segheads.training import DEMO_RUN, TrainingConfig, changed, flat, run_training
 from segheads.training.config import MAY_DIFFER
@@ -97,6 +106,23 @@ def test_numbers_of_the_run_are_told_and_kept(tmp_path, caplog):
     assert kept.keys() == flat(Config.from_flat(**SMALL, output=tmp_path)).keys()
 
 
+def test_classes_that_miou_leaves_out_are_told_and_kept(tmp_path, caplog, monkeypatch):
+    def evaluate(*_, **options):
+        metric = SegmentationMetrics(12)
+        metric.update(torch.arange(11)[None], torch.arange(11)[None])
+        return metric.compute()
+
+    caplog.set_level("INFO", "segheads")
+    monkeypatch.setattr("segheads.training.run.evaluate", evaluate)
+    config = Config.from_flat(**SMALL, output=tmp_path)
+    run_training(config, build)
+    name = open_dataset(config.data, "val").class_names[11]
+    assert f"mIoU 1.0000; mIoU over 11 of 12 classes; absent: {name}\n" in caplog.text
+    assert f"mIoU over 11 of 12 classes; absent: {name}\n" in (tmp_path / "per_class.md").read_text(encoding="utf-8")
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert records[-1]["absent_classes"] == [name]
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
@@ -121,6 +147,71 @@ def test_a_run_that_diverges_says_where_its_last_checkpoint_is(tmp_path):
     with pytest.raises(DivergedError, match=rf"\(iteration \d+ in {tmp_path}/run/checkpoints\)$") as stop:
         run_training(Config.from_flat(**{**options, "max_grad_norm": None}, output=tmp_path / "run"), build)
     assert 1 <= stop.value.iteration <= 6
+
+
+@pytest.fixture
+def saved(tmp_path):
+    config = Config.from_flat(**SMALL, output=tmp_path / "first")
+    run_training(config, build)
+    return tmp_path / "first"
+
+
+def started_from(place, tmp_path, monkeypatch, **options):
+    """The model as its training begins, and what it was built from before."""
+    models = []
+    monkeypatch.setattr("segheads.training.run._train", lambda run, model, evaluate_now: models.append(model))
+    monkeypatch.setattr("segheads.training.run.report", lambda *_: None)
+    config = Config.from_flat(**{**SMALL, **options}, output=tmp_path / "second", init_from=str(place))
+    run_training(config, build)
+    return models[0].state_dict()
+
+
+@pytest.mark.parametrize("part", ["", "model"])
+def test_a_run_starts_from_a_model_of_the_same_classes(saved, tmp_path, monkeypatch, caplog, part):
+    caplog.set_level("INFO", "segheads")
+    found = started_from(saved / part, tmp_path, monkeypatch)
+    for key, value in SegmentationModel.from_pretrained(saved / "model").state_dict().items():
+        torch.testing.assert_close(found[key], value)
+    assert f"weights from {saved / part}, of the same classes" in caplog.text
+
+
+@pytest.mark.parametrize("names", [[f"other {k}" for k in range(12)], ["a", "b", "c"]])
+def test_a_run_starts_from_a_model_of_other_classes(saved, tmp_path, monkeypatch, caplog, names):
+    caplog.set_level("INFO", "segheads")
+    model = SegmentationModel.from_pretrained(saved / "model", num_classes=len(names))
+    model.classes = Classes(tuple(names))
+    torch.nn.init.ones_(model.head.classifier.weight)
+    model.save_pretrained(tmp_path / "others")
+    found = started_from(tmp_path / "others", tmp_path, monkeypatch)
+    for key, value in model.backbone.state_dict(prefix="backbone.").items():
+        torch.testing.assert_close(found[key], value)
+    assert found["head.classifier.weight"].shape[0] == 12
+    assert not torch.equal(found["head.classifier.weight"], torch.ones_like(found["head.classifier.weight"]))
+    new = "new and random: head.classifier.weight, head.classifier.bias"
+    assert f"weights from {tmp_path / 'others'}, of {len(names)} other classes; {new}" in caplog.text
+
+
+def test_a_run_starts_from_a_model_without_names_by_their_number(saved, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "segheads")
+    path = saved / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "classes": None}))
+    found = started_from(saved, tmp_path, monkeypatch)
+    model = SegmentationModel.from_pretrained(saved / "model")
+    torch.testing.assert_close(found["head.classifier.weight"], model.head.classifier.weight.detach())
+    assert "of 12 classes without names, taken as the same" in caplog.text
+
+
+def test_a_model_of_other_parts_is_no_start(saved, tmp_path, monkeypatch):
+    message = "it is a linear on test_vit: choose the same backbone, head and sizes"
+    with pytest.raises(SavedModelError, match=message):
+        started_from(saved, tmp_path, monkeypatch, head="fcn")
+    with pytest.raises(SavedModelMissingError, match="holds no config.json"):
+        started_from(tmp_path, tmp_path, monkeypatch)
+
+
+def test_no_weights_of_a_backbone_are_fetched_for_a_start():
+    config = Config.from_flat(**{**SMALL, "pretrained": True, "init_from": "x"}, output=Path("run"))
+    assert config.model_options()["pretrained"] is False
 
 
 def test_options_of_the_model():

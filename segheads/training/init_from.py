@@ -1,0 +1,43 @@
+"""The weights of a saved model as the start of another run."""
+
+import logging
+from pathlib import Path
+
+from segheads.classes import Classes
+from segheads.errors import SavedModelError
+from segheads.model import SegmentationModel
+from segheads.saving import find_folder, load_weights
+
+log = logging.getLogger(__name__)
+
+
+def init_from(model: SegmentationModel, place: str, classes: Classes) -> None:
+    """Load the weights of a saved model of the same parts; for other classes what depends on them stays as it is.
+
+    Settings, such as bandwidths, stay the model's own.
+
+    Args:
+        model: A model from `create_model`.
+        place: The folder of a run, a folder that `save_pretrained` wrote, or a name on the hub.
+        classes: What the model is to tell apart.
+
+    Raises:
+        SavedModelMissingError: If there is no such model.
+        SavedModelError: If it is damaged, or of other parts than the model.
+    """
+    folder = Path(place) / "model"
+    saved = find_folder(str(folder if folder.is_dir() else place))
+    count = saved.plan.num_classes
+    same = saved.classes.names == classes.names if saved.classes is not None else count == len(classes)
+    new = [] if same else model.weights_of_classes()
+    try:
+        load_weights(model, saved.weights, new=new)
+    except SavedModelError as error:
+        raise SavedModelError(
+            f"{error}; it is a {saved.plan.head} on {saved.plan.backbone}: choose the same backbone, head and sizes"
+        ) from error
+    if same:
+        named = "the same classes" if saved.classes is not None else f"{count} classes without names, taken as the same"
+        log.info("weights from %s, of %s", place, named)
+    else:
+        log.info("weights from %s, of %d other classes; new and random: %s", place, count, ", ".join(new))

@@ -54,7 +54,7 @@ def run_training(
     with open_run(config, is_last=is_last) as run:
         set_seed(config.seed)
         with options_become_parts():
-            model = build_model(config, run.training_set.num_classes)
+            model = build_model(run.model_config(config), run.training_set.num_classes)
         samples = EvaluationSamples(
             run.validation_set, model.data_config["mean"], model.data_config["std"], config.protocol.scale
         )

@@ -155,13 +155,13 @@ def named_ignored(scan: DataScan) -> Iterator[Finding]:
 
 
 def absent_classes(scan: DataScan) -> Iterator[Finding]:
-    """Classes that no image of a split shows.
+    """Classes that no image of a split shows; where files cannot be read, they may be in these.
 
     Args:
         scan: The scan.
     """
     for name, split in scan.splits.items():
-        if split.absent and _is_enough(split):
+        if split.absent and _is_enough(split) and not split.problems:
             some = [repr(scan.class_names[index]) for index in split.absent]
             yield Finding(
                 "warning",

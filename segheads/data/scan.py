@@ -38,6 +38,7 @@ class SampleScan:
         label: Path of the label, or the sample's name.
         problem: `"unreadable"`, `"size"` or `"values"`; empty where the sample can be read.
         message: What the data set says of the problem.
+        file: The file that has it.
         values: Triples of a value in the label file, the class that it is read as (255: ignored), and its pixels. The
             value is None where the file is no grey or palette image; the class is None where there is a problem.
         refused: Pairs of a value that is no class, and its pixels.
@@ -51,6 +52,7 @@ class SampleScan:
     label: str
     problem: str = ""
     message: str = ""
+    file: str = ""
     values: Sequence[Sequence[Any]] = ()
     refused: Sequence[Sequence[int]] = ()
     size: Sequence[int] = ()
@@ -249,7 +251,7 @@ def summed_up(samples: Sequence[SampleScan], class_names: tuple[str, ...]) -> Sp
         for value, _ in sample.refused:
             refused.setdefault(value, []).append(sample.label)
         if sample.problem:
-            problems.setdefault(sample.problem, {})[_file_of(sample)] = sample.message
+            problems.setdefault(sample.problem, {})[sample.file] = sample.message
     readable = [sample for sample in samples if not sample.problem]
     return SplitScan(
         class_names=class_names,
@@ -296,11 +298,14 @@ def scan_sample(dataset: SegmentationDataset, index: int) -> SampleScan:
     except PackageMissingError:
         raise
     except Exception as error:  # whatever a damaged file makes a reader raise: it is named, and the scan goes on
-        counted = [] if raw is None else _counted(raw)
-        is_other_size = bool(size and label_size) and size != label_size
-        refused = [] if raw is None or is_other_size else _refused(dataset, index, counted)
         words = str(error) if isinstance(error, DataError | OSError) else f"{type(error).__name__}: {error}"
+        named = [str(path) in words for path in cast(Any, dataset).files[index][:2]] if pair else []
+        is_of_image = named == [True, False]
+        is_other_size = bool(size and label_size) and size != label_size
+        counted = [] if raw is None else _counted(raw)
+        refused = [] if not counted or is_other_size or is_of_image else _refused(dataset, index, counted)
         return SampleScan(
+            file=image_path if is_of_image else label_path,
             problem="size" if is_other_size else "values" if refused else "unreadable",
             message=" ".join(words.split()),
             values=[(value, None, count) for value, count in counted],
@@ -374,10 +379,6 @@ def _pair(dataset: SegmentationDataset, index: int) -> tuple[str, str] | None:
         return None
     image, label = (os.path.abspath(path) for path in files[index][:2])
     return image, label
-
-
-def _file_of(sample: SampleScan) -> str:
-    return sample.image if sample.problem == "unreadable" and sample.image in sample.message else sample.label
 
 
 def _looked_at(path: str) -> tuple[tuple[int, int] | tuple[()], str]:

@@ -15,6 +15,14 @@ def pytest_runtest_setup(item):
         pytest.skip("needs an NVIDIA GPU")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def scans_are_remembered_elsewhere(tmp_path_factory):
+    """Not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGHEADS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def own_run(caplog):
     """What segheads says of its progress is heard, and the next test finds no run set up."""

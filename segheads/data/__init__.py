@@ -8,6 +8,7 @@ from segheads.data.config import DataConfig
 from segheads.data.crop import RandomScaleCrop
 from segheads.data.dataset import SegmentationDataset
 from segheads.data.download import download_ade20k
+from segheads.data.findings import Finding, find_problems
 from segheads.data.folder import FolderDataset
 from segheads.data.images import read_image
 from segheads.data.pascal_context import PascalContext
@@ -15,8 +16,11 @@ from segheads.data.photometric import PhotometricDistortion, PhotometricNormaliz
 from segheads.data.registry import DATASETS, open_dataset
 from segheads.data.resize import resize_keep_ratio, to_input
 from segheads.data.samples import EvaluationSamples, IterationSampler, TrainingSamples, collate_samples
+from segheads.data.scan import DataScan, SplitScan, scan_splits
+from segheads.data.scan_cache import default_cache
 from segheads.data.scenes import Scenes
 from segheads.data.subset import SubsetDataset
+from segheads.data.weights import class_weights
 
 DATASETS |= {
     "ade20k": ADE20K,
@@ -35,7 +39,9 @@ __all__ = [
     "CamVid",
     "Cityscapes",
     "DataConfig",
+    "DataScan",
     "EvaluationSamples",
+    "Finding",
     "FolderDataset",
     "IterationSampler",
     "PascalContext",
@@ -44,12 +50,17 @@ __all__ = [
     "RandomScaleCrop",
     "Scenes",
     "SegmentationDataset",
+    "SplitScan",
     "SubsetDataset",
     "TrainingSamples",
+    "class_weights",
     "collate_samples",
+    "default_cache",
     "download_ade20k",
+    "find_problems",
     "open_dataset",
     "read_image",
     "resize_keep_ratio",
+    "scan_splits",
     "to_input",
 ]

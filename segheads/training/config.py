@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from typing_extensions import Self, is_typeddict
 
 from segheads.data.config import DataConfig
+from segheads.errors import OptionError
 from segheads.functional.upsample import Reduction
 from segheads.inference.protocol import InferenceProtocol
 from segheads.training.machine import MachineConfig, check_launcher, launched_precision
@@ -19,7 +20,7 @@ C = TypeVar("C")
 # A resumed run may change where things are, how often it reports, and in what order the machine sums up (threads,
 # channels_last, compile: rounding, and which random numbers drop a path), but nothing else that its weights depend on.
 MAY_DIFFER = {
-    *("output", "resume", "data_root", "download", "backbone_weights", "pretrained"),
+    *("output", "resume", "data_root", "download", "scan", "backbone_weights", "pretrained"),
     *("workers", "threads", "channels_last", "compile", "tracker", "pictures", "calibration"),
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
     *("window", "stride", "scales", "flip", "small_images"),
@@ -76,6 +77,9 @@ class ModelConfig:
     """Any of segheads.losses.LOSSES: ce is cross-entropy."""
     label_smoothing: float = 0.0
     """Share of the target that the loss spreads over all classes."""
+    class_weights: str | tuple[float, ...] | None = None
+    """Weights of the classes in the loss: balanced, effective (segheads.data.class_weights), the path of a JSON file,
+    or the numbers themselves."""
     loss_reduction: Reduction
     """Divide the loss by all pixels, or by the valid ones."""
 
@@ -131,6 +135,8 @@ class TrainingConfig:
     """Backbone, head and loss."""
     data: DataConfig = DataConfig()
     """The data set."""
+    scan: bool = True
+    """Look at all labels of both splits before the first step; what was read is remembered."""
     optimization: OptimizationConfig
     """Optimizer and learning rate."""
     loop: LoopConfig
@@ -173,7 +179,16 @@ class TrainingConfig:
         return {key: _json_value(value) for key, value in flat(self).items()}
 
     def model_options(self) -> dict[str, Any]:
-        """The arguments of `create_model` that the fields above stand for, but for the names of backbone and head."""
+        """The arguments of `create_model` that the fields above stand for, but for the names of backbone and head.
+
+        Raises:
+            OptionError: `class_weights` has a rule or a path, for which `Run.model_config` puts numbers.
+        """
+        weights = self.model.class_weights
+        if isinstance(weights, str):
+            raise OptionError(f"class_weights {weights!r} must become numbers first; Run.model_config has them")
+        smoothing = self.model.label_smoothing
+        loss_options = {"weight": list(weights) if weights else None, "label_smoothing": smoothing or None}
         sizes = {"patch_size": self.model.patch_size, "depth": self.model.depth}
         return {
             "pretrained": not self.model.init_from and (self.model.backbone_weights or self.model.pretrained),
@@ -183,7 +198,7 @@ class TrainingConfig:
                 "model_kwargs": {key: value for key, value in sizes.items() if value is not None},
             },
             "loss": self.model.loss,
-            "loss_kwargs": {"label_smoothing": self.model.label_smoothing} if self.model.label_smoothing else {},
+            "loss_kwargs": {name: value for name, value in loss_options.items() if value is not None},
             "loss_reduction": self.model.loss_reduction,
         }
 

@@ -4,16 +4,18 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
 from segheads.data import SegmentationDataset, open_dataset
 from segheads.errors import OptionError
-from segheads.training.config import MAY_DIFFER, TrainingConfig, field_defaults
+from segheads.training.config import MAY_DIFFER, TrainingConfig, changed, field_defaults
+from segheads.training.labels import keep_weights, look_at_labels
 from segheads.training.machine import start_accelerator
 from segheads.training.run_folder import RunFolder
 
+C = TypeVar("C", bound=TrainingConfig)
 log = logging.getLogger(__name__)
 
 
@@ -27,6 +29,7 @@ class Run:
         folder: Where it keeps what must not be lost.
         training_set: What it trains on.
         validation_set: What it is evaluated on.
+        class_weights: Of its loss, as numbers; None weighs all classes the same.
     """
 
     config: TrainingConfig
@@ -34,6 +37,15 @@ class Run:
     folder: RunFolder
     training_set: SegmentationDataset
     validation_set: SegmentationDataset
+    class_weights: tuple[float, ...] | None = None
+
+    def model_config(self, config: C) -> C:
+        """A configuration with `class_weights` in numbers, as a model is built from it.
+
+        Args:
+            config: The run's.
+        """
+        return config if self.class_weights is None else changed(config, class_weights=self.class_weights)
 
     def start(self) -> int:
         """Write the configuration and start the trackers, once all that may be missing is there.
@@ -45,6 +57,8 @@ class Run:
         values = self.config.as_json()
         if self.accelerator.is_main_process:
             self.folder.start(values)
+            if self.class_weights is not None:
+                keep_weights(self.folder.path, self.training_set.class_names, self.class_weights)
         self.accelerator.wait_for_everyone()
         start = self.folder.latest()
         if self.config.resume:
@@ -72,7 +86,7 @@ class Run:
 def open_run(
     config: TrainingConfig, *, may_differ: Collection[str] = MAY_DIFFER, is_last: bool = True
 ) -> Iterator[Run]:
-    """Set up processes, check the folder, open the data sets; at the end, close the trackers.
+    """Set up processes, check the folder, open the data sets, look at labels; at the end, close the trackers.
 
     Nothing is written before `Run.start`.
 
@@ -84,7 +98,7 @@ def open_run(
     Raises:
         RunExistsError: The folder holds a run that was not to be resumed.
         OptionError: Options are out of range, do not fit, or are not those of the run that is resumed.
-        SegheadsError: As `open_dataset` does.
+        SegheadsError: As `open_dataset` and `look_at_labels` do.
     """
     accelerator = start_accelerator(config.machine, tracker=config.tracker, folder=config.output)
     _check_batch_size(config, accelerator.num_processes)
@@ -96,7 +110,8 @@ def open_run(
         defaults=field_defaults(config),
         keep=config.loop.keep_checkpoints,
     )
-    yield Run(config, accelerator, folder, *open_data(accelerator, config))
+    sets = open_data(accelerator, config)
+    yield Run(config, accelerator, folder, *sets, look_at_labels(accelerator, config, *sets))
     accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     if is_last:
         accelerator.end_training()

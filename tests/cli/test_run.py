@@ -116,7 +116,7 @@ def test_help_lists_the_names_that_options_take(capsys):
 def test_commands_are_the_modules():
     folder = Path(sys.modules["segheads.cli"].__file__).parent
     assert list(list_commands()) == sorted(
-        path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "run")
+        path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in ("__init__", "run")
     )
     assert all(text.endswith(".") for text in list_commands().values())
 

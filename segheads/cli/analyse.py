@@ -77,6 +77,10 @@ class Config:
     """Any of segheads.data.DATASETS: a published data set, scenes drawn by the code, or a folder of your own."""
     data_root: Path | None = None
     """Where the data set lies."""
+    image_suffix: str | None = None
+    """What follows the common name in the files of your own images."""
+    label_suffix: str | None = None
+    """What follows it in those of your own labels."""
     class_names: tuple[str, ...] | None = None
     """The classes of your own folder."""
     num_classes: int | None = None

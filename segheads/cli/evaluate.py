@@ -58,6 +58,10 @@ class Config:
     """The part of the data set, in the words of its class."""
     limit: int | None = None
     """Evaluate on the first so many images."""
+    image_suffix: str | None = None
+    """What follows the common name in the files of your own images."""
+    label_suffix: str | None = None
+    """What follows it in those of your own labels."""
     class_names: tuple[str, ...] | None = None
     """The classes of your own folder."""
     num_classes: int | None = None

@@ -16,8 +16,9 @@ class DataConfig:
     Examples:
         >>> DataConfig.from_json({"dataset": "folder", "data_root": "mine", "class_names": ["a", "b"], "head": "fcn"})
         ... # doctest: +NORMALIZE_WHITESPACE
-        DataConfig(dataset='folder', data_root=PosixPath('mine'), class_names=('a', 'b'), num_classes=None,
-                   ignore_index=None, scenes_size=128, train_images=None, download=False)
+        DataConfig(dataset='folder', data_root=PosixPath('mine'), image_suffix=None, label_suffix=None,
+                   class_names=('a', 'b'), num_classes=None, ignore_index=None, scenes_size=128, train_images=None,
+                   download=False)
     """
 
     dataset: str = "ade20k"
@@ -25,6 +26,10 @@ class DataConfig:
     data_root: Path | None = None
     """Where the data set lies; None means its usual place below data/, such as data/ADEChallengeData2016. Your own
     holds images/train, labels/train, images/val and labels/val."""
+    image_suffix: str | None = None
+    """What follows the common name in the files of your own images, such as _leftImg8bit."""
+    label_suffix: str | None = None
+    """What follows it in those of your own labels, such as _mask or _gtFine_labelIds."""
     class_names: tuple[str, ...] | None = None
     """The classes of your own folder, in the order of the values in its label files."""
     num_classes: int | None = None

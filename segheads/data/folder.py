@@ -16,7 +16,9 @@ from segheads.files import readable
 
 
 class FolderDataset(SegmentationDataset):
-    """Pairs of files of the same stem: `images/a.jpg` with `labels/a.png`.
+    """Pairs of files of the same name: `images/a.jpg` with `labels/a.png`, also in sub-folders of the same names.
+
+    A warning names the files that are passed over.
 
     Images may be of any format and mode that Pillow reads. Labels are single-channel images, as a rule PNG with 8 bit,
     16 bit or a palette (then the indices count, not the colours).
@@ -28,18 +30,21 @@ class FolderDataset(SegmentationDataset):
         class_names: One name per class; by default `class 0`, `class 1`, ...
         palette: One RGB colour per class; by default distinct colours.
         ignore_index: The value in the label files that means "ignored"; what the data set returns has 255 there.
+        image_suffix: What follows the common name in the files of images, such as `_leftImg8bit`; files without it are
+            passed over.
+        label_suffix: The same for labels, such as `_mask`, or with its ending, `_mask.png`.
         reduce_zero_label: In the files 0 means "ignored" and class 0 is stored as 1, as in ADE20K.
 
     Shape:
         As every `SegmentationDataset`.
 
     Raises:
-        DataMissingError: A folder or a label is missing.
-        DataError: A folder is empty.
+        DataMissingError: A folder or a label is missing, or a file is a broken link.
+        DataError: A folder is empty, holds two files of one name, a loop of links, or what is no regular file.
         ValueError: Names, colours and `num_classes` do not agree.
     """
 
-    options = frozenset({"class_names", "num_classes", "ignore_index"})
+    options = frozenset({"image_suffix", "label_suffix", "class_names", "num_classes", "ignore_index"})
 
     def __init__(
         self,
@@ -49,6 +54,8 @@ class FolderDataset(SegmentationDataset):
         *,
         class_names: tuple[str, ...] | None = None,
         palette: Palette | None = None,
+        image_suffix: str = "",
+        label_suffix: str = "",
         ignore_index: int = 255,
         reduce_zero_label: bool = False,
     ):
@@ -58,7 +65,8 @@ class FolderDataset(SegmentationDataset):
         super().__init__(names, tuple(palette) if palette else distinct_colours(num_classes))
         self._first = int(reduce_zero_label)
         self._ignored = (0, ignore_index) if reduce_zero_label else (ignore_index,)
-        self.files = find_pairs(Path(images), Path(labels))
+        self.files = find_pairs(Path(images), Path(labels), image_end=image_suffix, label_end=label_suffix, report=True)
+        self._common = os.path.commonpath([image.parent for image, _ in self.files])
 
     @classmethod
     @override
@@ -79,6 +87,8 @@ class FolderDataset(SegmentationDataset):
             root / "labels" / split,
             len(names or ()) if count is None else count,
             class_names=names,
+            image_suffix=config.image_suffix or "",
+            label_suffix=config.label_suffix or "",
             ignore_index=config.ignore_index or 255,
             reduce_zero_label=config.ignore_index == 0,
         )
@@ -87,8 +97,8 @@ class FolderDataset(SegmentationDataset):
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """Return the stem of the image file."""
-        return readable(self.files[index][0].stem)
+        """Return the path of the image file without its ending, in the folder that holds all."""
+        return readable(os.path.relpath(self.files[index][0].with_suffix(""), self._common).replace(os.sep, "/"))
 
     def read(self, index: int) -> tuple[Image.Image, Tensor]:
         """Return the RGB image and its uint8 labels `(H, W)`, 255 where ignored."""

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segheads.errors import DataError, DataMissingError
+from segheads.data.folders import check_file
+from segheads.errors import DataError
 
 # What Pillow's decoders raise on damaged files. Decompression bombs are not among them and pass through.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
@@ -132,8 +133,7 @@ def look_up_classes(
 
 
 def _open(path: str | os.PathLike[str], kind: str) -> Image.Image:
-    if not os.path.exists(path):
-        raise DataMissingError(f"there is no {path}, which should be {kind}")
+    check_file(path, kind)
     with open(path, "rb") as file:
         try:
             image = Image.open(file)

@@ -1,6 +1,7 @@
 """Image files and the label files that belong to them: found by name, read together."""
 
 import itertools
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,44 +12,47 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from segheads.data.folders import Listing, check_file, common_name, list_images, named
 from segheads.data.images import read_image, read_labels, to_class_indices
 from segheads.errors import DataError, DataMissingError
 
 Pair = tuple[Path, Path]
 
-# A literal list: asking Pillow loads all its plugins, and then every Image.open tries more of them.
-# fmt: off
-IMAGE_SUFFIXES = frozenset([
-    ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx", ".pgm", ".png", ".pnm",
-    ".ppm", ".tga", ".tif", ".tiff", ".webp",
-])
-# fmt: on
+log = logging.getLogger(__name__)
 
 
-def find_pairs(images: Path, labels: Path, *, image_end: str = "", label_end: str = "") -> list[Pair]:
-    """Pair every image of one folder with the label of the same stem in another, sorted by name.
+def find_pairs(
+    images: Path, labels: Path, *, image_end: str = "", label_end: str = "", report: bool = False
+) -> list[Pair]:
+    """Pair every image of one folder with the label of the same name in another, sorted by name.
 
-    Each folder is listed once. Files that are no images by their suffix are passed over, and so are labels without an
-    image.
+    Each folder is listed once, with its sub-folders: `city/a.jpg` belongs to `city/a.png`. Any Unicode normal form will
+    do. Files that are no images by their suffix are passed over, and so are labels without an image.
 
     Args:
         images: Folder of images, in any format that Pillow reads.
         labels: Folder of label images.
         image_end: What follows the common name in the stems of images; others are passed over.
         label_end: The same for labels.
+        report: Log a warning of one line for each folder that names what is passed over.
 
     Raises:
-        DataMissingError: A folder is missing, or an image has no label.
-        DataError: A folder holds no image files, or two of the same stem.
+        DataMissingError: A folder is missing, an image has no label, or a file is a broken link.
+        DataError: A folder holds no image files, two of the same name, or one that is no regular file.
     """
-    image_files, label_files = _files_by_name(images, image_end), _files_by_name(labels, label_end)
-    missing = sorted(image_files.keys() - label_files.keys())
+    image_files = list_images(images, image_end)
+    for name in image_files.odd:
+        check_file(image_files.files[name], "an image file")
+    label_files = list_images(labels, label_end)
+    missing = [name for name in image_files.files if name not in label_files.files]
     if missing:
-        raise DataMissingError(
-            f"{len(missing)} of {len(image_files)} images in {images} have no label: {image_files[missing[0]].name} "
-            f"needs {labels / missing[0]}{label_end}.png; add the labels or take the images out"
-        )
-    return [(image_files[name], label_files[name]) for name in sorted(image_files)]
+        raise DataMissingError(_no_labels(image_files, labels, missing, label_end))
+    for name in label_files.odd:
+        if name in image_files.files:
+            check_file(label_files.files[name], "a label file")
+    if report:
+        _report(image_files, label_files)
+    return [(path, label_files.files[name]) for name, path in image_files.files.items()]
 
 
 def listed_pairs(listing: Path, images: Path, labels: Path, *, label_suffix: str = ".png") -> list[Pair]:
@@ -134,19 +138,68 @@ def read_pair_as(
     return image, torch.from_numpy(to_classes(values))
 
 
-def _files_by_name(folder: Path, end: str) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DataMissingError(f"there is no folder {folder}; it should hold image files such as NAME{end}.png")
-    files: dict[str, Path] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() not in IMAGE_SUFFIXES or stem.startswith(".") or not stem.endswith(end):
-                continue
-            name = stem.removesuffix(end)
-            if name in files:
-                raise DataError(f"{folder} holds both {files[name].name} and {entry.name}; keep one file per name")
-            files[name] = folder / entry.name
-    if not files:
-        raise DataError(f"{folder} holds no image files; it should hold files such as NAME{end}.png")
-    return files
+def _no_labels(found: Listing, labels: Path, missing: list[str], label_end: str) -> str:
+    """Which images lack a label, and the suffixes with which names would match."""
+    count, first = len(found.files), found.files[missing[0]]
+    remedy = _suffixes(found.folder, labels, first) or "add the labels or take the images out"
+    return (
+        f"{len(missing)} of {count} images in {found.folder} have no label: "
+        f"{first.relative_to(found.folder).as_posix()} needs {labels / missing[0]}{label_end}.png; {remedy}"
+    )
+
+
+def _suffixes(images: Path, labels: Path, image: Path) -> str:
+    """Say with which suffixes an image without a label, and most others, would match; empty if with none."""
+    try:
+        ours, theirs = (list(list_images(folder).files) for folder in (images, labels))
+    except DataError:
+        return ""
+    first = common_name(image.relative_to(images).as_posix(), "") or ""
+    known, counts = set(theirs), dict[tuple[str, str], int]()
+    lengths = {name: _common_length(first, name) for name in theirs}
+    longest = max(lengths.values())
+    for name in (name for name in theirs if 0 < lengths[name] == longest):
+        ends = _ends(first, name, lengths[name])
+        counts[ends] = counts.get(ends) or sum(
+            x.endswith(ends[0]) and x[: len(x) - len(ends[0])] + ends[1] in known for x in ours
+        )
+    most = max(counts.values(), default=0)
+    if 2 * most < len(ours):
+        return ""
+    best = [ends for ends, count in counts.items() if count == most]
+    words = " or ".join(
+        " and ".join(f"{kind}_suffix {end}" for kind, end in zip(("image", "label"), ends, strict=True) if end)
+        for ends in best[:3]
+    )
+    return f"{'all' if most == len(ours) else most} match with {words}"
+
+
+def _common_length(first: str, second: str) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+
+
+def _ends(first: str, second: str, length: int) -> tuple[str, str]:
+    """What follows the common beginning of two names, from a separator on unless one name is all of it."""
+    if length < len(first):
+        cut = max(first.rfind(mark, 0, length) for mark in "_-. ")
+        length = cut if cut > first.rfind("/") + 1 else length
+    return first[length:], second[length:]
+
+
+def _report(images: Listing, labels: Listing) -> None:
+    """Name what is passed over, in one line for each folder."""
+    used = {path for name, path in images.files.items()} | {labels.files[name] for name in images.files}
+    others = [path.relative_to(labels.folder).as_posix() for path in labels.files.values() if path not in used]
+    kinds = {"label without an image": others}
+    for listing, more in ((images, {}), (labels, kinds)):
+        passed = {
+            reason: [name for name in names if listing.folder / name not in used]
+            for reason, names in {**listing.passed_over, **more}.items()
+        }
+        passed = {reason: sorted(names) for reason, names in passed.items() if names}
+        if passed:
+            count = sum(map(len, passed.values()))
+            words = "; ".join(f"{named(names)} ({reason})" for reason, names in passed.items())
+            log.warning("%d file%s passed over in %s: %s", count, "" if count == 1 else "s", listing.folder, words)

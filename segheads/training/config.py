@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from typing_extensions import Self, is_typeddict
 
+from segheads.classes import ignored_label
 from segheads.data.config import DataConfig
 from segheads.functional.upsample import Reduction
 from segheads.inference.protocol import InferenceProtocol
@@ -169,8 +170,13 @@ class TrainingConfig:
         """The configuration in JSON values, as config.json has it: flat."""
         return {key: _json_value(value) for key, value in flat(self).items()}
 
-    def model_options(self) -> dict[str, Any]:
-        """The arguments of `create_model` that the fields above stand for, but for the names of backbone and head."""
+    def model_options(self, num_classes: int | None = None) -> dict[str, Any]:
+        """The arguments of `create_model` that the fields above stand for, but for the names of backbone and head.
+
+        Args:
+            num_classes: Of the data set, whose label of "no class" is told then, too.
+        """
+        ignored = {} if num_classes is None else {"ignore_index": ignored_label(num_classes)}
         sizes = {"patch_size": self.model.patch_size, "depth": self.model.depth}
         return {
             "pretrained": self.model.backbone_weights or self.model.pretrained,
@@ -182,6 +188,7 @@ class TrainingConfig:
             "loss": self.model.loss,
             "loss_kwargs": {"label_smoothing": self.model.label_smoothing} if self.model.label_smoothing else {},
             "loss_reduction": self.model.loss_reduction,
+            **ignored,
         }
 
 

@@ -55,6 +55,7 @@ def run_training(
         set_seed(config.seed)
         with options_become_parts():
             model = build_model(config, run.training_set.num_classes)
+        run.check_labels(model.ignore_index)
         samples = EvaluationSamples(
             run.validation_set, model.data_config["mean"], model.data_config["std"], config.protocol.scale
         )

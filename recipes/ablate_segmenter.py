@@ -184,7 +184,7 @@ def dropout(rate: float) -> dict[str, Any]:
 
 def build_model(config: Config, num_classes: int) -> SegmentationModel:
     """The model of one training; the mask transformer's dropout is the published code's."""
-    options = config.model_options()
+    options = config.model_options(num_classes)
     published = {"drop_rate": 0.1, "drop_path_rate": 0.0} if config.model.head == "mask_transformer" else {}
     options["head_kwargs"] = {**published, **options.get("head_kwargs", {})}
     return create_model(config.model.backbone, config.model.head, num_classes, **options)

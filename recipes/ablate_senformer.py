@@ -190,7 +190,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
     """The model of one training: `width` goes to the pyramid, or to the head that has its own."""
     own_width = config.model.head in ("uper", "sen_uper")
     has_pyramid = not own_width and not config.model.head.startswith("smp:")
-    options = config.model_options()
+    options = config.model_options(num_classes)
     options["head_kwargs"] = {**options.get("head_kwargs", {}), **({"channels": config.width} if own_width else {})}
     return create_model(
         config.model.backbone,

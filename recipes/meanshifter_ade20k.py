@@ -95,7 +95,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
         config.model.head,
         num_classes,
         head_kwargs={**shift, **config.shift} if config.model.head == "mean_shift" else {},
-        **config.model_options(),
+        **config.model_options(num_classes),
     )
 
 

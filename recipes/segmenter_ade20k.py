@@ -91,7 +91,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
         config.model.head,
         num_classes,
         head_kwargs=decoder if config.model.head == "mask_transformer" else {},
-        **config.model_options(),
+        **config.model_options(num_classes),
     )
 
 

@@ -176,7 +176,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
         head_kwargs=head_options(config),
         auxiliary_weight=config.auxiliary_weight,
         auxiliary_kwargs={"channels": config.width},
-        **config.model_options(),
+        **config.model_options(num_classes),
     )
     return with_shared_batch_norms(model)
 

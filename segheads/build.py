@@ -52,14 +52,15 @@ def create_model(
         auxiliary_weight: Weight of an auxiliary `FCNHead` on the backbone's third stage in training (SenFormer and
             UPerNet: 0.4); 0 builds none.
         auxiliary_kwargs: Further arguments of the auxiliary head; SenFormer's has `{"channels": 512}`.
-        ignore_index: The label that the loss leaves out.
+        ignore_index: The label that the loss leaves out; no class, so above 255 classes -1, say.
         loss: A name in `segheads.losses.LOSSES`.
         loss_kwargs: Options of the loss, such as `{"label_smoothing": 0.1}`.
         loss_reduction: `"valid"` or `"all"`, see `segheads.losses.PixelLoss`.
         stretch_logits: See `SegmentationModel`.
 
     Raises:
-        ValueError: If a name is unknown, `num_classes` is below 1, parts do not fit, or the loss refuses an option.
+        ValueError: If a name is unknown, `num_classes` is below 2, `ignore_index` is a class, parts do not fit, or the
+            loss refuses an option.
         PretrainedWeightsError: If pretrained weights cannot be had.
 
     Examples:

@@ -81,6 +81,57 @@ def check_names(own: Classes, others: Classes) -> None:
     raise ValueError(f"the model and the data set have other classes: {shown}; give the data set it was trained on")
 
 
+def ignored_label(num_classes: int) -> int:
+    """The label of "no class" in what data sets return: 255 in 8 bit, or -1 in 16 bit where 255 is a class.
+
+    Args:
+        num_classes: Number of classes K.
+
+    Examples:
+        >>> ignored_label(150), ignored_label(847)
+        (255, -1)
+    """
+    return 255 if num_classes <= 255 else -1
+
+
+def check_ignore_index(ignore_index: int, num_classes: int) -> None:
+    """Refuse an ignored label that is a class: its pixels would be neither learned nor measured.
+
+    Args:
+        ignore_index: The label that is left out.
+        num_classes: Number of classes K.
+
+    Raises:
+        ValueError: If it is one of 0 to K - 1.
+
+    Examples:
+        >>> check_ignore_index(255, 847)
+        Traceback (most recent call last):
+        ValueError: ignore_index 255 is one of the 847 classes 0 to 846, which would be neither learned nor ...
+    """
+    if 0 <= ignore_index < num_classes:
+        raise ValueError(
+            f"ignore_index {ignore_index} is one of the {num_classes} classes 0 to {num_classes - 1}, which would be "
+            f"neither learned nor measured; give ignore_index=-1, or {num_classes} or more"
+        )
+
+
+def check_several_classes(num_classes: int) -> None:
+    """Refuse one class where scores go through a softmax, which makes the probability of a single class 1 everywhere.
+
+    Args:
+        num_classes: Number of classes K.
+
+    Raises:
+        ValueError: If it is 1.
+    """
+    if num_classes == 1:
+        raise ValueError(
+            "num_classes 1 leaves nothing to learn: the softmax of one score is 1 at every pixel; give two classes, "
+            "the first of them background, with labels 0 and 1"
+        )
+
+
 def distinct_colours(num_classes: int) -> Palette:
     """Return one RGB colour per class, neighbours far apart in hue.
 

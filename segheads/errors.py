@@ -20,6 +20,10 @@ class DataError(SegheadsError, ValueError):
     """A file of a data set is not what it should be; the message names it."""
 
 
+class LabelError(DataError):
+    """A label file does not say which class a pixel has, or says it in values that name no class."""
+
+
 class DataMissingError(SegheadsError, FileNotFoundError):
     """A data set, a folder or a file of it is not there."""
 

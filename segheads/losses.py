@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segheads.classes import check_ignore_index, check_several_classes
 from segheads.functional import upsample_cross_entropy
+from segheads.functional.cross_entropy import holding
 from segheads.functional.upsample import Reduction
 
 
@@ -30,7 +32,7 @@ class PixelLoss(nn.Module, ABC):
         logits `(B, K, h, w)`, labels `(B, H, W)` of an integer type; a scalar, fp32 or wider.
 
     Raises:
-        ValueError: If there is no class, or `reduction` is unknown.
+        ValueError: If there is no class, `ignore_index` is a class, or `reduction` is unknown.
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255, reduction: Reduction = "valid") -> None:
@@ -40,8 +42,18 @@ class PixelLoss(nn.Module, ABC):
         if reduction not in ("valid", "all"):
             raise ValueError(f'reduction must be "valid" or "all"; got {reduction!r}')
         self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.ignore_index = ignore_index  # which refuses a class, now and later
         self.reduction: Reduction = reduction
+
+    @property
+    def ignore_index(self) -> int:
+        """The label that is left out; a class is refused."""
+        return self._ignore_index
+
+    @ignore_index.setter
+    def ignore_index(self, value: int) -> None:
+        check_ignore_index(value, self.num_classes)
+        self._ignore_index = value
 
     def forward(self, logits: Tensor, labels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """The loss of logits that lie over `size` pixels, of which the labels are the upper left ones.
@@ -53,6 +65,7 @@ class PixelLoss(nn.Module, ABC):
         """
         H, W = labels.shape[1:]
         height, width = (H, W) if size is None else size
+        labels = holding(labels, self.ignore_index)
         padded = F.pad(labels, (0, width - W, 0, height - H), value=self.ignore_index)
         return self.compute(logits, padded, H * W)
 
@@ -85,8 +98,8 @@ class CrossEntropy(PixelLoss):
         logits `(B, K, h, w)`, labels `(B, H, W)` of an integer type; a scalar, fp32 or wider.
 
     Raises:
-        ValueError: If there are not K weights, one is negative or not finite, all are 0, or `label_smoothing` is not 0
-            or more and below 1.
+        ValueError: If there is one class alone, there are not K weights, one is negative or not finite, all are 0, or
+            `label_smoothing` is not 0 or more and below 1.
 
     Examples:
         >>> loss = CrossEntropy(2, weight=[1.0, 3.0], label_smoothing=0.1)
@@ -106,6 +119,7 @@ class CrossEntropy(PixelLoss):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(num_classes, ignore_index=ignore_index, reduction=reduction)
+        check_several_classes(num_classes)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be 0 or more and below 1; got {label_smoothing}")
         values = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)

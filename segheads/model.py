@@ -11,7 +11,7 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from segheads.backbones import TimmBackbone
-from segheads.classes import Classes
+from segheads.classes import Classes, check_several_classes
 from segheads.functional import upsample, upsample_argmax
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction
@@ -62,8 +62,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         protocol: How images are shown to the model, which a saved model keeps; the recipes fill it in.
 
     Raises:
-        ValueError: If a part takes other channels than the one before it gives, or the loss is unknown or refuses an
-            option.
+        ValueError: If a part takes other channels than the one before it gives, the head has one class alone,
+            `ignore_index` is a class, or the loss is unknown or refuses an option.
 
     Examples:
         >>> from segheads import create_model
@@ -90,6 +90,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         stretch_logits: bool = False,
     ) -> None:
         super().__init__()
+        check_several_classes(head.num_classes)
         channels, strides = list(backbone.channels), [float(stride) for stride in backbone.strides]
         self._auxiliary_level = max(len(channels) - 2, 0)
         self._auxiliary_stride = strides[self._auxiliary_level]

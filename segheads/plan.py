@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from segheads.classes import check_ignore_index, check_several_classes
 from segheads.functional.upsample import Reduction
 from segheads.heads import find_head
 from segheads.losses import create_loss
@@ -26,7 +27,8 @@ class ModelPlan:
     The rest is as in `create_model`.
 
     Raises:
-        ValueError: If a name is unknown, a number out of range, or the loss refuses an option.
+        ValueError: If a name is unknown, a number out of range, there is one class alone, `ignore_index` is a class, or
+            the loss refuses an option.
     """
 
     backbone: str
@@ -50,13 +52,16 @@ class ModelPlan:
             find_pyramid(str(self.pyramid))
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more; got {self.num_classes}")
+        check_several_classes(self.num_classes)
+        check_ignore_index(self.ignore_index, self.num_classes)
         if self.auxiliary_weight < 0:
             raise ValueError(f"auxiliary_weight must be 0 or more; got {self.auxiliary_weight}")
         if self.pyramid is None and self.pyramid_kwargs:
             raise ValueError(
                 f"pyramid_kwargs {self.pyramid_kwargs} need a pyramid; {self.backbone} with {self.head} has none"
             )
-        create_loss(self.loss, self.num_classes, **self.loss_kwargs)  # refuses before anything is fetched
+        # refuses before anything is fetched
+        create_loss(self.loss, self.num_classes, ignore_index=self.ignore_index, **self.loss_kwargs)
 
     def with_classes(self, num_classes: int) -> "ModelPlan":
         """The plan for another number of classes; what the loss has for each class is left out.

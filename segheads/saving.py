@@ -151,6 +151,8 @@ def read_model(values: Mapping[str, Any]) -> ModelPlan:
         TypeError: If there are other entries than a plan has.
     """
     values = {"pyramid": None, **values}
+    if 0 <= values.get("ignore_index", 255) < values.get("num_classes", 0):
+        values["ignore_index"] = -1  # 0.1.0 could ignore a class, which matters to training alone
     kwargs = dict(values.get("head_kwargs") or {})
     if values.get("head") == "senformer":  # 0.1.0 had three arguments for what is `shift` now
         layers = kwargs.pop("mean_shift_layers", 0)

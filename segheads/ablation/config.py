@@ -46,9 +46,9 @@ class GridConfig(TrainingConfig):
         axes = {f.name for f in dataclasses.fields(self) if f.metadata.get("axis")}
         return {key: value for key, value in super().as_json().items() if key not in axes}
 
-    def model_options(self) -> dict[str, Any]:
+    def model_options(self, num_classes: int | None = None) -> dict[str, Any]:
         """The arguments of `create_model` that fields stand for, with `model_kwargs`."""
-        return merge(super().model_options(), self.model_kwargs)
+        return merge(super().model_options(num_classes), self.model_kwargs)
 
     def summary(self) -> str:
         """Data set, backbone and length of the trainings, in words."""

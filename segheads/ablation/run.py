@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def build_from_fields(config: GridConfig, num_classes: int) -> SegmentationModel:
     """The model that a configuration's fields and its `model_kwargs` describe."""
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
+    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options(num_classes))
 
 
 def run_grid(

@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from segheads.classes import check_ignore_index
+from segheads.functional.cross_entropy import holding
+
 OUTCOMES = (
     "both right",
     "only the first right",
@@ -56,7 +59,7 @@ def compare_labels(
         All maps `(H, W)`, integer.
 
     Raises:
-        ValueError: If the maps are not of one size, or a label is none of the K classes.
+        ValueError: If the maps are not of one size, `ignore_index` is a class, or a label is none of the K classes.
 
     Examples:
         >>> first, second = torch.tensor([[0, 1, 1, 2]]), torch.tensor([[0, 1, 2, 1]])
@@ -64,6 +67,9 @@ def compare_labels(
         >>> [OUTCOMES[k] for k in found.outcome[0, :3]], found.differs.sum().item()
         (['both right', 'both wrong, alike', 'only the first right'], 2)
     """
+    check_ignore_index(ignore_index, num_classes)
+    if truth is not None:
+        truth = holding(truth, ignore_index)
     maps = {"first": first, "second": second} | ({} if truth is None else {"truth": truth})
     for name, labels in maps.items():
         if labels.ndim != 2 or labels.shape != first.shape:

@@ -55,6 +55,7 @@ from segheads.analysis import (
     shift_trajectories,
 )
 from segheads.data import DataConfig, SegmentationDataset, open_dataset, resize_keep_ratio, to_input
+from segheads.data.config import in_new_words
 from segheads.drawing import save_figure
 from segheads.errors import OptionError
 
@@ -85,8 +86,16 @@ class Config:
     """The classes of your own folder."""
     num_classes: int | None = None
     """How many classes your own folder has, in place of their names."""
-    ignore_index: int | None = None
-    """The value in your own label files that means no class."""
+    ignore_index: int | tuple[int, ...] | None = None
+    """The values in your own label files that mean no class, one or several."""
+    label_values: tuple[int, ...] | None = None
+    """The value of each class in your own label files."""
+    label_map: Path | None = None
+    """A JSON file of value to class in your own label files."""
+    label_colours: Path | None = None
+    """A JSON file of colour to class in your own label files."""
+    reduce_zero_label: bool | None = None
+    """In your own label files 0 means no class and 1 is the first class."""
     scenes_size: int | None = None
     """Side of the drawn scenes, pixels."""
     seed: int | None = None
@@ -290,6 +299,7 @@ def data_of(config: Config) -> Data:
     """The data of the run, but for what the command line says."""
     path = Path(config.model) / "config.json"
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    values = {"reduce_zero_label": False, **in_new_words(values)}
     values = {name: values[name] for name in DATA_FIELDS if values.get(name) is not None}
     if config.dataset not in (None, values.get("dataset")):
         values = {"scale": values["scale"]} if "scale" in values else {}  # the rest is of another data set

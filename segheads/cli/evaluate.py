@@ -30,6 +30,7 @@ from torch import Tensor
 from segheads import SegmentationModel
 from segheads.classes import check_names
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
+from segheads.data.config import PATHS, in_new_words
 from segheads.errors import DataError, OptionError, options_become_parts
 from segheads.evaluation import evaluate, predict, score_line, worst_images, write_evaluation
 from segheads.evaluation.plots import Row
@@ -66,8 +67,16 @@ class Config:
     """The classes of your own folder."""
     num_classes: int | None = None
     """How many classes your own folder has; or 59 for pascal_context without background."""
-    ignore_index: int | None = None
-    """The value in your own label files that means no class; None means 255, and 0 that the first class is 1."""
+    ignore_index: int | tuple[int, ...] | None = None
+    """The values in your own label files that mean no class, one or several."""
+    label_values: tuple[int, ...] | None = None
+    """The value of each class in your own label files."""
+    label_map: Path | None = None
+    """A JSON file of value to class in your own label files."""
+    label_colours: Path | None = None
+    """A JSON file of colour to class in your own label files."""
+    reduce_zero_label: bool | None = None
+    """In your own label files 0 means no class and 1 is the first class."""
     scenes_size: int | None = None
     """Side of the drawn scenes, pixels; None means 128."""
     seed: int | None = None
@@ -200,11 +209,12 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
     for option, value in {"--window": window, "--stride": stride}.items():
         if value is not None and value < 1:
             raise OptionError(f"{option} must be 1 pixel or more; got {value}")
-    taken = {name: run.get(name) for name in OF_THE_DATA if dataset == run.get("dataset")}
+    told = in_new_words(run)
+    taken = {name: told.get(name) for name in OF_THE_DATA if dataset == run.get("dataset")}
     given = {name: getattr(config, name) for name in (*OF_THE_DATA, "scale")}
     values = {**taken, "scale": run.get("scale"), **{name: x for name, x in given.items() if x is not None}}
     values = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
-    values["data_root"] = None if values.get("data_root") is None else Path(values["data_root"])
+    values |= {name: Path(values[name]) for name in PATHS if values.get(name) is not None}
     values["scenes_size"], values["seed"] = values.get("scenes_size") or 128, values.get("seed") or 0
     return dataclasses.replace(config, dataset=dataset, window=window, stride=stride, **values)
 

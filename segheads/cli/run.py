@@ -15,6 +15,7 @@ from segheads.data import DATASETS
 from segheads.errors import (
     DataMissingError,
     DownloadError,
+    LabelError,
     PretrainedWeightsError,
     RunExistsError,
     SegheadsError,
@@ -39,9 +40,16 @@ DATA = {
     "download": "--download fetches it ({size})",
     "demo": "--demo trains without any data",
 }
+LABELS = {
+    "label_values": "--label-values 0 255 says which value is which class",
+    "label_map": "--label-map FILE says so in JSON",
+    "label_colours": "--label-colours FILE says which colour is which",
+    "ignore_index": "--ignore-index lists the values of no class",
+}
 FOLDER = {"resume": "--resume goes on with it", "output": "--output PATH takes another folder"}
 ADVICE: tuple[tuple[type[Exception], Mapping[str, str]], ...] = (
     (PretrainedWeightsError, WEIGHTS),
+    (LabelError, LABELS),
     (DataMissingError, DATA),
     (DownloadError, DATA),
     (RunExistsError, FOLDER),

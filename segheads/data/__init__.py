@@ -11,6 +11,7 @@ from segheads.data.download import download_ade20k
 from segheads.data.findings import Finding, find_problems
 from segheads.data.folder import FolderDataset
 from segheads.data.images import read_image
+from segheads.data.label_map import LabelMap
 from segheads.data.pascal_context import PascalContext
 from segheads.data.photometric import PhotometricDistortion, PhotometricNormalize
 from segheads.data.registry import DATASETS, open_dataset
@@ -44,6 +45,7 @@ __all__ = [
     "Finding",
     "FolderDataset",
     "IterationSampler",
+    "LabelMap",
     "PascalContext",
     "PhotometricDistortion",
     "PhotometricNormalize",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segheads.classes import Palette
 from segheads.data.dataset import SegmentationDataset, check_split
-from segheads.data.images import class_table, look_up_classes
+from segheads.data.labels import class_table, look_up_classes
 from segheads.data.pairs import Pair, find_pairs, read_pair, read_pair_as
 from segheads.errors import DataError, DataMissingError
 

@@ -17,8 +17,8 @@ class DataConfig:
         >>> DataConfig.from_json({"dataset": "folder", "data_root": "mine", "class_names": ["a", "b"], "head": "fcn"})
         ... # doctest: +NORMALIZE_WHITESPACE
         DataConfig(dataset='folder', data_root=PosixPath('mine'), image_suffix=None, label_suffix=None,
-                   class_names=('a', 'b'), num_classes=None, ignore_index=None, scenes_size=128, train_images=None,
-                   download=False)
+                   class_names=('a', 'b'), num_classes=None, ignore_index=None, label_values=None, label_map=None,
+                   label_colours=None, reduce_zero_label=False, scenes_size=128, train_images=None, download=False)
     """
 
     dataset: str = "ade20k"
@@ -31,11 +31,19 @@ class DataConfig:
     label_suffix: str | None = None
     """What follows it in those of your own labels, such as _mask or _gtFine_labelIds."""
     class_names: tuple[str, ...] | None = None
-    """The classes of your own folder, in the order of the values in its label files."""
+    """The classes of your own folder, in the order of the values in its label files; those of no class have no name."""
     num_classes: int | None = None
     """How many classes your own folder has, in place of their names; or 59 for pascal_context without background."""
-    ignore_index: int | None = None
-    """The value in your own label files that means no class; None means 255, and 0 that the first class is 1."""
+    ignore_index: int | tuple[int, ...] | None = None
+    """The values in your own label files that mean no class, one or several; None means 255."""
+    label_values: tuple[int, ...] | None = None
+    """The value of each class in your own label files, such as 0 255, if they are not 0, 1, 2 and so on."""
+    label_map: Path | None = None
+    """A JSON file of value to class in your own label files, {"0": "grass", "255": 1, "7": "ignore"}."""
+    label_colours: Path | None = None
+    """The same for labels that are colours, {"#ff0000": "grass"}."""
+    reduce_zero_label: bool = False
+    """In your own label files 0 means no class and 1 is the first class, as in ADE20K."""
     scenes_size: int = 128
     """Side of the drawn scenes, pixels."""
     train_images: int | None = None
@@ -46,18 +54,35 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.class_names is not None:
             object.__setattr__(self, "class_names", tuple(map(readable, self.class_names)))
+        if isinstance(self.ignore_index, tuple) and len(self.ignore_index) == 1:
+            object.__setattr__(self, "ignore_index", self.ignore_index[0])  # one way to say one value
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "DataConfig":
         """Pick the fields of this class out of JSON values, such as a run's config.json; others are passed over.
 
         Args:
-            values: Fields by name. Lists become tuples, and the data root a path; a field that is missing or None has
-                its default.
+            values: Fields by name, also those of an older version. Lists become tuples, and paths paths; a field that
+                is missing or None has its default.
         """
+        values = in_new_words(values)
         names = [field.name for field in dataclasses.fields(cls)]
         own = {name: values[name] for name in names if values.get(name) is not None}
         own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
-        if "data_root" in own:
-            own["data_root"] = Path(own["data_root"])
+        own |= {name: Path(own[name]) for name in PATHS if name in own}
         return cls(**own)
+
+
+PATHS = ("data_root", "label_map", "label_colours")
+
+
+def in_new_words(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json of any version in the fields of this one: in 0.1.0 `ignore_index` 0 meant that class 0 is 1.
+
+    Args:
+        values: Its values by name; what has no `scenes_size` is no whole configuration and stays as it is.
+    """
+    if "reduce_zero_label" in values or "scenes_size" not in values:
+        return dict(values)
+    is_reduced = values.get("ignore_index") == 0
+    return {**values, "reduce_zero_label": is_reduced, **({"ignore_index": None} if is_reduced else {})}

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from segheads.data.resize import SCALE, rescaled_size
 
-IGNORED = 255
 _STRIDE = 4  # class shares of a crop are counted on every fourth row and column
 
 
@@ -34,11 +33,12 @@ class RandomScaleCrop:
         max_class_ratio: A crop is drawn again, up to 10 times, while one class fills this share of its labelled pixels
             or more; 1 accepts every crop.
         flip_probability: Probability of a horizontal flip.
+        ignore_index: The data set's label of "no class", which padding gets, too.
 
     Shape:
-        Called with an RGB image, its uint8 labels `(H, W)` and a generator; returns the crop `(3, h, w)`, uint8, 0
-        where padded (right and bottom), its labels `(h, w)`, uint8, 255 where padded or ignored, and the height and
-        width of the part that is not padding.
+        Called with an RGB image, its labels `(H, W)` of uint8 or int16 and a generator; returns the crop `(3, h, w)`,
+        uint8, 0 where padded (right and bottom), its labels `(h, w)`, of the same type, `ignore_index` where padded or
+        ignored, and the height and width of the part that is not padding.
 
     Examples:
         >>> crop = RandomScaleCrop(64, scale=(128, 96))
@@ -58,18 +58,20 @@ class RandomScaleCrop:
         ratio_range: tuple[float, float] = (0.5, 2.0),
         max_class_ratio: float = 0.75,
         flip_probability: float = 0.5,
+        ignore_index: int = 255,
     ):
         self.size = (size, size) if isinstance(size, int) else size
         self.scale = scale
         self.ratio_range = ratio_range
         self.max_class_ratio = max_class_ratio
         self.flip_probability = flip_probability
+        self.ignore_index = ignore_index
 
     def __call__(
         self, image: Image.Image, labels: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Draw one crop."""
-        classes: NDArray[np.uint8] = labels.numpy()
+        classes: NDArray[np.integer] = labels.numpy()
         resized = rescaled_size(image.height, image.width, self.scale, rng.uniform(*self.ratio_range))
         valid = (min(self.size[0], resized[0]), min(self.size[1], resized[1]))
         factors = (resized[0] / classes.shape[0], resized[1] / classes.shape[1])
@@ -78,13 +80,13 @@ class RandomScaleCrop:
         corner = self._choose_corner(classes, spans, room, rng)
         rows, columns = (_shift(spans[axis], corner[axis], classes.shape[axis]) for axis in (0, 1))
         flip = rng.random() < self.flip_probability
-        out_labels = np.full(self.size, IGNORED, np.uint8)
+        out_labels = np.full(self.size, self.ignore_index, classes.dtype)
         out_labels[: valid[0], : valid[1]] = _gather(classes, rows, columns[::-1] if flip else columns)
         part = _resize_part(image, corner, valid, factors)
         return self._pad(part.flip(-1) if flip else part), torch.from_numpy(out_labels), valid
 
     def _choose_corner(
-        self, classes: NDArray[np.uint8], spans: list[NDArray[np.intp]], room: list[int], rng: np.random.Generator
+        self, classes: NDArray[np.integer], spans: list[NDArray[np.intp]], room: list[int], rng: np.random.Generator
     ) -> tuple[int, int]:
         """Return the upper left pixel, of the original, of a crop that one class does not fill."""
         for _ in range(self.max_tries if self.max_class_ratio < 1 else 0):
@@ -94,8 +96,8 @@ class RandomScaleCrop:
                 return corner
         return int(rng.integers(room[0])), int(rng.integers(room[1]))  # unchecked, as published
 
-    def _is_mixed(self, classes: NDArray[np.uint8]) -> bool:
-        counts = np.bincount(classes.ravel(), minlength=IGNORED)[:IGNORED]
+    def _is_mixed(self, classes: NDArray[np.integer]) -> bool:
+        counts = np.bincount(classes[classes != self.ignore_index])
         return bool(np.count_nonzero(counts) > 1 and counts.max() < self.max_class_ratio * counts.sum())
 
     def _pad(self, part: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ def _shift(span: NDArray[np.intp], start: int, length: int) -> NDArray[np.intp]:
     return np.minimum(span + start, length - 1)
 
 
-def _gather(classes: NDArray[np.uint8], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.uint8]:
+def _gather(classes: NDArray[np.integer], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.integer]:
     # Two takes are six times as fast as classes[rows[:, None], columns]; the one over columns is the dear one.
     first, last = rows[0], rows[-1] + 1
     if last - first < len(rows):

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from segheads.classes import Classes, Palette
+from segheads.classes import Classes, Palette, ignored_label
 from segheads.data.config import DataConfig
 from segheads.errors import OptionError
+
+MOST_CLASSES = 2**15 - 1
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
@@ -27,15 +29,17 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
         palette: One RGB colour per class, for pictures.
 
     Shape:
-        `dataset[i]` is the image `(3, H, W)`, float32 in [0, 1], and its labels `(H, W)`, int64, 255 where ignored.
+        `dataset[i]` is the image `(3, H, W)`, float32 in [0, 1], and its labels `(H, W)`, int64, 255 where ignored; -1
+        there if there are more than 255 classes.
 
     Attributes:
+        ignore_index: The label of "no class" in what the data set returns: `ignored_label(num_classes)`.
         usual_root: Where the data set lies unless a `DataConfig` says otherwise; None for one without such a place.
         options: The fields of `DataConfig` that it heeds, of those that not every data set does.
         download_size: How much `fetch` downloads, such as "1 GB"; None where it cannot.
 
     Raises:
-        ValueError: Names and colours are not equally many, or there are more than 255 classes.
+        ValueError: Names and colours are not equally many, or there are more than 32,767 classes.
     """
 
     usual_root: ClassVar[str | None] = None
@@ -44,9 +48,11 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
     ignore_index: int = 255
 
     def __init__(self, class_names: tuple[str, ...], palette: Palette):
-        if not 1 <= len(class_names) <= 255:
-            raise ValueError(f"labels are 8-bit with 255 for ignored, so 1 to 255 classes fit, not {len(class_names)}")
+        if not 1 <= len(class_names) <= MOST_CLASSES:
+            raise ValueError(f"labels have 16 bit at most, so 1 to {MOST_CLASSES} classes fit, not {len(class_names)}")
         self.classes = Classes(class_names, palette)
+        if len(class_names) > 255:
+            self.ignore_index = ignored_label(len(class_names))
 
     @classmethod
     def open(cls, config: DataConfig, split: str, *, seed: int = 0) -> Self:  # noqa: ARG003 for sets that draw
@@ -116,7 +122,10 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
 
     @abstractmethod
     def read(self, index: int) -> tuple[Image.Image, Tensor]:
-        """Return one sample as stored: an RGB image and uint8 labels `(H, W)`, 255 where ignored."""
+        """Return one sample as stored: an RGB image and labels `(H, W)`, `ignore_index` where ignored.
+
+        Labels are uint8, or int16 where there are more than 255 classes.
+        """
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = self.read(index)

@@ -1,6 +1,8 @@
 """A user's own images and labels."""
 
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -10,7 +12,8 @@ from typing_extensions import Self, override
 from segheads.classes import Palette, distinct_colours
 from segheads.data.config import DataConfig
 from segheads.data.dataset import SegmentationDataset
-from segheads.data.pairs import find_pairs, read_pair
+from segheads.data.label_map import LabelMap
+from segheads.data.pairs import find_pairs, read_pair, read_pair_as
 from segheads.errors import OptionError
 from segheads.files import readable
 
@@ -20,8 +23,8 @@ class FolderDataset(SegmentationDataset):
 
     A warning names the files that are passed over.
 
-    Images may be of any format and mode that Pillow reads. Labels are single-channel images, as a rule PNG with 8 bit,
-    16 bit or a palette (then the indices count, not the colours).
+    Images may be of any format and mode that Pillow reads. Labels are single-channel images, as a rule PNG with 1 to 16
+    bit or a palette (then the indices count, not the colours), or colours that a map turns into classes.
 
     Args:
         images: Folder of images.
@@ -29,11 +32,13 @@ class FolderDataset(SegmentationDataset):
         num_classes: How many classes there are, the ignored label not among them.
         class_names: One name per class; by default `class 0`, `class 1`, ...
         palette: One RGB colour per class; by default distinct colours.
-        ignore_index: The value in the label files that means "ignored"; what the data set returns has 255 there.
         image_suffix: What follows the common name in the files of images, such as `_leftImg8bit`; files without it are
             passed over.
         label_suffix: The same for labels, such as `_mask`, or with its ending, `_mask.png`.
-        reduce_zero_label: In the files 0 means "ignored" and class 0 is stored as 1, as in ADE20K.
+        ignore_index: The values in the label files that mean "no class", one or several; what the data set returns has
+            its own `ignore_index` there. None means 255, unless that is a class. With a map, what it ignores, too.
+        reduce_zero_label: In the files 0 means "no class" and class 0 is stored as 1, as in ADE20K.
+        label_map: Which value, or which colour, is which class; None means that value i is class i.
 
     Shape:
         As every `SegmentationDataset`.
@@ -41,10 +46,15 @@ class FolderDataset(SegmentationDataset):
     Raises:
         DataMissingError: A folder or a label is missing, or a file is a broken link.
         DataError: A folder is empty, holds two files of one name, a loop of links, or what is no regular file.
-        ValueError: Names, colours and `num_classes` do not agree.
+        ValueError: Names, colours and `num_classes` do not agree, or a value would be both a class and ignored.
     """
 
-    options = frozenset({"image_suffix", "label_suffix", "class_names", "num_classes", "ignore_index"})
+    options = frozenset(
+        {
+            *("image_suffix", "label_suffix", "class_names", "num_classes", "ignore_index"),
+            *("label_values", "label_map", "label_colours", "reduce_zero_label"),
+        }
+    )
 
     def __init__(
         self,
@@ -56,41 +66,52 @@ class FolderDataset(SegmentationDataset):
         palette: Palette | None = None,
         image_suffix: str = "",
         label_suffix: str = "",
-        ignore_index: int = 255,
+        ignore_index: int | Sequence[int] | None = None,
         reduce_zero_label: bool = False,
+        label_map: LabelMap | None = None,
     ):
         names = tuple(class_names) if class_names else tuple(f"class {index}" for index in range(num_classes))
         if len(names) != num_classes:
             raise ValueError(f"num_classes is {num_classes} but {len(names)} class names came; give one name per class")
         super().__init__(names, tuple(palette) if palette else distinct_colours(num_classes))
+        given = _several(ignore_index)
+        if label_map is not None and reduce_zero_label:
+            raise ValueError("reduce_zero_label and a label map both say what 0 means; leave one out")
+        self.label_map = None if label_map is None else label_map.ignoring(given or ())
+        if self.label_map is not None:
+            self.label_map.check(num_classes)
         self._first = int(reduce_zero_label)
-        self._ignored = (0, ignore_index) if reduce_zero_label else (ignore_index,)
+        self._ignored = _ignored_values(names, given, self._first) if label_map is None else ()
         self.files = find_pairs(Path(images), Path(labels), image_end=image_suffix, label_end=label_suffix, report=True)
         self._common = os.path.commonpath([image.parent for image, _ in self.files])
 
     @classmethod
     @override
     def open(cls, config: DataConfig, split: str, *, seed: int = 0) -> Self:
-        """Open images/SPLIT and labels/SPLIT of the root; `ignore_index` 0 means that the first class is 1."""
+        """Open images/SPLIT and labels/SPLIT of the root."""
         root, names, count = config.data_root, config.class_names, config.num_classes
         if root is None:
             raise OptionError(
                 "a folder of your own needs data_root, a folder that holds images/train, labels/train, images/val and "
                 "labels/val"
             )
+        if not names and count is None and config.label_values:
+            count = len(config.label_values)
         if not names and count is None:
             raise OptionError("a folder of your own needs class_names, or num_classes with their number")
         if names and count not in (None, len(names)):
             raise OptionError(f"num_classes {count} came with {len(names)} names in class_names; give the names alone")
+        num_classes = len(names or ()) if count is None else count
         return cls(
             root / "images" / split,
             root / "labels" / split,
-            len(names or ()) if count is None else count,
+            num_classes,
             class_names=names,
             image_suffix=config.image_suffix or "",
             label_suffix=config.label_suffix or "",
-            ignore_index=config.ignore_index or 255,
-            reduce_zero_label=config.ignore_index == 0,
+            ignore_index=config.ignore_index,
+            reduce_zero_label=config.reduce_zero_label,
+            label_map=_label_map(config, num_classes),
         )
 
     def __len__(self) -> int:
@@ -101,5 +122,48 @@ class FolderDataset(SegmentationDataset):
         return readable(os.path.relpath(self.files[index][0].with_suffix(""), self._common).replace(os.sep, "/"))
 
     def read(self, index: int) -> tuple[Image.Image, Tensor]:
-        """Return the RGB image and its uint8 labels `(H, W)`, 255 where ignored."""
-        return read_pair(self.files[index], self.num_classes, first=self._first, ignored=self._ignored)
+        """Return the RGB image and its labels `(H, W)`, `ignore_index` where ignored."""
+        pair = self.files[index]
+        if self.label_map is None:
+            return read_pair(pair, self.num_classes, first=self._first, ignored=self._ignored)
+        to_classes = partial(self.label_map.to_classes, num_classes=self.num_classes, path=pair[1])
+        return read_pair_as(pair, to_classes, read=self.label_map.read_labels)
+
+
+def _several(ignore_index: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    if ignore_index is None:
+        return None
+    return (ignore_index,) if isinstance(ignore_index, int) else tuple(ignore_index)
+
+
+def _ignored_values(names: tuple[str, ...], given: tuple[int, ...] | None, first: int) -> tuple[int, ...]:
+    """The values in the files that mean no class, none of them a class."""
+    last = first + len(names) - 1
+    if given is None:
+        given = () if first <= 255 <= last else (255,)
+    inside = [value for value in given if first <= value <= last]
+    if inside:
+        name = names[inside[0] - first]
+        kept = tuple(value for value in range(first, last + 1) if value not in inside)
+        values = ", ".join(map(str, kept[:3])) + (", ..." if len(kept) > 3 else "")
+        raise ValueError(
+            f"{len(names)} names, {len(kept)} classes: ignore_index {inside[0]} is the value of class {name!r}; leave "
+            f"that name out and give the values of the others, label_values ({values})"
+            + (", or reduce_zero_label if the first name is of value 1" if inside == [0] else "")
+        )
+    return tuple(dict.fromkeys((0, *given) if first else given))
+
+
+def _label_map(config: DataConfig, num_classes: int) -> LabelMap | None:
+    """What the configuration says of values or colours."""
+    given = [name for name in ("label_values", "label_map", "label_colours") if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise OptionError(f"{' and '.join(given)} say the same thing; give one of them")
+    if config.label_values is not None:
+        if len(config.label_values) != num_classes:
+            raise OptionError(f"label_values has {len(config.label_values)} values for {num_classes} classes")
+        return LabelMap.from_values(config.label_values)
+    for path, colours in ((config.label_map, False), (config.label_colours, True)):
+        if path is not None:
+            return LabelMap.read(path, config.class_names, colours=colours)
+    return None

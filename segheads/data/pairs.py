@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from segheads.data.folders import Listing, check_file, common_name, list_images, named
-from segheads.data.images import read_image, read_labels, to_class_indices
+from segheads.data.images import read_image
+from segheads.data.labels import read_labels, to_class_indices
 from segheads.errors import DataError, DataMissingError
 
 Pair = tuple[Path, Path]
@@ -96,7 +97,7 @@ def listed_pairs(listing: Path, images: Path, labels: Path, *, label_suffix: str
 
 
 def read_pair(pair: Pair, num_classes: int, *, first: int = 0, ignored: tuple[int, ...]) -> tuple[Image.Image, Tensor]:
-    """Read an image as RGB and its labels as uint8 `(H, W)` with 255 where ignored.
+    """Read an image as RGB and its labels as classes `(H, W)`, `ignored_label(num_classes)` where ignored.
 
     Args:
         pair: The image file and the label file.
@@ -115,14 +116,14 @@ def read_pair(pair: Pair, num_classes: int, *, first: int = 0, ignored: tuple[in
 
 def read_pair_as(
     pair: Pair,
-    to_classes: Callable[[NDArray[np.integer]], NDArray[np.uint8]],
+    to_classes: Callable[[NDArray[np.integer]], NDArray[np.integer]],
     read: Callable[[Path], NDArray[np.integer]] = read_labels,
 ) -> tuple[Image.Image, Tensor]:
-    """Read an image as RGB and its labels as uint8 `(H, W)`, where the classes are not numbers in a row.
+    """Read an image as RGB and its labels as classes `(H, W)`, where these are not numbers in a row.
 
     Args:
         pair: The image file and the label file.
-        to_classes: Turns the values of the label file into classes, and 255 where ignored.
+        to_classes: Turns the values of the label file into classes, and those of "no class" into the ignored label.
         read: Reads the label file.
 
     Raises:

@@ -52,11 +52,12 @@ def _find(name: str) -> type[SegmentationDataset]:
 
 
 def _refuse_unheeded(config: DataConfig, kind: type[SegmentationDataset]) -> None:
-    """Only of options that are None by default can be told whether they were given."""
+    """Only of options that are None or False by default can be told whether they were given."""
     takers: dict[str, list[str]] = {}
     for field in dataclasses.fields(config):
         heeding = [name for name, other in DATASETS.items() if field.name in other.options]
-        given = field.default is None and getattr(config, field.name) is not None
+        value, default = getattr(config, field.name), field.default  # 0, which equals False, is given
+        given = (default is None or default is False) and value is not None and value is not False
         if heeding and given and field.name not in kind.options:
             takers[field.name] = heeding
     if takers:

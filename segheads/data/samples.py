@@ -30,10 +30,11 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         distortion: What to draw from; None for undistorted images.
 
     Shape:
-        A dictionary of `image` `(3, h, w)`, uint8; `labels` `(h, w)`, uint8; `distortion` `(5,)`, float32; `valid`
-        `(2,)`, int64, the height and width that are not padding. `collate_samples` stacks them.
+        A dictionary of `image` `(3, h, w)`, uint8; `labels` `(h, w)`, uint8 or int16; `distortion` `(5,)`, float32;
+        `valid` `(2,)`, int64, the height and width that are not padding. `collate_samples` stacks them.
 
     Raises:
+        ValueError: The crop pads labels with another value than the data set ignores.
         DataError: A file is not what it should be; the message names it and the sample.
 
     Examples:
@@ -51,6 +52,11 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         seed: int,
         distortion: PhotometricDistortion | None = _PUBLISHED,
     ):
+        if crop.ignore_index != dataset.ignore_index:
+            raise ValueError(
+                f"the crop pads labels with {crop.ignore_index}, but {type(dataset).__name__} of {dataset.num_classes} "
+                f"classes ignores {dataset.ignore_index}; give the crop ignore_index={dataset.ignore_index}"
+            )
         self.dataset = dataset
         self.crop = crop
         self.seed = seed
@@ -64,7 +70,7 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         try:
             image, labels = self.dataset.read(index)
         except DataError as error:
-            raise DataError(f"sample {index} of {type(self.dataset).__name__}: {error}") from error
+            raise type(error)(f"sample {index} of {type(self.dataset).__name__}: {error}") from error
         rng = np.random.default_rng([self.seed, epoch, index])
         pixels, classes, valid = self.crop(image, labels, rng)
         drawn = self.distortion(rng) if self.distortion else torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
@@ -82,7 +88,7 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
             kept; None leaves them.
 
     Shape:
-        Image `(3, h, w)`, float32, and labels `(H, W)`, uint8.
+        Image `(3, h, w)`, float32, and labels `(H, W)`, uint8 or int16.
     """
 
     def __init__(

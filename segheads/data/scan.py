@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from segheads.data.dataset import SegmentationDataset
-from segheads.data.images import read_labels
+from segheads.data.labels import read_labels
 from segheads.data.scan_cache import ScanCache
 from segheads.data.subset import SubsetDataset
 from segheads.errors import DataError, PackageMissingError, RunError

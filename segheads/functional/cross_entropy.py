@@ -100,10 +100,19 @@ def kernels_for(x: Tensor) -> Any:
 
 def is_valid(labels: Tensor, ignore_index: int) -> Tensor:
     """Where labels are not `ignore_index`, which their type need not be able to hold."""
-    limits = torch.iinfo(labels.dtype)
-    if not limits.min <= ignore_index <= limits.max:
+    if not _can_hold(labels, ignore_index):
         return torch.ones_like(labels, dtype=torch.bool)
     return labels != ignore_index
+
+
+def holding(labels: Tensor, ignore_index: int) -> Tensor:
+    """Labels of a type that has room for `ignore_index`: their own, or int64."""
+    return labels if _can_hold(labels, ignore_index) else labels.long()
+
+
+def _can_hold(labels: Tensor, value: int) -> bool:
+    limits = torch.iinfo(labels.dtype)
+    return limits.min <= value <= limits.max
 
 
 def _in_tiles(

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segheads.functional.cross_entropy import is_valid
+
 
 class Uncertainty(NamedTuple):
     """Three maps `(B, h, w)`, or `(B, H, W)` at the image's size; float32, in nats, 0 where the ensemble is sure.
@@ -106,7 +108,7 @@ def boundary_ratio(uncertainty: Tensor, labels: Tensor, *, radius: int = 3, igno
         )
     if radius < 1:
         raise ValueError(f"radius must be 1 pixel or more; got {radius}")
-    labelled = labels != ignore_index
+    labelled = is_valid(labels.long(), ignore_index)
     classes = labels.float().view(-1, 1, *labels.shape[-2:])
     highest, lowest = (
         # outside the image the pooling sees -inf, too

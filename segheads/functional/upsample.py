@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segheads.classes import check_ignore_index
 from segheads.functional.bilinear import tile_memory, tiles, wide
 from segheads.functional.cross_entropy import cross_entropy_sum, is_valid, kernels_for
 
@@ -59,9 +60,9 @@ def upsample_cross_entropy(
         fp32.
 
     Raises:
-        ValueError: If shapes or types do not match, `reduction` is unknown, `label_smoothing` is out of range, or a
-            label is neither a class nor `ignore_index`. On a GPU, where looking would have to wait, such a label makes
-            the loss NaN instead.
+        ValueError: If shapes or types do not match, `ignore_index` is a class, `reduction` is unknown,
+            `label_smoothing` is out of range, or a label is neither a class nor `ignore_index`. On a GPU, where looking
+            would have to wait, such a label makes the loss NaN instead.
 
     Examples:
         >>> logits = torch.tensor([[[[9.0]], [[0.0]]]])  # one image, two classes, one patch
@@ -69,6 +70,7 @@ def upsample_cross_entropy(
         tensor(0.0001)
     """
     _check(logits, labels, reduction, weight, label_smoothing)
+    check_ignore_index(ignore_index, logits.shape[1])
     b, s = weight, None
     if weight is not None:
         b = weight = weight.detach().to(logits.device, wide(logits.dtype))

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from torchmetrics import Metric
 
+from segheads.classes import check_ignore_index
+
 
 class SegmentationMetric(Metric, ABC):
     """What one metric counts over a data set, and what its numbers are called.
@@ -35,7 +37,7 @@ class SegmentationMetric(Metric, ABC):
         `preds` and `labels`: integer maps `(B, H, W)` or `(H, W)`; `confidence`: floating-point, of the same shape.
 
     Raises:
-        ValueError: If `num_classes` is below 1.
+        ValueError: If `num_classes` is below 1, or `ignore_index` is a class.
 
     Examples:
         See "Write your own parts".
@@ -52,6 +54,7 @@ class SegmentationMetric(Metric, ABC):
         super().__init__(**kwargs)
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}; give the number of classes")
+        check_ignore_index(ignore_index, num_classes)
         self.num_classes, self.ignore_index = num_classes, ignore_index
 
     @property

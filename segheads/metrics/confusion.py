@@ -17,7 +17,7 @@ class SegmentationMetrics(SegmentationMetric):
 
     One confusion matrix (K, K + 1) of int64 is summed over batches, images and processes, so the result depends on
     neither how they were split nor whether the number of processes divides the number of images. Row: true class.
-    Column: predicted class; the last one holds predictions that name no class (`ignore_index`, or outside 0..K-1),
+    Column: predicted class; the last one holds predictions that name no class (outside 0..K-1),
     which are errors for the true class only, as in the official scene-parsing evaluation. Ignored pixels are dropped.
     Each image must reach one process only: Accelerate's `even_batches` repeats some, so turn it off.
 

@@ -77,7 +77,7 @@ class FeatureCache:
         Args:
             keys: Epoch and index of each sample.
             maps: The backbone's, of the whole batch.
-            labels: `(B, H, W)`, uint8.
+            labels: `(B, H, W)`, uint8 or int16.
         """
         tensors = {f"map_{i}": x.detach().cpu().contiguous() for i, x in enumerate(maps)}
         with whole_file(self.path(keys)) as temporary:

@@ -137,7 +137,7 @@ def create_head(config: ProbeConfig, num_classes: int, choice: HeadChoice) -> Se
         num_classes: Of the data set.
         choice: The head.
     """
-    options = {**choice.create_kwargs(), **config.model_options()}
+    options = {**choice.create_kwargs(), **config.model_options(num_classes)}
     return create_model(config.model.backbone, choice.head, num_classes, **options)
 
 
@@ -210,7 +210,8 @@ def open_cache(
     cache = FeatureCache(config.cache or "", about)
     batches, processes = sampler(config, len(samples)), accelerator.num_processes
     pieces = (keys for process in range(processes) for keys in batches.parts(process, processes))
-    bytes_per_image = sum(x.numel() * x.element_size() for x in maps) + size * size
+    bytes_per_image = sum(x.numel() * x.element_size() for x in maps)
+    bytes_per_image += size * size * (1 if samples.dataset.num_classes <= 255 else 2)
     with accelerator.main_process_first():
         cache.prepare(pieces, bytes_per_image, round(config.cache_gb * 1e9))
     return cache

@@ -33,7 +33,8 @@ def training_samples(config: TrainingConfig, dataset: SegmentationDataset) -> Tr
     """
     if config.protocol.scale is None:
         raise OptionError("training resizes images about a scale, got scale None; give the longer and the shorter side")
-    return TrainingSamples(dataset, RandomScaleCrop(config.crop_size, scale=config.protocol.scale), seed=config.seed)
+    crop = RandomScaleCrop(config.crop_size, scale=config.protocol.scale, ignore_index=dataset.ignore_index)
+    return TrainingSamples(dataset, crop, seed=config.seed)
 
 
 def sampler_options(config: TrainingConfig, start: int = 0) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from typing_extensions import Self, is_typeddict
 
+from segheads.classes import ignored_label
 from segheads.data.config import DataConfig
 from segheads.errors import OptionError
 from segheads.functional.upsample import Reduction
@@ -178,12 +179,16 @@ class TrainingConfig:
         """The configuration in JSON values, as config.json has it: flat."""
         return {key: _json_value(value) for key, value in flat(self).items()}
 
-    def model_options(self) -> dict[str, Any]:
+    def model_options(self, num_classes: int | None = None) -> dict[str, Any]:
         """The arguments of `create_model` that the fields above stand for, but for the names of backbone and head.
+
+        Args:
+            num_classes: Of the data set, whose label of "no class" is told then, too.
 
         Raises:
             OptionError: `class_weights` has a rule or a path, for which `Run.model_config` puts numbers.
         """
+        ignored = {} if num_classes is None else {"ignore_index": ignored_label(num_classes)}
         weights = self.model.class_weights
         if isinstance(weights, str):
             raise OptionError(f"class_weights {weights!r} must become numbers first; Run.model_config has them")
@@ -200,6 +205,7 @@ class TrainingConfig:
             "loss": self.model.loss,
             "loss_kwargs": {name: value for name, value in loss_options.items() if value is not None},
             "loss_reduction": self.model.loss_reduction,
+            **ignored,
         }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from segheads.data.config import in_new_words
 from segheads.errors import OptionError, RunError, RunExistsError
 from segheads.files import INCOMPLETE, write_json, write_text
 
@@ -138,7 +139,7 @@ def _check_config(
     path: Path, config: Mapping[str, Any], defaults: Mapping[str, Any], may_differ: Collection[str]
 ) -> None:
     known = {name: default for name, default in defaults.items() if name in config}
-    before = {**known, **json.loads(path.read_text(encoding="utf-8"))}
+    before = {**known, **in_new_words(json.loads(path.read_text(encoding="utf-8")))}
     changed = [
         f"{key} was {before.get(key)!r} and is {config.get(key)!r}"
         for key in sorted(before.keys() | config.keys())

@@ -70,6 +70,23 @@ class Run:
         )
         return start
 
+    def check_labels(self, ignore_index: int) -> None:
+        """Refuse a model that ignores another label than the data sets do: it would learn "no class" as a class.
+
+        Args:
+            ignore_index: The model's.
+
+        Raises:
+            OptionError: If they differ.
+        """
+        for dataset in (self.training_set, self.validation_set):
+            if dataset.ignore_index != ignore_index:
+                raise OptionError(
+                    f"the model ignores the label {ignore_index}, but {type(dataset).__name__} of "
+                    f"{dataset.num_classes} classes means {dataset.ignore_index} by no class; build the model with "
+                    f"ignore_index={dataset.ignore_index}"
+                )
+
     def log(self, iteration: int, values: Mapping[str, Any]) -> None:
         """Keep a record in the folder and in the trackers; to be called by every process.
 

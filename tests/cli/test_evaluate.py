@@ -69,6 +69,26 @@ def test_repeats_the_evaluation_of_the_run(recipe, run, caplog):
     assert f"tables and pictures are in {run / 'evaluation'}" in out
 
 
+@pytest.mark.parametrize(
+    ("told", "options", "expected"),
+    [
+        ({"label_values": [0, 255]}, [], {"label_values": (0, 255), "ignore_index": None}),
+        (
+            {"label_map": "map.json", "ignore_index": [7, 9]},
+            [],
+            {"label_map": Path("map.json"), "ignore_index": (7, 9)},
+        ),
+        ({"ignore_index": 0}, [], {"reduce_zero_label": True, "ignore_index": None}),  # a run of 0.1.0
+        ({"ignore_index": 0, "reduce_zero_label": False}, [], {"reduce_zero_label": False, "ignore_index": 0}),
+        ({"ignore_index": 9}, ["--ignore-index", "0"], {"reduce_zero_label": False, "ignore_index": 0}),
+    ],
+)
+def test_labels_are_read_as_the_run_read_them(recipe, told, options, expected):
+    config = tyro.cli(recipe.Config, args=["--model", "run", *options])
+    found = recipe.complete(config, {"dataset": "folder", "data_root": "here", "scenes_size": 128, **told})
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
 def test_the_whole_protocol_and_all_files(recipe, run, tmp_path):
     options = ["--scales", "0.5", "1", "--flip", "--limit", "3", "--stride", "16", "--small-images", "enlarge"]
     arguments = ["--model", str(run), *options, "--output", str(tmp_path), *ALONE[:4], "--pictures", "2"]

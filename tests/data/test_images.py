@@ -1,5 +1,4 @@
 import io
-import re
 import struct
 import zlib
 
@@ -8,7 +7,7 @@ import pytest
 from PIL import Image
 
 from segheads.data import read_image
-from segheads.data.images import read_labels, to_class_indices
+from segheads.data.labels import read_labels
 from segheads.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -129,76 +128,3 @@ def test_not_an_image_is_an_error(tmp_path, content):
 def test_missing_file_keeps_its_own_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a\.jpg"):
         read_image(tmp_path / "a.jpg")
-
-
-def test_labels_are_indices_not_colours(tmp_path):
-    indices = np.arange(48, dtype=np.uint8).reshape(6, 8) % 4
-    image = Image.fromarray(indices)
-    image.putpalette([200, 100, 50] * 4)
-    image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), indices)
-    Image.fromarray(indices > 1).save(tmp_path / "b.png")
-    np.testing.assert_array_equal(read_labels(tmp_path / "b.png"), indices > 1)
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (4, "RGBA")])
-def test_label_with_channels_is_an_error(tmp_path, channels, mode):
-    Image.new(mode, (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=rf"a\.png has {channels} channels \(mode {mode}\).*single-channel"):
-        read_labels(tmp_path / "a.png")
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
-def test_values_become_classes(dtype):
-    values = np.array([[0, 1, 3, 9]], dtype)
-    found = to_class_indices(values, 3, first=1, ignored=(0, 9), path="a.png")
-    np.testing.assert_array_equal(found, np.array([[255, 0, 2, 255]], np.uint8), strict=True)
-
-
-@pytest.mark.parametrize(
-    ("values", "first", "ignored", "message"),
-    [
-        (
-            np.array([[0, 3, 7, 7]], np.uint8),
-            0,
-            (255,),
-            "value 7 (2 pixels out of range), but 4 classes allow 0 to 3, and 255",
-        ),
-        (
-            np.array([[0, 255]], np.uint8),
-            0,
-            (11,),
-            "value 255 (1 pixels out of range), but 4 classes allow 0 to 3, and 11",
-        ),
-        (
-            np.array([[0, 255]], np.uint8),
-            1,
-            (0,),
-            "value 255 (1 pixels out of range), but 4 classes allow 1 to 4, and 0",
-        ),
-        (np.array([[1, 257]], np.uint16), 0, (255,), "value 257 (1 pixels out of range)"),
-        (
-            np.array([[-1, 1]], np.int32),
-            0,
-            (0, 255),
-            "value -1 (1 pixels out of range), but 4 classes allow 0 to 3, and 0 or 255",
-        ),
-    ],
-)
-def test_label_value_out_of_range_is_an_error(values, first, ignored, message):
-    with pytest.raises(DataError, match=re.escape(f"label a.png holds the {message}")):
-        to_class_indices(values, 4, first=first, ignored=ignored, path="a.png")
-
-
-@pytest.mark.parametrize("ignored", [(0,), (0, 255), (0, 3)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
-def test_zero_labels_are_reduced_alike_in_both_ways(ignored, dtype):
-    """8 bit without ignored values takes a short cut; an ignored value among the classes must not."""
-    values = np.array([[0, 1, 2], [3, 4, 1]], dtype=dtype)
-    expected = [[255, 0, 1], [255 if 3 in ignored else 2, 3, 0]]
-    assert to_class_indices(values, 4, first=1, ignored=ignored, path="a.png").tolist() == expected
-
-
-def test_the_last_of_255_classes_is_not_the_ignored_value():
-    values = np.array([[0, 1, 255]], dtype=np.uint8)
-    assert to_class_indices(values, 255, first=1, ignored=(0, 255), path="a.png").tolist() == [[255, 0, 255]]

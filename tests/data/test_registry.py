@@ -125,8 +125,8 @@ def test_folder_names_and_colours_must_agree(tmp_path):
         FolderDataset(tmp_path, tmp_path, 3, class_names=("a", "b"))
     with pytest.raises(ValueError, match="2 class names came with 1 colours"):
         FolderDataset(tmp_path, tmp_path, 2, palette=((0, 0, 0),))
-    with pytest.raises(ValueError, match="1 to 255 classes fit, not 256"):
-        FolderDataset(tmp_path, tmp_path, 256)
+    with pytest.raises(ValueError, match="1 to 32767 classes fit, not 32768"):
+        FolderDataset(tmp_path, tmp_path, 2**15)
 
 
 def test_default_colours_are_distinct():

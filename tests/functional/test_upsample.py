@@ -182,7 +182,7 @@ def test_ignored_number_that_the_type_of_labels_cannot_hold(dtype, label):
         torch.testing.assert_close(loss, plain_loss(logits, labels.long(), ignore_index))
 
 
-@pytest.mark.parametrize("ignore_index", [0, 2, 4, -100, -1, 5])
+@pytest.mark.parametrize("ignore_index", [-100, -1, 5, 1000])
 def test_ignored_number_anywhere(ignore_index):
     logits, labels = torch.randn(2, 5, 4, 6), torch.randint(0, 5, (2, 13, 21))
     labels[:, 3:5] = ignore_index
@@ -297,8 +297,8 @@ def test_losses_that_share_logits():
 def test_half_precision_gradients_are_summed_in_single():
     """60 tiles add to each of these logits."""
     logits, labels = torch.randn(1, 1000, 1, 1).bfloat16(), torch.randint(0, 1000, (1, 80, 257))
-    _, gradient = value_and_gradient(logits, labels)
-    _, expected = value_and_gradient(logits.float(), labels)
+    _, gradient = value_and_gradient(logits, labels, ignore_index=-1)
+    _, expected = value_and_gradient(logits.float(), labels, ignore_index=-1)
     torch.testing.assert_close(gradient, expected.bfloat16(), rtol=2**-7, atol=0)
 
 

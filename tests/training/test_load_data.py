@@ -2,12 +2,15 @@
 
 import json
 import sys
+from pathlib import Path
 
 import miniatures
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from PIL import Image
 
 from segheads import create_model
 from segheads.cli.run import advise, parse
@@ -17,6 +20,7 @@ from segheads.data import (
     CamVid,
     Cityscapes,
     COCOStuff10K,
+    DataConfig,
     FolderDataset,
     PascalContext,
     Scenes,
@@ -24,6 +28,7 @@ from segheads.data import (
 )
 from segheads.errors import DataMissingError, OptionError, PackageMissingError
 from segheads.training import DEMO_RUN, TrainingConfig, run_training
+from segheads.training.config import changed
 from segheads.training.setup import open_data
 
 SMALL = {
@@ -113,7 +118,8 @@ def test_pascal_context_without_background(tmp_path, accelerator):
     [
         ({"num_classes": 3}, (0, 2, 255), [0, 2, 255]),
         ({"num_classes": 3, "ignore_index": 7}, (0, 2, 7), [0, 2, 255]),
-        ({"class_names": ("x", "y"), "ignore_index": 0}, (0, 1, 2, 255), [255, 0, 1, 255]),
+        ({"class_names": ("x", "y"), "reduce_zero_label": True}, (0, 1, 2, 255), [255, 0, 1, 255]),
+        ({"label_values": (1, 2, 4), "ignore_index": (0, 255)}, (0, 1, 4, 255), [255, 0, 2, 255]),
         ({"class_names": ("x", "y"), "num_classes": 2}, (0, 1), [0, 1]),
     ],
 )
@@ -122,6 +128,53 @@ def test_own_labels(tmp_path, options, values, expected):
     dataset = open_dataset(config("folder", data_root=tmp_path, output=tmp_path, **options).data, "val")
     assert dataset.read(0)[1][0, : len(values)].tolist() == expected
     assert dataset.class_names == options.get("class_names", ("class 0", "class 1", "class 2"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--ignore-index", "0", "255"], {"ignore_index": (0, 255)}),
+        (["--ignore-index", "-1"], {"ignore_index": -1}),
+        (["--label-values", "0", "255"], {"label_values": (0, 255)}),
+        (["--label-map", "map.json"], {"label_map": Path("map.json")}),
+        (["--label-colours", "map.json"], {"label_colours": Path("map.json")}),
+        (["--reduce-zero-label"], {"reduce_zero_label": True}),
+    ],
+)
+def test_labels_on_the_command_line_and_in_json(tmp_path, words, expected):
+    words = ["--dataset", "folder", "--class-names", "a", "b", *words, "--demo"]
+    given = parse(TrainingConfig, words, demo=config("scenes", output=tmp_path))
+    assert {name: getattr(given.data, name) for name in expected} == expected
+    assert DataConfig.from_json(json.loads(json.dumps(given.as_json()))) == given.data
+
+
+def test_training_on_300_classes(tmp_path, accelerator):
+    """16-bit labels; class 255 is learned and measured, 65535 is neither."""
+    values = np.full((40, 48), 255, np.uint16)
+    values[:, 24:], values[:8] = 299, 65535
+    for kind, picture in (("images", Image.new("RGB", (48, 40))), ("labels", Image.fromarray(values))):
+        for split in ("train", "val"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+            for name in "ab":
+                picture.save(tmp_path / "data" / kind / split / f"{name}.png")
+    own = {"data_root": tmp_path / "data", "num_classes": 300, "ignore_index": 65535}
+    run = config("folder", output=tmp_path / "run", **own)
+    results = run_training(run, lambda c, n: create_model(c.model.backbone, c.model.head, n, **c.model_options(n)))
+    assert results["pixels"].nonzero().flatten().tolist() == [255, 299]
+    assert results["pixels"].sum() == 2 * 32 * 48
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["ignore_index"] == -1
+    with pytest.raises(OptionError, match="ignore_index 255 is one of the 300 classes 0 to 299"):
+        run_training(
+            changed(run, output=tmp_path / "other"),
+            lambda c, n: create_model(c.model.backbone, c.model.head, n, **c.model_options()),
+        )
+
+
+def test_a_model_that_ignores_another_label_than_the_data(tmp_path, accelerator):
+    run = config("scenes", output=tmp_path)
+    message = "the model ignores the label -1, but Scenes of 12 classes means 255 by no class; build the model with"
+    with pytest.raises(OptionError, match=message):
+        run_training(run, lambda _, n: create_model("test_vit", "linear", n, pretrained=False, ignore_index=-1))
 
 
 def test_names_on_the_command_line(tmp_path):

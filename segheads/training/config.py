@@ -80,6 +80,18 @@ class ModelConfig:
     loss_reduction: Reduction
     """Divide the loss by all pixels, or by the valid ones."""
 
+    def loss_options(self) -> dict[str, Any]:
+        """What the loss is told beside its name and reduction.
+
+        Raises:
+            OptionError: `class_weights` has a rule or a path, for which `Run.model_config` puts numbers.
+        """
+        weights = self.class_weights
+        if isinstance(weights, str):
+            raise OptionError(f"class_weights {weights!r} must become numbers first; Run.model_config has them")
+        options = {"weight": list(weights) if weights else None, "label_smoothing": self.label_smoothing or None}
+        return {name: value for name, value in options.items() if value is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -176,16 +188,7 @@ class TrainingConfig:
         return {key: _json_value(value) for key, value in flat(self).items()}
 
     def model_options(self) -> dict[str, Any]:
-        """The arguments of `create_model` that the fields above stand for, but for the names of backbone and head.
-
-        Raises:
-            OptionError: `class_weights` has a rule or a path, for which `Run.model_config` puts numbers.
-        """
-        weights = self.model.class_weights
-        if isinstance(weights, str):
-            raise OptionError(f"class_weights {weights!r} must become numbers first; Run.model_config has them")
-        smoothing = self.model.label_smoothing
-        loss_options = {"weight": list(weights) if weights else None, "label_smoothing": smoothing or None}
+        """The arguments of `create_model` that the fields above stand for, but for the names of backbone and head."""
         sizes = {"patch_size": self.model.patch_size, "depth": self.model.depth}
         return {
             "pretrained": self.model.backbone_weights or self.model.pretrained,
@@ -195,7 +198,7 @@ class TrainingConfig:
                 "model_kwargs": {key: value for key, value in sizes.items() if value is not None},
             },
             "loss": self.model.loss,
-            "loss_kwargs": {name: value for name, value in loss_options.items() if value is not None},
+            "loss_kwargs": self.model.loss_options(),
             "loss_reduction": self.model.loss_reduction,
         }
 

@@ -7,6 +7,7 @@ from typing import Literal
 from segheads.data.scan import IGNORED, DataScan, SplitScan
 
 NAMED = 3  # files or classes in a message
+VOID = 255  # the value that label files have for "no class", as a rule
 MUCH = 0.5  # share of pixels
 # Names that people give to what is no class
 NO_CLASS = {"background", "ignore", "ignored", "none", "other", "unknown", "unlabeled", "unlabelled", "void"}
@@ -90,7 +91,7 @@ def binary_masks(scan: DataScan) -> Iterator[Finding]:
         scan: The scan.
     """
     values, classes = _values(scan)
-    if values == {0, IGNORED} and classes.get(IGNORED) == IGNORED and len(scan.class_names) > 1:
+    if values == {0, VOID} and classes.get(VOID) == IGNORED and len(scan.class_names) > 1:
         yield Finding(
             "error",
             "binary_mask",
@@ -108,7 +109,7 @@ def shifted_labels(scan: DataScan) -> Iterator[Finding]:
     """
     values, classes = _values(scan)
     count = len(scan.class_names)
-    inside = values - {IGNORED}
+    inside = values - {VOID}
     is_plain = all(value == label for value, label in classes.items() if label != IGNORED)
     if not is_plain or 0 in values or not inside or max(inside) != count or min(inside) < 1:
         return
@@ -118,7 +119,7 @@ def shifted_labels(scan: DataScan) -> Iterator[Finding]:
             "error" if is_refused else "warning",
             "shifted",
             f"labels hold {min(inside)} to {count} and never 0, and {count} classes are 0 to {count - 1}: they seem to "
-            "count from 1; --ignore-index 0 reads 1 as the first class",
+            "count from 1; --reduce-zero-label reads 1 as the first class",
         )
 
 
@@ -131,7 +132,7 @@ def named_ignored(scan: DataScan) -> Iterator[Finding]:
     values, classes = _values(scan)
     names = scan.class_names
     taken = {value: label for value, label in classes.items() if label != IGNORED}
-    left_out = [value for value, label in classes.items() if label == IGNORED and value < len(names)]
+    left_out = [value for value, label in classes.items() if label == IGNORED and 0 <= value < len(names)]
     if not left_out or not taken:
         return
     value = left_out[0]
@@ -144,7 +145,7 @@ def named_ignored(scan: DataScan) -> Iterator[Finding]:
         )
     absent = _absent(scan)
     is_shifted = all(value == label + 1 for value, label in taken.items())
-    if left_out == [0] and is_shifted and absent == [len(names) - 1] and max(values - {IGNORED}) == absent[0]:
+    if left_out == [0] and is_shifted and absent == [len(names) - 1] and max(values - {VOID}) == absent[0]:
         yield Finding(
             "error" if names[0].lower() in NO_CLASS else "warning",
             "named_ignored",

@@ -24,7 +24,7 @@ from segheads.data.scan_cache import ScanCache
 from segheads.data.subset import SubsetDataset
 from segheads.errors import DataError, PackageMissingError, RunError
 
-IGNORED = 255
+IGNORED = -1  # in a scan, whatever label the data set has for "no class"
 MOST_VALUES = 300  # of one label file that are asked for one by one
 WORTH_A_PROCESS = 32  # samples
 
@@ -39,7 +39,7 @@ class SampleScan:
         problem: `"unreadable"`, `"size"` or `"values"`; empty where the sample can be read.
         message: What the data set says of the problem.
         file: The file that has it.
-        values: Triples of a value in the label file, the class that it is read as (255: ignored), and its pixels. The
+        values: Triples of a value in the label file, the class that it is read as (-1: ignored), and its pixels. The
             value is None where the file is no grey or palette image; the class is None where there is a problem.
         refused: Pairs of a value that is no class, and its pixels.
         size: Width and height of the image, pixels.
@@ -72,7 +72,7 @@ class SplitScan:
         images: Images that show each class.
         ignored: Pixels that are of no class.
         values: Pixels of each value in the label files, those with problems among them.
-        classes: The class that each value is read as; 255 where it is ignored.
+        classes: The class that each value is read as; -1 where it is ignored.
         refused: The label files that hold a value that is no class, by value.
         problems: What data sets say of files, by kind (`"unreadable"`, `"size"`, `"values"`) and file.
         unlabelled: Label files without a pixel of any class.
@@ -314,7 +314,9 @@ def scan_sample(dataset: SegmentationDataset, index: int) -> SampleScan:
             **about,
         )
     digest = hashlib.blake2b(repr(picture.shape).encode() + picture.tobytes(), digest_size=16).hexdigest()
-    return SampleScan(values=_joined(raw, classes), size=picture.shape[1::-1], digest=digest, **about)
+    return SampleScan(
+        values=_joined(raw, classes, dataset.ignore_index), size=picture.shape[1::-1], digest=digest, **about
+    )
 
 
 class _Samples(Dataset[SampleScan]):
@@ -417,15 +419,20 @@ def _counted(raw: NDArray[np.integer]) -> list[tuple[int, int]]:
     return list(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def _joined(raw: NDArray[np.integer] | None, classes: NDArray[np.uint8]) -> list[tuple[int | None, int, int]]:
+def _joined(
+    raw: NDArray[np.integer] | None, classes: NDArray[np.integer], ignore_index: int
+) -> list[tuple[int | None, int, int]]:
     """Each value of the file with the class that it is read as, and how many pixels."""
+    found: list[tuple[int | None, int, int]]
     if raw is None or raw.shape != classes.shape:
-        return [(None, *pair) for pair in _counted(classes)]
-    if raw.dtype == np.uint8:
+        found = [(None, *pair) for pair in _counted(classes)]
+    elif raw.dtype == classes.dtype == np.uint8:
         counts = np.bincount((raw.astype(np.uint16) << 8 | classes).ravel(), minlength=1 << 16)
-        return [(int(both >> 8), int(both & 255), int(counts[both])) for both in np.flatnonzero(counts)]
-    found = _counted(raw.astype(np.int64) * 256 + classes)
-    return [(both // 256, both % 256, count) for both, count in found]
+        found = [(int(both >> 8), int(both & 255), int(counts[both])) for both in np.flatnonzero(counts)]
+    else:
+        joined = raw.astype(np.int64) * (1 << 16) + (classes.astype(np.int64) + (1 << 15))  # classes have 16 bit
+        found = [(both >> 16, (both & 0xFFFF) - (1 << 15), count) for both, count in _counted(joined)]
+    return [(value, IGNORED if label == ignore_index else label, count) for value, label, count in found]
 
 
 def _refused(dataset: SegmentationDataset, index: int, counted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -441,7 +448,7 @@ def _refused(dataset: SegmentationDataset, index: int, counted: Sequence[tuple[i
             path.parent.mkdir()
         Image.new("RGB", (1, 1)).save(image, format="PNG")
         wrong = [(value, count) for value, count in counted[:MOST_VALUES] if not _takes(probe, label, value)]
-        sound = len(wrong) < len(counted) or any(_takes(probe, label, value) for value in (0, 1, IGNORED))
+        sound = len(wrong) < len(counted) or any(_takes(probe, label, value) for value in (0, 1, 255))
     return wrong if sound else []  # where it takes nothing, it is not the values
 
 

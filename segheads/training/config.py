@@ -84,6 +84,18 @@ class ModelConfig:
     loss_reduction: Reduction
     """Divide the loss by all pixels, or by the valid ones."""
 
+    def loss_options(self) -> dict[str, Any]:
+        """What the loss is told beside its name and reduction.
+
+        Raises:
+            OptionError: `class_weights` has a rule or a path, for which `Run.model_config` puts numbers.
+        """
+        weights = self.class_weights
+        if isinstance(weights, str):
+            raise OptionError(f"class_weights {weights!r} must become numbers first; Run.model_config has them")
+        options = {"weight": list(weights) if weights else None, "label_smoothing": self.label_smoothing or None}
+        return {name: value for name, value in options.items() if value is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -184,16 +196,8 @@ class TrainingConfig:
 
         Args:
             num_classes: Of the data set, whose label of "no class" is told then, too.
-
-        Raises:
-            OptionError: `class_weights` has a rule or a path, for which `Run.model_config` puts numbers.
         """
         ignored = {} if num_classes is None else {"ignore_index": ignored_label(num_classes)}
-        weights = self.model.class_weights
-        if isinstance(weights, str):
-            raise OptionError(f"class_weights {weights!r} must become numbers first; Run.model_config has them")
-        smoothing = self.model.label_smoothing
-        loss_options = {"weight": list(weights) if weights else None, "label_smoothing": smoothing or None}
         sizes = {"patch_size": self.model.patch_size, "depth": self.model.depth}
         return {
             "pretrained": not self.model.init_from and (self.model.backbone_weights or self.model.pretrained),
@@ -203,7 +207,7 @@ class TrainingConfig:
                 "model_kwargs": {key: value for key, value in sizes.items() if value is not None},
             },
             "loss": self.model.loss,
-            "loss_kwargs": {name: value for name, value in loss_options.items() if value is not None},
+            "loss_kwargs": self.model.loss_options(),
             "loss_reduction": self.model.loss_reduction,
             **ignored,
         }

@@ -24,7 +24,7 @@ def split(pixels=(5, 3, 2), ignored=0, samples=9, **values):
         "images": tuple(min(count, samples) for count in pixels),
         "ignored": ignored,
         "values": counted,
-        "classes": {value: value for value in counted},
+        "classes": {value: -1 if value == 255 else value for value in counted},
     }
     return SplitScan(**known | values)
 
@@ -81,26 +81,28 @@ def test_labels_that_count_from_1():
     found = find_problems(DataScan(splits={"train": one, "val": one}))
     assert [f.code for f in found] == ["values", "values", "shifted"]
     assert "labels hold 1 to 3 and never 0, and 3 classes are 0 to 2" in found[2].message
-    assert "--ignore-index 0" in found[2].message
-    ignored = split((0, 5, 3), ignored=2, values={1: 5, 2: 3, 3: 2}, classes={1: 1, 2: 2, 3: 255})
+    assert "--reduce-zero-label" in found[2].message
+    ignored = split((0, 5, 3), ignored=2, values={1: 5, 2: 3, 3: 2}, classes={1: 1, 2: 2, 3: -1})
     assert ("warning", "shifted") in codes(ignored, ignored)
-    few = split((0, 5, 3), ignored=2, samples=2, values={1: 5, 2: 3, 3: 2}, classes={1: 1, 2: 2, 3: 255})
+    few = split((0, 5, 3), ignored=2, samples=2, values={1: 5, 2: 3, 3: 2}, classes={1: 1, 2: 2, 3: -1})
     assert codes(few, few) == []  # the first class need not occur in two images
     whole = split(values={1: 5, 2: 3, 3: 2}, classes={1: 0, 2: 1, 3: 2})
     assert codes(whole, whole) == []  # read as they are
 
 
 def test_the_ignored_one_among_the_names():
-    kept = split((0, 5, 3), ignored=2, values={0: 2, 1: 5, 2: 3}, classes={0: 255, 1: 1, 2: 2})
+    kept = split((0, 5, 3), ignored=2, values={0: 2, 1: 5, 2: 3}, classes={0: -1, 1: 1, 2: 2})
     assert ("error", "named_ignored") in codes(kept, kept)
-    values = {"values": {0: 2, 1: 5, 2: 3}, "classes": {0: 255, 1: 0, 2: 1}}
+    values = {"values": {0: 2, 1: 5, 2: 3}, "classes": {0: -1, 1: 0, 2: 1}}
     shifted = split((5, 3, 0), ignored=2, **values)
     assert ("warning", "named_ignored") in codes(shifted, shifted)
     telling = split((5, 3, 0), ignored=2, class_names=("Background", "a", "b"), **values)
     assert ("error", "named_ignored") in codes(telling, telling)
-    last = split((5, 3, 2), ignored=2, values={0: 2, 1: 5, 2: 3, 3: 2}, classes={0: 255, 1: 0, 2: 1, 3: 2})
+    last = split((5, 3, 2), ignored=2, values={0: 2, 1: 5, 2: 3, 3: 2}, classes={0: -1, 1: 0, 2: 1, 3: 2})
     assert codes(last, last) == []
     assert codes(telling, last) == [("warning", "absent")]  # it occurs in val
+    below = split(ignored=2, values={-1: 2, 0: 5, 1: 3, 2: 2}, classes={-1: -1, 0: 0, 1: 1, 2: 2})
+    assert codes(below, below) == []
 
 
 @pytest.mark.parametrize("name", ["train", "val"])

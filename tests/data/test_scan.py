@@ -48,7 +48,7 @@ def test_counts_are_those_of_a_slow_reference(folder):
     assert found.ignored == int((labels == 255).sum())
     assert found.ignored_share == pytest.approx(1 / 3)
     assert found.values == {0: 2 * PIXELS // 3, 1: 2 * PIXELS // 3, 255: 2 * PIXELS // 3}
-    assert found.classes == {0: 0, 1: 1, 255: 255}
+    assert found.classes == {0: 0, 1: 1, 255: -1}
     assert (found.images, found.samples, found.absent) == ((2, 2), 2, [])
     assert found.image_sizes == {"48x40": 2}
     assert found.image_kinds == {"JPEG, 3 channels (RGB), 8 bit": 2}
@@ -61,7 +61,7 @@ def test_counts_are_those_of_a_slow_reference(folder):
 
 def test_values_are_those_of_the_files_and_classes_what_they_are_read_as(tmp_path):
     found = scan(COCOStuff10K(converted_coco_stuff(tmp_path)))
-    assert found.classes == {0: 255, 1: 0, 171: 170}
+    assert found.classes == {0: -1, 1: 0, 171: 170}
     assert found.absent == [*range(1, 170)]
 
 
@@ -97,8 +97,36 @@ def test_bit_depths(folder, draw, kind):
 def test_wide_values(folder):
     draw_labels(folder / "labels" / "train" / "a_000000_000019.png", [0, 1, 1000], dtype=np.uint16)
     found = scan(opened(folder, ignore_index=1000, num_classes=256 - 1))
-    assert found.classes[1000] == 255
+    assert found.classes[1000] == -1
     assert found.values[1000] == PIXELS // 3
+
+
+class Fine(SegmentationDataset):
+    """More classes than 8 bit hold: labels of 16 bit, and -1 for no class."""
+
+    ignore_index = -1
+
+    def __init__(self, path):
+        super().__init__(("a",), ((0, 0, 0),))
+        self.files = [(path, path)]
+
+    def __len__(self):
+        return 1
+
+    def name(self, index):
+        return "fine"
+
+    def read(self, index):
+        values = np.array(Image.open(self.files[0][1])).astype(np.int16)
+        return Image.new("RGB", SIZE), torch.from_numpy(np.where(values == 255, -1, values))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_labels_of_16_bit(tmp_path, dtype):
+    draw_labels(tmp_path / "a.png", [0, 254, 255], dtype=dtype)
+    found = scan(Fine(tmp_path / "a.png"))
+    assert found.classes == {0: 0, 254: 254, 255: -1}
+    assert found.ignored == found.values[254] == PIXELS // 3
 
 
 def damage(path):

@@ -64,6 +64,8 @@ class Config:
     """How many classes your own folder has; or 59 for pascal_context without background."""
     ignore_index: int | None = None
     """The value in your own label files that means no class; None means 255, and 0 that the first class is 1."""
+    flip_pairs: tuple[str, ...] | None = None
+    """Names of classes, two by two, that become each other in the mirror: "left arm" "right arm"."""
     scenes_size: int | None = None
     """Side of the drawn scenes, pixels; None means 128."""
     seed: int | None = None
@@ -217,6 +219,13 @@ def load_dataset(config: Config, model: SegmentationModel) -> SegmentationDatase
     if model.classes is not None:
         with options_become_parts():
             check_names(model.classes, dataset.classes)
+    if dataset.classes.flip_pairs or model.classes is None:
+        model.classes = dataset.classes
+    if config.flip and model.classes.sides:
+        log.warning(
+            "the mirrored image has the wrong side of %s; --flip-pairs names what becomes each other (LEFT RIGHT ...)",
+            ", ".join(model.classes.sides[:4]),
+        )
     return dataset
 
 

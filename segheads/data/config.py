@@ -17,7 +17,7 @@ class DataConfig:
         >>> DataConfig.from_json({"dataset": "folder", "data_root": "mine", "class_names": ["a", "b"], "head": "fcn"})
         ... # doctest: +NORMALIZE_WHITESPACE
         DataConfig(dataset='folder', data_root=PosixPath('mine'), class_names=('a', 'b'), num_classes=None,
-                   ignore_index=None, scenes_size=128, train_images=None, download=False)
+                   ignore_index=None, flip_pairs=None, scenes_size=128, train_images=None, download=False)
     """
 
     dataset: str = "ade20k"
@@ -31,6 +31,8 @@ class DataConfig:
     """How many classes your own folder has, in place of their names; or 59 for pascal_context without background."""
     ignore_index: int | None = None
     """The value in your own label files that means no class; None means 255, and 0 that the first class is 1."""
+    flip_pairs: tuple[str, ...] | None = None
+    """Names of classes, two by two, that become each other in the mirror: "left arm" "right arm"."""
     scenes_size: int = 128
     """Side of the drawn scenes, pixels."""
     train_images: int | None = None
@@ -39,8 +41,9 @@ class DataConfig:
     """Fetch the data set into the data root if it is not there; ADE20K can be fetched."""
 
     def __post_init__(self) -> None:
-        if self.class_names is not None:
-            object.__setattr__(self, "class_names", tuple(map(readable, self.class_names)))
+        for name in ("class_names", "flip_pairs"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(map(readable, getattr(self, name))))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "DataConfig":

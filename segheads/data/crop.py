@@ -1,6 +1,8 @@
 """Random resize, crop and flip of the published training pipelines, in one step from the decoded image."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ class RandomScaleCrop:
         max_class_ratio: A crop is drawn again, up to 10 times, while one class fills this share of its labelled pixels
             or more; 1 accepts every crop.
         flip_probability: Probability of a horizontal flip.
+        flip_pairs: Pairs of classes that a flip makes of each other, such as a left and a right arm.
 
     Shape:
         Called with an RGB image, its uint8 labels `(H, W)` and a generator; returns the crop `(3, h, w)`, uint8, 0
@@ -58,12 +61,14 @@ class RandomScaleCrop:
         ratio_range: tuple[float, float] = (0.5, 2.0),
         max_class_ratio: float = 0.75,
         flip_probability: float = 0.5,
+        flip_pairs: Sequence[tuple[int, int]] = (),
     ):
         self.size = (size, size) if isinstance(size, int) else size
         self.scale = scale
         self.ratio_range = ratio_range
         self.max_class_ratio = max_class_ratio
         self.flip_probability = flip_probability
+        self.flip_pairs = tuple(flip_pairs)
 
     def __call__(
         self, image: Image.Image, labels: Tensor, rng: np.random.Generator
@@ -80,6 +85,8 @@ class RandomScaleCrop:
         flip = rng.random() < self.flip_probability
         out_labels = np.full(self.size, IGNORED, np.uint8)
         out_labels[: valid[0], : valid[1]] = _gather(classes, rows, columns[::-1] if flip else columns)
+        if flip:
+            _swap(out_labels, self.flip_pairs)
         part = _resize_part(image, corner, valid, factors)
         return self._pad(part.flip(-1) if flip else part), torch.from_numpy(out_labels), valid
 
@@ -104,6 +111,13 @@ class RandomScaleCrop:
         padded = part.new_zeros((*self.size, 3))
         padded[: part.shape[1], : part.shape[2]] = part.permute(1, 2, 0)
         return padded.permute(2, 0, 1)  # (h, w, 3) -> (3, h, w)
+
+
+def _swap(labels: NDArray[Any], pairs: Sequence[tuple[int, int]]) -> None:
+    """Make each class of a pair the other one."""
+    for a, b in pairs:
+        was_a, was_b = labels == a, labels == b
+        labels[was_a], labels[was_b] = b, a
 
 
 def _source(length: int, factor: float) -> NDArray[np.intp]:

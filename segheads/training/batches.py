@@ -33,7 +33,13 @@ def training_samples(config: TrainingConfig, dataset: SegmentationDataset) -> Tr
     """
     if config.protocol.scale is None:
         raise OptionError("training resizes images about a scale, got scale None; give the longer and the shorter side")
-    return TrainingSamples(dataset, RandomScaleCrop(config.crop_size, scale=config.protocol.scale), seed=config.seed)
+    crop = RandomScaleCrop(
+        config.crop_size,
+        scale=config.protocol.scale,
+        flip_probability=0.5 if config.training_flip else 0.0,
+        flip_pairs=dataset.classes.flip_pairs,
+    )
+    return TrainingSamples(dataset, crop, seed=config.seed)
 
 
 def sampler_options(config: TrainingConfig, start: int = 0) -> dict[str, int]:

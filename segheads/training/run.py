@@ -56,6 +56,7 @@ def run_training(
         set_seed(config.seed)
         with options_become_parts():
             model = build_model(config, run.training_set.num_classes)
+        model.classes = run.validation_set.classes
         if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
             init_from(model, config.model.init_from, run.training_set.classes)
         samples = EvaluationSamples(

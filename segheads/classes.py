@@ -1,9 +1,12 @@
 """The classes of a data set or of a model: names and colours."""
 
 import colorsys
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 SHOWN = 3  # differences in a message
+Pairs = tuple[tuple[int, int], ...]
 Palette = tuple[tuple[int, int, int], ...]
 
 
@@ -14,9 +17,10 @@ class Classes:
     Args:
         names: One name per class.
         palette: One RGB colour (0 to 255) per class; empty for distinct colours.
+        flip_pairs: Pairs of classes, by index, that become each other in the mirror, such as a left and a right arm.
 
     Raises:
-        ValueError: If there are no names, or not one colour for each.
+        ValueError: If there are no names, not one colour for each, or pairs that are not of two classes of their own.
 
     Examples:
         >>> classes = Classes(("road", "sky"))
@@ -26,6 +30,7 @@ class Classes:
 
     names: tuple[str, ...]
     palette: Palette = ()
+    flip_pairs: Pairs = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -37,6 +42,44 @@ class Classes:
             raise ValueError(
                 f"{len(self.names)} class names came with {len(self.palette)} colours; give one colour per class"
             )
+
+        pairs = tuple((int(a), int(b)) for a, b in self.flip_pairs)
+        object.__setattr__(self, "flip_pairs", pairs)
+        members = [index for pair in pairs for index in pair]
+        if len(set(members)) < len(members) or not all(0 <= index < len(self.names) for index in members):
+            raise ValueError(
+                f"flip_pairs must be pairs of {len(self.names)} classes, each in one pair at most; got {pairs}"
+            )
+
+    def with_flip_pairs(self, names: Sequence[str]) -> "Classes":
+        """The same classes, of which some become each other in the mirror.
+
+        Args:
+            names: Two names for each pair, one pair after the other.
+
+        Raises:
+            ValueError: If a name is unknown, or not in one pair.
+
+        Examples:
+            >>> Classes(("sky", "left arm", "right arm")).with_flip_pairs(["left arm", "right arm"]).flip_pairs
+            ((1, 2),)
+        """
+        unknown = [name for name in names if name not in self.names]
+        if unknown or len(names) % 2:
+            wrong = f"no class is called {unknown[0]!r}" if unknown else f"got {len(names)} names"
+            raise ValueError(f"flip_pairs takes two names of classes for each pair; {wrong}")
+        indices = [self.names.index(name) for name in names]
+        return replace(self, flip_pairs=tuple(zip(indices[::2], indices[1::2], strict=True)))
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The names that speak of left or right and are in no pair."""
+        paired = {index for pair in self.flip_pairs for index in pair}
+        return tuple(
+            name
+            for index, name in enumerate(self.names)
+            if index not in paired and {"left", "right"} & set(re.split("[^a-z]+", name.lower()))
+        )
 
     def __len__(self) -> int:
         return len(self.names)

@@ -14,6 +14,7 @@ from segheads.functional import mean_shift
 from segheads.functional.affinity import grid_positions, scores
 from segheads.functional.kernels import find_kernel
 from segheads.functional.mean_shift import mean_shift_steps
+from segheads.modules import weight_and_bias
 
 INITIAL_STD = 0.02  # of the projection's weights, as published
 
@@ -179,11 +180,11 @@ class MeanShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shifted features, in the shape of x."""
-        return mean_shift(x, self.projection.weight, self.projection.bias, **self._options())
+        return mean_shift(x, *weight_and_bias(self.projection), **self._options())
 
     def trajectory(self, x: Tensor) -> list[Tensor]:
         """The features after 0, 1, ..., `num_layers` shifts, each in the shape of x."""
-        return list(mean_shift_steps(x, self.projection.weight, self.projection.bias, **self._options()))
+        return list(mean_shift_steps(x, *weight_and_bias(self.projection), **self._options()))
 
     def affinity(self, x: Tensor, index: int) -> Tensor:
         """How much each token weighs in the first shift of token `index`, which counts rows of the map one by one.

@@ -37,6 +37,17 @@ def evaluating(*models: nn.Module, grad: bool = False) -> Iterator[None]:
             module.training = mode
 
 
+def weight_and_bias(linear: Any) -> tuple[Tensor, Tensor | None]:
+    """What a linear layer multiplies with and adds, where a function takes them in place of the layer.
+
+    Args:
+        linear: An `nn.Linear`, or what `torch.ao.quantization` put in its place, whose int8 weights become floats.
+    """
+    if isinstance(linear, nn.Linear):
+        return linear.weight, linear.bias
+    return linear.weight().dequantize(), linear.bias()
+
+
 def parameters_behind(maps: Sequence[Tensor]) -> set[int]:
     """Ids of the parameters that the maps depend on; reading the graph, as DDP does, spares a backward pass.
 

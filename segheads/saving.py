@@ -66,7 +66,7 @@ def write_folder(
         "model": dataclasses.asdict(plan),
         "settings": settings_of(model),
         "input": {key: list(data_config[key]) for key in ("mean", "std", "input_size")},
-        "classes": None if classes is None else {"names": classes.names, "palette": classes.palette},
+        "classes": None if classes is None else _classes_as_json(classes),
         "protocol": protocol.as_json(),
         "ignore_index": plan.ignore_index,
     }
@@ -76,6 +76,11 @@ def write_folder(
         raise ValueError(f"the arguments of create_model must be JSON values to be saved: {error}") from error
     write_weights(folder / WEIGHTS_FILE, model)
     write_json(folder / CONFIG_FILE, values)
+
+
+def _classes_as_json(classes: Classes) -> dict[str, Any]:
+    pairs = {"flip_pairs": classes.flip_pairs} if classes.flip_pairs else {}
+    return {"names": classes.names, "palette": classes.palette, **pairs}
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
@@ -130,7 +135,8 @@ def read_folder(name: str, **hub_options: Any) -> SavedModel:
         config = json.loads(files[0].read_text(encoding="utf-8"))
         plan, settings = read_model(config["model"]), config["settings"]
         named = config.get("classes")
-        classes = None if named is None else Classes(tuple(named["names"]), tuple(map(tuple, named["palette"])))
+        pairs = () if named is None else tuple(map(tuple, named.get("flip_pairs", ())))
+        classes = None if named is None else Classes(tuple(named["names"]), tuple(map(tuple, named["palette"])), pairs)
         protocol = InferenceProtocol(**config["protocol"]) if "protocol" in config else WHOLE
     except (KeyError, TypeError, ValueError) as error:
         raise SavedModelError(

@@ -136,6 +136,21 @@ class HeadTester:
         assert all(prediction.isfinite().all() for prediction in predictions)
         assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
 
+    @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization:DeprecationWarning")
+    @pytest.mark.filterwarnings("ignore:.*quantized.*:UserWarning")
+    def test_int8_of_linear_layers(self, name):
+        torch.manual_seed(0)
+        head, x = self.build(name).eval(), self.maps(name, 2, h=9, w=12)
+        for parameter in head.parameters():
+            if parameter.ndim >= 2:
+                nn.init.xavier_normal_(parameter)  # no weight is 0, as some are at first
+        quantised = torch.ao.quantization.quantize_dynamic(head, {nn.Linear}, dtype=torch.qint8)
+        with torch.no_grad():
+            expected, found = head(x), quantised(x)
+        assert (found - expected).abs().mean() <= 0.1 * expected.std()
+        if any(isinstance(part, nn.Linear) for part in head.modules()):
+            assert not torch.equal(found, expected)
+
     def test_saved_model_comes_back(self, name, tmp_path):
         width = {"out_channels": 16} if find_head(name).multi_level else None  # a narrow pyramid, where there is one
         assert_comes_back(create_model("test_vit", name, 5, pretrained=False, pyramid_kwargs=width), tmp_path)

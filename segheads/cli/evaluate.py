@@ -77,6 +77,8 @@ class Config:
     """A JSON file of colour to class in your own label files."""
     reduce_zero_label: bool | None = None
     """In your own label files 0 means no class and 1 is the first class."""
+    flip_pairs: tuple[str, ...] | None = None
+    """Names of classes, two by two, that become each other in the mirror: "left arm" "right arm"."""
     scenes_size: int | None = None
     """Side of the drawn scenes, pixels; None means 128."""
     seed: int | None = None
@@ -230,6 +232,13 @@ def load_dataset(config: Config, model: SegmentationModel) -> SegmentationDatase
     if model.classes is not None:
         with options_become_parts():
             check_names(model.classes, dataset.classes)
+    if dataset.classes.flip_pairs or model.classes is None:
+        model.classes = dataset.classes
+    if config.flip and model.classes.sides:
+        log.warning(
+            "the mirrored image has the wrong side of %s; --flip-pairs names what becomes each other (LEFT RIGHT ...)",
+            ", ".join(model.classes.sides[:4]),
+        )
     return dataset
 
 

@@ -18,7 +18,8 @@ class DataConfig:
         ... # doctest: +NORMALIZE_WHITESPACE
         DataConfig(dataset='folder', data_root=PosixPath('mine'), image_suffix=None, label_suffix=None,
                    class_names=('a', 'b'), num_classes=None, ignore_index=None, label_values=None, label_map=None,
-                   label_colours=None, reduce_zero_label=False, scenes_size=128, train_images=None, download=False)
+                   label_colours=None, reduce_zero_label=False, flip_pairs=None, scenes_size=128, train_images=None,
+                   download=False)
     """
 
     dataset: str = "ade20k"
@@ -44,6 +45,8 @@ class DataConfig:
     """The same for labels that are colours, {"#ff0000": "grass"}."""
     reduce_zero_label: bool = False
     """In your own label files 0 means no class and 1 is the first class, as in ADE20K."""
+    flip_pairs: tuple[str, ...] | None = None
+    """Names of classes, two by two, that become each other in the mirror: "left arm" "right arm"."""
     scenes_size: int = 128
     """Side of the drawn scenes, pixels."""
     train_images: int | None = None
@@ -52,8 +55,9 @@ class DataConfig:
     """Fetch the data set into the data root if it is not there; ADE20K can be fetched."""
 
     def __post_init__(self) -> None:
-        if self.class_names is not None:
-            object.__setattr__(self, "class_names", tuple(map(readable, self.class_names)))
+        for name in ("class_names", "flip_pairs"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(map(readable, getattr(self, name))))
         if isinstance(self.ignore_index, tuple) and len(self.ignore_index) == 1:
             object.__setattr__(self, "ignore_index", self.ignore_index[0])  # one way to say one value
 

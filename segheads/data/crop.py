@@ -1,6 +1,8 @@
 """Random resize, crop and flip of the published training pipelines, in one step from the decoded image."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ class RandomScaleCrop:
             or more; 1 accepts every crop.
         flip_probability: Probability of a horizontal flip.
         ignore_index: The data set's label of "no class", which padding gets, too.
+        flip_pairs: Pairs of classes that a flip makes of each other, such as a left and a right arm.
 
     Shape:
         Called with an RGB image, its labels `(H, W)` of uint8 or int16 and a generator; returns the crop `(3, h, w)`,
@@ -59,6 +62,7 @@ class RandomScaleCrop:
         max_class_ratio: float = 0.75,
         flip_probability: float = 0.5,
         ignore_index: int = 255,
+        flip_pairs: Sequence[tuple[int, int]] = (),
     ):
         self.size = (size, size) if isinstance(size, int) else size
         self.scale = scale
@@ -66,6 +70,7 @@ class RandomScaleCrop:
         self.max_class_ratio = max_class_ratio
         self.flip_probability = flip_probability
         self.ignore_index = ignore_index
+        self.flip_pairs = tuple(flip_pairs)
 
     def __call__(
         self, image: Image.Image, labels: Tensor, rng: np.random.Generator
@@ -82,6 +87,8 @@ class RandomScaleCrop:
         flip = rng.random() < self.flip_probability
         out_labels = np.full(self.size, self.ignore_index, classes.dtype)
         out_labels[: valid[0], : valid[1]] = _gather(classes, rows, columns[::-1] if flip else columns)
+        if flip:
+            _swap(out_labels, self.flip_pairs)
         part = _resize_part(image, corner, valid, factors)
         return self._pad(part.flip(-1) if flip else part), torch.from_numpy(out_labels), valid
 
@@ -106,6 +113,13 @@ class RandomScaleCrop:
         padded = part.new_zeros((*self.size, 3))
         padded[: part.shape[1], : part.shape[2]] = part.permute(1, 2, 0)
         return padded.permute(2, 0, 1)  # (h, w, 3) -> (3, h, w)
+
+
+def _swap(labels: NDArray[Any], pairs: Sequence[tuple[int, int]]) -> None:
+    """Make each class of a pair the other one."""
+    for a, b in pairs:
+        was_a, was_b = labels == a, labels == b
+        labels[was_a], labels[was_b] = b, a
 
 
 def _source(length: int, factor: float) -> NDArray[np.intp]:

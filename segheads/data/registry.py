@@ -37,9 +37,11 @@ def open_dataset(config: DataConfig, split: str, *, seed: int = 0) -> Segmentati
     with options_become_parts():
         if config.download:
             kind.fetch(kind.find_root(config))
-        dataset = kind.open(config, split, seed=seed)
+        dataset: SegmentationDataset = kind.open(config, split, seed=seed)
         if split == "train" and config.train_images is not None:
-            return SubsetDataset(dataset, config.train_images, seed=seed)
+            dataset = SubsetDataset(dataset, config.train_images, seed=seed)
+        if config.flip_pairs:
+            dataset.classes = dataset.classes.with_flip_pairs(config.flip_pairs)
         return dataset
 
 

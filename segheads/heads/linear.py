@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segheads.heads.base import Head
+from segheads.modules import weight_and_bias
 
 
 class LinearHead(Head):
@@ -36,4 +37,5 @@ class LinearHead(Head):
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, K, h, w)` of a feature map `(B, C, h, w)`."""
         self._check(x)
-        return F.conv2d(x, self.classifier.weight[:, :, None, None], self.classifier.bias)
+        weight, bias = weight_and_bias(self.classifier)
+        return F.conv2d(x, weight[:, :, None, None], bias)

@@ -1,12 +1,13 @@
 """Predict one image: whole or in sliding windows, at one or several scales, with or without its mirror image."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segheads.classes import Classes, Pairs
 from segheads.functional.bilinear import wide
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import best_class
@@ -42,6 +43,7 @@ def average_views(
     protocol: InferenceProtocol = WHOLE,
     *,
     batch_size: int = 8,
+    flip_pairs: Pairs | None = None,
 ) -> Tensor:
     """Mean of the class probabilities of several views of one image: the part of `predict_probabilities` after scaling.
 
@@ -54,6 +56,7 @@ def average_views(
         size: height and width of the result.
         protocol: its windows and what is done to small images; the views are what its other options would make.
         batch_size: windows for each call of the model.
+        flip_pairs: as of `predict_probabilities`.
 
     Shape:
         -> probabilities (K, H0, W0), H0 and W0 from `size`.
@@ -69,10 +72,10 @@ def average_views(
     """
     size = pair("size", size)
     finite: list[Tensor] = []
-    total, count = None, 0
+    total, count, pairs = None, 0, _pairs(model, flip_pairs)
     with evaluation_of(model):
         for image, flipped in views:
-            grid = _grid(model, image, flipped, size, protocol, batch_size)
+            grid = _grid(model, image, flipped and pairs, size, protocol, batch_size)
             total = _add_probabilities(total, grid, size)
             finite += grid.finite
             count += 1
@@ -91,6 +94,7 @@ def predict_probabilities(
     *,
     size: tuple[int, int] | None = None,
     batch_size: int = 8,
+    flip_pairs: Pairs | None = None,
 ) -> Tensor:
     """Class probabilities of one image, averaged over scales and mirror images.
 
@@ -102,6 +106,8 @@ def predict_probabilities(
         protocol: how the model is shown the image. Sides are multiplied by each of its scales and rounded half up.
         size: height and width of the result in pixels, say of the labels; None means that of `image`.
         batch_size: windows for each call of the model.
+        flip_pairs: pairs of classes, by index, that change places in a mirrored image, such as a left and a right arm;
+            None takes those of the model's `classes`, if it has any.
 
     Shape:
         image (3, H, W) or (1, 3, H, W) -> probabilities (K, H0, W0), H0 and W0 from `size`.
@@ -116,7 +122,8 @@ def predict_probabilities(
         torch.Size([3, 20, 30])
     """
     image = _one_image(image)
-    return average_views(model, _views(image, protocol), _output_size(image, size), protocol, batch_size=batch_size)
+    views, size = _views(image, protocol), _output_size(image, size)
+    return average_views(model, views, size, protocol, batch_size=batch_size, flip_pairs=flip_pairs)
 
 
 @torch.no_grad()
@@ -127,6 +134,7 @@ def predict_labels(
     *,
     size: tuple[int, int] | None = None,
     batch_size: int = 8,
+    flip_pairs: Pairs | None = None,
 ) -> Tensor:
     """The most probable class of every pixel; arguments as of `predict_probabilities`.
 
@@ -141,7 +149,7 @@ def predict_labels(
     size = _output_size(image, size)
     labels = image.new_empty(size, dtype=torch.int64)
     with evaluation_of(model):
-        for at, scores, _ in _scores_in_tiles(model, image, size, protocol, batch_size):
+        for at, scores, _ in _scores_in_tiles(model, image, size, protocol, batch_size, flip_pairs):
             labels[at] = best_class(scores)
     return labels
 
@@ -154,6 +162,7 @@ def predict_with_confidence(
     *,
     size: tuple[int, int] | None = None,
     batch_size: int = 8,
+    flip_pairs: Pairs | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The labels of `predict_labels` and the probability of each, for calibration; arguments as there.
 
@@ -169,7 +178,7 @@ def predict_with_confidence(
     size = _output_size(image, size)
     labels, confidence = image.new_empty(size, dtype=torch.int64), image.new_empty(size, dtype=wide(image.dtype))
     with evaluation_of(model):
-        for at, scores, are_logits in _scores_in_tiles(model, image, size, protocol, batch_size):
+        for at, scores, are_logits in _scores_in_tiles(model, image, size, protocol, batch_size, flip_pairs):
             labels[at] = best_class(scores)  # of the logits, as in predict_labels: the softmax's rounding makes ties
             confidence[at] = (scores.to(confidence.dtype).softmax(1) if are_logits else scores).amax(1)
     return labels, confidence
@@ -208,7 +217,7 @@ def predict_uncertainty(
     finite: list[Tensor] = []
     with evaluation_of(model):
         for view, flipped in _views(image, protocol):
-            grid = _grid(doubts, view, flipped, size, protocol, batch_size)
+            grid = _grid(doubts, view, flipped and (), size, protocol, batch_size)
             finite += grid.finite
             for (rows, columns), (maps,) in scores_in_tiles([grid], size):
                 total[:, rows, columns] += maps.transpose(0, 1)  # (R, 3, C) -> (3, R, C)
@@ -236,7 +245,12 @@ class _Doubts:
 
 
 def _scores_in_tiles(
-    model: Model, image: Tensor, size: tuple[int, int], protocol: InferenceProtocol, batch_size: int
+    model: Model,
+    image: Tensor,
+    size: tuple[int, int],
+    protocol: InferenceProtocol,
+    batch_size: int,
+    flip_pairs: Pairs | None,
 ) -> Iterator[tuple[tuple[slice, slice], Tensor, bool]]:
     """Tile by tile what orders the classes, `(R, K, C)`: logits (True) of one view, else probabilities."""
     views = _views(image, protocol)
@@ -247,19 +261,28 @@ def _scores_in_tiles(
         for at, (scores,) in scores_in_tiles([grid], size):
             yield at, scores, True
     elif gives_low_resolution(model):
-        grids = [_grid(model, view, flipped, size, protocol, batch_size) for view, flipped in views]
+        pairs = _pairs(model, flip_pairs)
+        grids = [_grid(model, view, flipped and pairs, size, protocol, batch_size) for view, flipped in views]
         check_finite([flag for grid in grids for flag in grid.finite])
         for at, each in scores_in_tiles(grids, size):
             yield at, _mean(scores.softmax(1) for scores in each), False
     else:
-        mean = average_views(model, views, size, protocol, batch_size=batch_size)
+        mean = average_views(model, views, size, protocol, batch_size=batch_size, flip_pairs=flip_pairs)
         for at, (probabilities,) in scores_in_tiles([Grid(mean, *size)], size):
             yield at, probabilities, False
 
 
-def _grid(model: Model, view: Tensor, flipped: bool, *options: Any) -> Grid:
+def _pairs(model: Model, flip_pairs: Pairs | None) -> Pairs:
+    """Which classes change places in a mirrored image: as given, or the model's own."""
+    classes = getattr(model, "classes", None)
+    own = classes.flip_pairs if isinstance(classes, Classes) else ()
+    return own if flip_pairs is None else flip_pairs
+
+
+def _grid(model: Model, view: Tensor, flipped: Pairs | Literal[False], *options: Any) -> Grid:
+    """The grid of a view; of a mirrored one, for which there are pairs or none, it is turned back."""
     grid = view_grid(model, view, *options)
-    return grid.flipped() if flipped else grid
+    return grid if flipped is False else grid.flipped(flipped)
 
 
 def _add_probabilities(total: Tensor | None, grid: Grid, size: tuple[int, int]) -> Tensor:

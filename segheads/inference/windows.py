@@ -30,11 +30,22 @@ class Grid(NamedTuple):
     columns: Tensor | int  # (W, w)
     finite: Sequence[Tensor] = ()  # whether the model's scores are, as `all_finite` says
 
-    def flipped(self) -> "Grid":
-        """The grid whose scores are left to right what this one's are right to left."""
+    def flipped(self, pairs: Sequence[tuple[int, int]] = ()) -> "Grid":
+        """The grid whose scores are left to right what this one's are right to left; paired classes change places."""
+        logits = _swapped(self.logits, pairs)
         if isinstance(self.columns, int):
-            return self._replace(logits=self.logits.flip(-1))
-        return self._replace(columns=_turned(self.columns))
+            return self._replace(logits=logits.flip(-1))
+        return self._replace(logits=logits, columns=_turned(self.columns))
+
+
+def _swapped(logits: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Logits `(K, h, w)` in which the classes of each pair have changed places."""
+    if not pairs:
+        return logits
+    order = list(range(len(logits)))
+    for a, b in pairs:
+        order[a], order[b] = b, a
+    return logits[order]
 
 
 def scores_in_tiles(

@@ -106,6 +106,7 @@ def _build(run: Run, config: ProbeConfig) -> tuple[SharedBackbone, list[Probe], 
     )
     for probe in probes:  # under several processes its gradients are averaged over them (DDP)
         optimizer = config.optimization.create(probe.model.to(run.accelerator.device), probe.learning_rate)
+        probe.model.classes = run.validation_set.classes
         probe.prepared, probe.optimizer = run.accelerator.prepare(probe.model, optimizer)
     shared.to(run.accelerator.device)
     cache = None if config.cache is None else open_cache(run.accelerator, config, shared, samples)
@@ -200,6 +201,8 @@ def open_cache(
         "crop_size": size,
         "seed": config.seed,
         "maps": [f"{x.dtype} {tuple(x.shape[1:])}" for x in maps],
+        **({} if config.training_flip else {"training_flip": False}),
+        **({"flip_pairs": samples.crop.flip_pairs} if samples.crop.flip_pairs else {}),
         # what changes the last bits of a sum
         "precision": config.machine.mixed_precision,
         "channels_last": shared.channels_last,

@@ -33,7 +33,13 @@ def training_samples(config: TrainingConfig, dataset: SegmentationDataset) -> Tr
     """
     if config.protocol.scale is None:
         raise OptionError("training resizes images about a scale, got scale None; give the longer and the shorter side")
-    crop = RandomScaleCrop(config.crop_size, scale=config.protocol.scale, ignore_index=dataset.ignore_index)
+    crop = RandomScaleCrop(
+        config.crop_size,
+        scale=config.protocol.scale,
+        flip_probability=0.5 if config.training_flip else 0.0,
+        flip_pairs=dataset.classes.flip_pairs,
+        ignore_index=dataset.ignore_index,
+    )
     return TrainingSamples(dataset, crop, seed=config.seed)
 
 

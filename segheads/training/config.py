@@ -140,6 +140,8 @@ class TrainingConfig:
     """Of the initial weights, the samples and their distortions, and what is dropped."""
     crop_size: int = 512
     """Side of the training crops, pixels."""
+    training_flip: bool = True
+    """Mirror half of the training crops; --flip is that of evaluations."""
     tracker: str = "tensorboard"
     """A tracker of Accelerate, or none."""
     pictures: int = 6

@@ -59,6 +59,7 @@ def run_training(
         with options_become_parts():
             model = build_model(run.model_config(config), run.training_set.num_classes)
         run.check_labels(model.ignore_index)
+        model.classes = run.validation_set.classes
         if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
             init_from(model, config.model.init_from, run.training_set.classes)
         samples = EvaluationSamples(

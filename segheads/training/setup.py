@@ -149,6 +149,12 @@ def open_data(accelerator: Accelerator, config: TrainingConfig) -> tuple[Segment
     """
     with accelerator.main_process_first() if config.data.download else nullcontext():
         training_set, validation_set = (open_dataset(config.data, part, seed=config.seed) for part in ("train", "val"))
+    if config.training_flip and training_set.classes.sides:
+        log.warning(
+            "mirrored crops teach the wrong side of %s; --flip-pairs names what becomes each other, and "
+            "--no-training-flip mirrors nothing",
+            ", ".join(training_set.classes.sides[:4]),
+        )
     return training_set, validation_set
 
 

@@ -120,3 +120,28 @@ def test_to_input_normalises_and_converts():
     image = Image.new("L", (3, 2), 51)
     found = to_input(image, (0.1, 0.2, 0.3), (0.5, 0.25, 1.0))
     torch.testing.assert_close(found, torch.tensor([0.2, 0.0, -0.1]).view(3, 1, 1).expand(3, 2, 3))
+
+
+def sides(rng_seed, **options):
+    """What a crop of red pixels, class 1 on their left half and 2 on their right, is taught: the labels."""
+    labels = torch.ones(64, 64, dtype=torch.uint8)
+    labels[:, 32:] = 2
+    labels[0] = 255
+    crop = RandomScaleCrop(64, scale=(64, 64), ratio_range=(1.0, 1.0), **options)
+    return crop(Image.new("RGB", (64, 64)), labels, np.random.default_rng(rng_seed))[1]
+
+
+def test_paired_classes_change_places_in_the_mirror():
+    mirrored = 0
+    for seed in range(40):
+        labels, plain = sides(seed, flip_pairs=[(1, 2)]), sides(seed)
+        assert (labels[1:, :32] == 1).all()
+        assert (labels[1:, 32:] == 2).all()
+        assert (labels[0] == 255).all()
+        mirrored += int(plain[1, 0] == 2)
+    assert 10 < mirrored < 30  # the crops that would be taught the wrong side
+
+
+def test_no_flip_draws_the_same_crops():
+    for seed in range(20):
+        assert torch.equal(sides(seed, flip_probability=0.0), sides(seed, flip_pairs=[(1, 2)]))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segheads import create_model
+from segheads.classes import Classes
 from segheads.errors import ScoresError
 from segheads.functional import bilinear
 from segheads.inference import predict as functions
@@ -564,3 +565,36 @@ def test_an_image_is_resized_into_the_scale():
     torch.testing.assert_close(predict_probabilities(model, image, scale=(30, 30)), expected)
     assert model.shapes == [(1, 3, 20, 30)]
     assert torch.equal(predict_labels(model, image, scale=(60, 40)), predict_labels(model, image))
+
+
+def knows_sides(images):
+    """A perfect model: class 1 on the left half of what it sees, and 2 on the right."""
+    logits = torch.zeros(len(images), 3, *images.shape[2:])
+    half = images.shape[3] // 2
+    logits[:, 1, :, :half], logits[:, 2, :, half:] = 9, 8
+    return logits
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": (0.5, 1.0)}, {"window": 64}])
+def test_paired_classes_change_places_in_mirrored_views(options):
+    image, expected = noise(3, 64, 64), torch.ones(64, 64, dtype=torch.long)
+    expected[:, 32:] = 2
+    mirrored = {"flip": True, "flip_pairs": [(1, 2)], **options}
+    labels, confidence = predict_with_confidence(knows_sides, image, **mirrored)
+    probabilities = predict_probabilities(knows_sides, image, **mirrored)
+    for found in (predict_labels(knows_sides, image, **mirrored), labels, probabilities.argmax(0)):
+        assert torch.equal(found, expected)
+    assert confidence.min() > 0.6
+    assert not torch.equal(predict_labels(knows_sides, image, flip=True, **options), expected)
+
+
+def test_pairs_are_those_of_the_models_classes():
+    model, image = create_model("test_vit", "linear", 3, pretrained=False).eval(), noise(3, 32, 48)
+    views = [model(image[None]), model(image[None].flip(-1)).flip(-1)[:, [1, 0, 2]]]
+    expected = torch.stack([view.softmax(1) for view in views]).mean(0)[0]
+    plain = predict_probabilities(model, image, flip=True)
+    model.classes = Classes(("left", "right", "else"), flip_pairs=((0, 1),))
+    torch.testing.assert_close(predict_probabilities(model, image, flip=True), expected)
+    torch.testing.assert_close(predict_with_confidence(model, image, flip=True)[1], expected.amax(0))
+    torch.testing.assert_close(predict_probabilities(model, image, flip=True, flip_pairs=()), plain)
+    assert not torch.allclose(plain, expected)

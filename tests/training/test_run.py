@@ -5,8 +5,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import miniatures
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from segheads import SegmentationMetrics, SegmentationModel, TimmBackbone, create_model
@@ -22,8 +24,10 @@ from segheads.errors import (
 )
 from segheads.evaluation import scores
 from segheads.training import DEMO_RUN, TrainingConfig, changed, flat, run_training
+from segheads.training.batches import training_samples
 from segheads.training.config import MAY_DIFFER
 from segheads.training.machine import is_convolutional
+from segheads.training.setup import open_data
 
 SMALL = {
     **DEMO_RUN,
@@ -212,6 +216,35 @@ def test_a_model_of_other_parts_is_no_start(saved, tmp_path, monkeypatch):
 def test_no_weights_of_a_backbone_are_fetched_for_a_start():
     config = Config.from_flat(**{**SMALL, "pretrained": True, "init_from": "x"}, output=Path("run"))
     assert config.model_options()["pretrained"] is False
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        ({}, True),
+        ({"flip_pairs": ("left arm", "right arm")}, False),
+        ({"training_flip": False}, False),
+        ({"class_names": ("a", "b", "c")}, False),
+    ],
+)
+def test_sides_in_the_names_of_classes_are_warned_of(tmp_path, caplog, options, warns):
+    own = {"dataset": "folder", "class_names": ("sky", "left arm", "right arm"), "data_root": tmp_path}
+    miniatures.own_folder(tmp_path, (0, 1, 2))
+    config = Config.from_flat(**{**SMALL, **own, **options}, output=tmp_path / "run")
+    training_set, _ = open_data(Accelerator(cpu=True), config)
+    assert ("mirrored crops teach the wrong side of left arm, right arm; --flip-pairs" in caplog.text) == warns
+    crop = training_samples(config, training_set).crop
+    assert crop.flip_probability == (0.5 if config.training_flip else 0)
+    assert crop.flip_pairs == (((1, 2),) if "flip_pairs" in options else ())
+
+
+def test_evaluations_in_training_know_the_pairs(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("segheads.training.run._train", lambda run, model, evaluate_now: seen.append(model.classes))
+    config = Config.from_flat(**SMALL, output=tmp_path, flip_pairs=("sky", "road"))
+    run_training(config, build)
+    assert seen[0].flip_pairs == open_dataset(config.data, "val").classes.flip_pairs != ()
+    assert SegmentationModel.from_pretrained(tmp_path / "model").classes == seen[0]
 
 
 def test_options_of_the_model():

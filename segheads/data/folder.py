@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -13,7 +14,8 @@ from segheads.classes import Palette, distinct_colours
 from segheads.data.config import DataConfig
 from segheads.data.dataset import SegmentationDataset
 from segheads.data.label_map import LabelMap
-from segheads.data.pairs import find_pairs, read_pair, read_pair_as
+from segheads.data.lists import find_split
+from segheads.data.pairs import Pair, find_pairs, read_pair, read_pair_as
 from segheads.errors import OptionError
 from segheads.files import readable
 
@@ -27,8 +29,8 @@ class FolderDataset(SegmentationDataset):
     bit or a palette (then the indices count, not the colours), or colours that a map turns into classes.
 
     Args:
-        images: Folder of images.
-        labels: Folder of label images.
+        images: Folder of images; or the files themselves, in the order of their labels.
+        labels: Folder of label images; or the files.
         num_classes: How many classes there are, the ignored label not among them.
         class_names: One name per class; by default `class 0`, `class 1`, ...
         palette: One RGB colour per class; by default distinct colours.
@@ -46,7 +48,8 @@ class FolderDataset(SegmentationDataset):
     Raises:
         DataMissingError: A folder or a label is missing, or a file is a broken link.
         DataError: A folder is empty, holds two files of one name, a loop of links, or what is no regular file.
-        ValueError: Names, colours and `num_classes` do not agree, or a value would be both a class and ignored.
+        ValueError: Names, colours and `num_classes` do not agree, images and labels are not equally many, or a value
+            would be both a class and ignored.
     """
 
     options = frozenset(
@@ -58,8 +61,8 @@ class FolderDataset(SegmentationDataset):
 
     def __init__(
         self,
-        images: str | os.PathLike[str],
-        labels: str | os.PathLike[str],
+        images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        labels: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         num_classes: int,
         *,
         class_names: tuple[str, ...] | None = None,
@@ -82,18 +85,18 @@ class FolderDataset(SegmentationDataset):
             self.label_map.check(num_classes)
         self._first = int(reduce_zero_label)
         self._ignored = _ignored_values(names, given, self._first) if label_map is None else ()
-        self.files = find_pairs(Path(images), Path(labels), image_end=image_suffix, label_end=label_suffix, report=True)
+        self.files = _pairs(images, labels, image_suffix, label_suffix)
         self._common = os.path.commonpath([image.parent for image, _ in self.files])
 
     @classmethod
     @override
     def open(cls, config: DataConfig, split: str, *, seed: int = 0) -> Self:
-        """Open images/SPLIT and labels/SPLIT of the root."""
+        """Open images/SPLIT and labels/SPLIT of the root, or what SPLIT.txt lists of images and labels."""
         root, names, count = config.data_root, config.class_names, config.num_classes
         if root is None:
             raise OptionError(
                 "a folder of your own needs data_root, a folder that holds images/train, labels/train, images/val and "
-                "labels/val"
+                "labels/val, or images, labels, train.txt and val.txt"
             )
         if not names and count is None and config.label_values:
             count = len(config.label_values)
@@ -102,13 +105,12 @@ class FolderDataset(SegmentationDataset):
         if names and count not in (None, len(names)):
             raise OptionError(f"num_classes {count} came with {len(names)} names in class_names; give the names alone")
         num_classes = len(names or ()) if count is None else count
+        pairs = find_split(root, split, image_suffix=config.image_suffix or "", label_suffix=config.label_suffix or "")
         return cls(
-            root / "images" / split,
-            root / "labels" / split,
+            [image for image, _ in pairs],
+            [label for _, label in pairs],
             num_classes,
             class_names=names,
-            image_suffix=config.image_suffix or "",
-            label_suffix=config.label_suffix or "",
             ignore_index=config.ignore_index,
             reduce_zero_label=config.reduce_zero_label,
             label_map=_label_map(config, num_classes),
@@ -167,3 +169,17 @@ def _label_map(config: DataConfig, num_classes: int) -> LabelMap | None:
         if path is not None:
             return LabelMap.read(path, config.class_names, colours=colours)
     return None
+
+
+def _pairs(images: Any, labels: Any, image_suffix: str, label_suffix: str) -> list[Pair]:
+    """The pairs of two folders, or of two sequences of files."""
+    are_folders = [isinstance(x, (str, os.PathLike)) for x in (images, labels)]
+    if all(are_folders):
+        return find_pairs(Path(images), Path(labels), image_end=image_suffix, label_end=label_suffix, report=True)
+    if any(are_folders) or len(images) != len(labels) or not len(images):
+        came = [
+            f"the folder {x}" if is_folder else f"{len(x)} files"
+            for x, is_folder in zip((images, labels), are_folders, strict=True)
+        ]
+        raise ValueError(f"images and labels must be two folders, or equally many files; got {came[0]} and {came[1]}")
+    return [(Path(image), Path(label)) for image, label in zip(images, labels, strict=True)]

@@ -132,14 +132,15 @@ def normal(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def named(names: list[str]) -> str:
+def named(names: list[str], most: int = NAMED) -> str:
     """The first names of a list for a message, on one line.
 
     Args:
         names: Of files.
+        most: How many at most.
     """
-    shown = [name if name.isprintable() else ascii(name) for name in names[:NAMED]]
-    return ", ".join([*shown, *(["..."] if len(names) > NAMED else [])])
+    shown = [name if name.isprintable() else ascii(name) for name in names[:most]]
+    return ", ".join([*shown, *(["..."] if len(names) > most else [])])
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -31,8 +31,9 @@ from segheads import SegmentationModel
 from segheads.classes import check_names
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
 from segheads.errors import DataError, OptionError, options_become_parts
-from segheads.evaluation import evaluate, predict, score_line, worst_images, write_evaluation
+from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
 from segheads.evaluation.plots import Row
+from segheads.evaluation.report import score_line
 from segheads.inference.protocol import InferenceProtocol, SmallImages
 from segheads.metrics import METRICS, find_metric
 from segheads.training.machine import share_cores

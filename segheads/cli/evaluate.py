@@ -32,8 +32,9 @@ from segheads.classes import check_names
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
 from segheads.data.config import PATHS, in_new_words
 from segheads.errors import DataError, OptionError, options_become_parts
-from segheads.evaluation import evaluate, predict, score_line, worst_images, write_evaluation
+from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
 from segheads.evaluation.plots import Row
+from segheads.evaluation.report import score_line
 from segheads.inference.protocol import InferenceProtocol, SmallImages
 from segheads.metrics import METRICS, find_metric
 from segheads.training.machine import Precision, launched_precision, share_cores

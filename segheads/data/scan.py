@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from segheads.data.dataset import SegmentationDataset
 from segheads.data.labels import read_labels
@@ -173,6 +172,8 @@ def scan(
         >>> found.samples, sum(found.pixels), found.ignored_share
         (2, 4608, 0.0)
     """
+    from tqdm import tqdm  # for those who scan alone
+
     whole, indices = _whole(dataset)
     memory = ScanCache(cache, whole)
     known = {index: memory.get(pair) for index in indices if (pair := _pair(whole, index))}

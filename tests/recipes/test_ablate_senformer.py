@@ -9,6 +9,7 @@ import pytest
 from segheads.ablation import folder_name, markdown
 from segheads.errors import SegheadsError
 from segheads.training import changed, flat
+from segheads.training.config import as_launched
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ablate_senformer.py"
 
@@ -87,7 +88,7 @@ def test_another_budget_is_refused(recipe, tmp_path):
     config = small(recipe, tmp_path, tables=("1",))
     own = changed(config, output=tmp_path / "senformer", resume=True)
     own.output.mkdir(parents=True)
-    (own.output / "config.json").write_text(json.dumps(own.as_json()))
+    (own.output / "config.json").write_text(json.dumps(as_launched(own).as_json()))
     with pytest.raises(SegheadsError, match="iterations was 2 and is 3$"):
         recipe.main(changed(config, iterations=3))
 

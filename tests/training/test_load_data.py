@@ -241,7 +241,7 @@ def test_labels_that_need_a_package(tmp_path, accelerator, monkeypatch):
 def test_own_folder_without_validation_images(tmp_path, accelerator):
     miniatures.own_folder(tmp_path)
     (tmp_path / "images/val").rename(tmp_path / "images/validation")
-    with pytest.raises(DataMissingError, match=r"^there is no folder .*images/val; it should hold image files"):
+    with pytest.raises(DataMissingError, match=r"^there is no folder .*images/val, and no list val\.txt beside"):
         open_data(accelerator, config("folder", num_classes=2, data_root=tmp_path, output=tmp_path))
 
 

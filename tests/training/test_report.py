@@ -38,7 +38,7 @@ def test_curves_are_drawn_even_of_little(tmp_path):
 def test_report_without_calibration(tmp_path):
     write_report(tmp_path, measured(calibration=False), [], Scenes("val"), [])
     written = json.loads((tmp_path / "results.json").read_text())
-    assert list(written) == ["aAcc", "mAcc", "mIoU", "classes"]
+    assert list(written) == ["aAcc", "mAcc", "mIoU", "absent_classes", "classes"]
     assert written["classes"][0] == {"name": "sky", "IoU": 0.5, "Acc": 0.5, "pixels": 2}
     assert written["classes"][2] == {"name": "hill", "IoU": None, "Acc": None, "pixels": 0}
     assert sorted(x.name for x in tmp_path.iterdir()) == ["curves.png", "per_class.md", "results.json"]

@@ -168,6 +168,6 @@ def test_a_missing_package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", sorted(Path(ade20k_module.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
 def test_messages_speak_of_fields(path):
-    """No flags and no exits in the library: the command line translates. Findings offer options, as check-data prints."""
+    """No flags and no exits in the library: the command line translates. Findings are what check-data prints."""
     assert "SystemExit" not in path.read_text()
     assert "--" not in path.read_text() or path.stem == "findings"

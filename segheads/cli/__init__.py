@@ -26,14 +26,11 @@ def list_commands() -> dict[str, str]:
     return {name.replace("_", "-"): text.partition("\n")[0] for name, text in texts.items()}
 
 
-def main(args: Sequence[str] | None = None) -> Any:
+def main(args: Sequence[str] | None = None) -> None:
     """Run one command.
 
     Args:
         args: The words of the command line; None means `sys.argv`'s.
-
-    Returns:
-        What the command returns.
 
     Raises:
         SystemExit: As `segheads.cli.run.run` does, and with 2 if there is no such command.
@@ -41,7 +38,8 @@ def main(args: Sequence[str] | None = None) -> Any:
     words = list(sys.argv[1:] if args is None else args)
     commands = list_commands()
     if words and words[0] in commands:
-        return _run_command(words[0], words[1:])
+        _run_command(words[0], words[1:])
+        return  # nothing: what the script returns would become its exit status
     import tyro  # alone: the help needs no torch
 
     offered = {name: _described(text) for name, text in commands.items()}
@@ -49,16 +47,16 @@ def main(args: Sequence[str] | None = None) -> Any:
         "Work with trained models. `segheads COMMAND --help` lists the options of a command; "
         "`accelerate launch -m segheads COMMAND` runs it in several processes."
     )
-    return tyro.extras.subcommand_cli_from_dict(
+    tyro.extras.subcommand_cli_from_dict(
         offered, args=words or ["--help"], prog="segheads", description=description
     )
 
 
-def _run_command(name: str, words: list[str]) -> Any:
+def _run_command(name: str, words: list[str]) -> None:
     from segheads.cli.run import run
 
     module: Any = import_module(f"segheads.cli.{name.replace('-', '_')}")
-    return run(module.main, module.Config, description=module.__doc__, args=words, prog=f"segheads {name}")
+    run(module.main, module.Config, description=module.__doc__, args=words, prog=f"segheads {name}")
 
 
 def _described(text: str) -> Callable[[], None]:

@@ -128,6 +128,14 @@ def test_a_command_that_is_not_there(capsys):
     assert "evaluate" in capsys.readouterr().err
 
 
+def test_a_command_that_returns_something_ends_with_status_0(monkeypatch):
+    """The installed script hands what `main` returns to `sys.exit`."""
+    from segheads.cli import evaluate
+
+    monkeypatch.setattr(evaluate, "main", lambda config: {"mIoU": 0.5})
+    assert segheads_main(["evaluate", "--model", "anything"]) is None
+
+
 def test_the_list_of_commands_comes_without_torch():
     program = "import sys, runpy; sys.argv = ['segheads', '--help']\n"
     program += "try: runpy.run_module('segheads', run_name='__main__')\n"

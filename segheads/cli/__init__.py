@@ -47,9 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "Work with trained models. `segheads COMMAND --help` lists the options of a command; "
         "`accelerate launch -m segheads COMMAND` runs it in several processes."
     )
-    tyro.extras.subcommand_cli_from_dict(
-        offered, args=words or ["--help"], prog="segheads", description=description
-    )
+    tyro.extras.subcommand_cli_from_dict(offered, args=words or ["--help"], prog="segheads", description=description)
 
 
 def _run_command(name: str, words: list[str]) -> None:

@@ -71,6 +71,15 @@ def test_predict_is_deterministic_and_restores_the_mode():
     assert model.head.training
 
 
+def test_predict_leaves_frozen_parts_frozen():
+    model = create_model("test_resnet", "linear", 5, pretrained=False)
+    model.backbone.eval()
+    modes = [module.training for module in model.modules()]
+    model.predict(torch.randn(1, 3, 32, 32))
+    assert [module.training for module in model.modules()] == modes
+    assert len(set(modes)) == 2
+
+
 class TwoPredictions(LinearHead):
     """An ensemble's contract: the final logits and two more."""
 

@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from segheads.errors import DivergedError
 from segheads.evaluation.tables import SHOWN, named
+from segheads.modules import start_training
 from segheads.training.batches import Batch
 from segheads.training.config import LoopConfig
 from segheads.training.optimization import set_learning_rate
@@ -58,7 +59,8 @@ class ModelLearner:
 
     Args:
         accelerator: What prepared both.
-        model: `model(images, labels)` gives the loss; it is put into training mode.
+        model: `model(images, labels)` gives the loss; it is put into training mode if it is in evaluation mode, and
+            otherwise its parts keep theirs, such as frozen batch norms.
         optimizer: Its learning rate is set before each step.
         schedule: Learning rate as a function of the number of updates made.
         max_grad_norm: Clip the norm of the gradient to this.
@@ -73,7 +75,8 @@ class ModelLearner:
         schedule: Callable[[int], float],
         max_grad_norm: float | None = None,
     ) -> None:
-        self.accelerator, self.model, self.optimizer = accelerator, model.train(), optimizer
+        start_training(accelerator.unwrap_model(model))
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.schedule, self.max_grad_norm = schedule, max_grad_norm
 
     def step(self, iteration: int, batches: Sequence[Batch]) -> Tensor:

@@ -137,14 +137,13 @@ def report(run: Run, model: SegmentationModel, samples: EvaluationSamples, resul
 
     Args:
         run: The run.
-        model: What was trained; it is put into evaluation mode.
+        model: What was trained.
         samples: What it was evaluated on.
         results: What `evaluate` gave.
     """
     config, dataset, folder = run.config, samples.dataset, run.folder.path
     model.classes, model.protocol = dataset.classes, config.protocol
     model.save_pretrained(folder / "model")
-    model.eval()
     rows: list[Any] = []
     doubts: list[Any] = []
     for index in np.linspace(0, len(dataset) - 1, min(config.pictures, len(dataset))).astype(int).tolist():

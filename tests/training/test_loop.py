@@ -291,3 +291,20 @@ def test_a_gpu_makes_batches_beside_the_step(monkeypatch):
         expected += ["step: keep for step"] * 2 + [f"step: train on {number}"]  # images and labels
     assert streams.log == expected
     assert streams.current == "step"
+
+
+def test_a_learner_leaves_frozen_parts_frozen():
+    """A model in evaluation mode is put into training mode; in one that trains, frozen batch norms stay as they are."""
+    model = create_model("test_resnet", "linear", 3, pretrained=False)
+    model.backbone.eval()
+    norms = {name: x.clone() for name, x in model.backbone.named_buffers() if x.is_floating_point()}
+    accelerator = Accelerator(cpu=True)
+    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1))
+    learner = ModelLearner(accelerator, prepared, optimizer, schedule=lambda _: 0.1)
+    learner.step(0, [(torch.randn(2, 3, 32, 32), torch.randint(3, (2, 32, 32)))])
+    assert norms
+    assert all(torch.equal(dict(model.backbone.named_buffers())[name], x) for name, x in norms.items())
+    assert model.training
+    assert model.head.training
+    ModelLearner(accelerator, prepared.eval(), optimizer, schedule=lambda _: 0.1)
+    assert model.backbone.training

@@ -14,7 +14,7 @@ from segheads.backbones import TimmBackbone
 from segheads.classes import Classes, check_several_classes
 from segheads.functional import upsample, upsample_argmax
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
-from segheads.functional.upsample import Reduction
+from segheads.functional.upsample import Reduction, log_of
 from segheads.heads import FCNHead, Head, find_head
 from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
@@ -123,6 +123,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         """Number of classes K."""
         return self.head.num_classes
 
+    @property
+    def averages_probabilities(self) -> bool:
+        """Whether predictions interpolate and average probabilities and not logits, as ensembles do."""
+        return self.head.averages_probabilities
+
     ignore_index = _of_the_loss("ignore_index", "The label that the loss leaves out.")
     loss_reduction = _of_the_loss("reduction", "What the loss divides a sum over pixels by.")
 
@@ -212,10 +217,10 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             if not return_uncertainty:
                 logits, covered = self.low_resolution(images)
                 check_finite([all_finite(logits)])
-                return upsample_argmax(logits, covered)[:, :H, :W]
+                return upsample_argmax(self._averaged(logits), covered)[:, :H, :W]
             (logits, *learners), covered = self.predictions(images)
             check_finite([all_finite(x) for x in (logits, *learners)])
-            labels = upsample_argmax(logits, covered)[:, :H, :W]
+            labels = upsample_argmax(self._averaged(logits), covered)[:, :H, :W]
             maps = torch.stack(ensemble_uncertainty(logits, learners), dim=1)  # (B, 3, h, w)
             return labels, Uncertainty(*upsample(maps, covered)[:, :, :H, :W].unbind(1))
 
@@ -256,7 +261,13 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         return round(logits.shape[2] * stride), round(logits.shape[3] * stride)
 
     def _upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        return upsample(logits, self._covered_size(logits, size, self._stride))[:, :, : size[0], : size[1]]
+        scores = upsample(self._averaged(logits), self._covered_size(logits, size, self._stride))
+        scores = scores[:, :, : size[0], : size[1]]
+        return log_of(scores) if self.averages_probabilities else scores
+
+    def _averaged(self, logits: Tensor) -> Tensor:
+        """What predictions interpolate: logits, or the probabilities whose logarithms they are."""
+        return logits.exp() if self.averages_probabilities else logits
 
     def _loss(self, logits: Tensor, labels: Tensor, stride: float) -> Tensor:
         return self.criterion(logits, labels, self._covered_size(logits, (labels.shape[1], labels.shape[2]), stride))

@@ -49,8 +49,11 @@ def flags(text):
 
 
 def check_logits(model, expected):
+    """Upsampled as in 0.1.0, which interpolated the logarithms of an ensemble's probabilities."""
+    H, W = expected["images"].shape[2:]
     with torch.no_grad():
-        torch.testing.assert_close(model(expected["images"]), expected["logits"], rtol=1e-4, atol=1e-4)
+        logits = segheads.functional.upsample(*model.low_resolution(expected["images"]))[:, :, :H, :W]
+    torch.testing.assert_close(logits, expected["logits"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["auxiliary", "linear", "mean_shift", "old_settings", "senformer", "smp_unet"])

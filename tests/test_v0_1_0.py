@@ -62,6 +62,22 @@ def test_model_gives_the_logits_of_0_1_0(name):
     check_logits(model, load_file(FIXTURES / "models" / name / "expected.safetensors"))
 
 
+@pytest.mark.parametrize("merge", ["hierarchical_attention", "explicit_attention"])
+def test_learned_merges_of_0_1_0_are_what_they_were(tmp_path, merge):
+    """They had one convolution before the last, without a norm, and no number of a format in config.json."""
+    kwargs = {"head_kwargs": {"merge": f"light_{merge}"}, "pyramid_kwargs": {"out_channels": 16}}
+    model = segheads.create_model("test_resnet", "senformer", 3, pretrained=False, **kwargs).eval()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["format"]
+    config["model"]["head_kwargs"]["merge"] = config["settings"]["head"]["merge"] = merge
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again, images = segheads.SegmentationModel.from_pretrained(tmp_path), torch.randn(1, 3, 40, 50)
+    assert again.plan.head_kwargs["merge"] == again.head.merge == f"light_{merge}"
+    assert not any("norm" in name or "running" in name for name in again.head.learned_merge.state_dict())
+    torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+
+
 def test_run_resumes_and_ends_as_the_uninterrupted_one(tmp_path):
     output, final = tmp_path / "run", load_file(FIXTURES / "run" / "final.safetensors")
     shutil.copytree(FIXTURES / "run", output)

@@ -36,7 +36,7 @@ class SenFormerHead(Head):
             `num_classes` and returns one.
         learner_kwargs: Further arguments of a learner given by name, such as `{"num_layers": 3}`.
         merge: A name in `segheads.merges.MERGES`: `"average"`, `"product"`, `"majority_vote"`, or the learned
-            `"hierarchical_attention"` and `"explicit_attention"`.
+            `"hierarchical_attention"` and `"explicit_attention"`, with `"light_"` before them as in version 0.1.0.
         share: What learners have in common (the paper's Table 2): `"none"`; `"decoder"`, all but the class embeddings;
             or `"class_embeddings"` alone.
         shift: Mean shift of each level's tokens before its learners, in the options of `MeanShift`; None means none.

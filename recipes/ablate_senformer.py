@@ -26,6 +26,7 @@ import tyro
 from segheads import SegmentationModel, create_model
 from segheads.ablation import GridConfig, Row, Table, axis, run_grid
 from segheads.cli.run import run
+from segheads.functional.upsample import Reduction
 from segheads.training import DEMO_RUN, LoopConfig, ModelConfig, OptimizationConfig, changed
 
 
@@ -51,6 +52,8 @@ class Config(GridConfig):
     """Channels (d) of the pyramids and of what stands on them."""
     auxiliary_weight: float = 0.4
     """Weight in training of an FCN head on the backbone's third stage; 0 builds none."""
+    auxiliary_reduction: Reduction = "all"
+    """Divide the auxiliary loss by all pixels, as published, or by the valid ones."""
     model: Model = Model(backbone="resnet50.tv_in1k", drop_path_rate=0.0, loss_reduction="valid")
     """Backbone and loss."""
     optimization: OptimizationConfig = OptimizationConfig(
@@ -199,6 +202,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
         pyramid_kwargs={"out_channels": config.width} if has_pyramid else {},
         auxiliary_weight=config.auxiliary_weight,
         auxiliary_kwargs={"channels": config.width},
+        auxiliary_reduction=config.auxiliary_reduction,
         **options,
     )
 

@@ -27,11 +27,6 @@ from segheads.saving import find_folder, load_weights, restore_settings, write_f
 log = logging.getLogger(__name__)
 
 
-def _of_the_loss(name: str, doc: str) -> Any:
-    """An attribute of the loss, to be read and set on the model, too."""
-    return property(lambda model: getattr(model.criterion, name), lambda m, x: setattr(m.criterion, name, x), doc=doc)
-
-
 class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipeline_tag="image-segmentation"):
     """Backbone, optional pyramid and head; images of any size in, logits, loss or labels of that size out.
 
@@ -54,6 +49,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         loss: A name in `segheads.losses.LOSSES`, or a `PixelLoss` class.
         loss_kwargs: Options of the loss, such as `{"label_smoothing": 0.1}`.
         loss_reduction: `"valid"` or `"all"`, see `segheads.losses.PixelLoss`.
+        auxiliary_reduction: The same of the auxiliary head's loss; None means `loss_reduction`.
         stretch_logits: Resize logits over the image without removing the padding.
 
     Attributes:
@@ -87,6 +83,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         loss: str | Callable[..., PixelLoss] = "ce",
         loss_kwargs: Mapping[str, Any] | None = None,
         loss_reduction: Reduction = "valid",
+        auxiliary_reduction: Reduction | None = None,
         stretch_logits: bool = False,
     ) -> None:
         super().__init__()
@@ -107,9 +104,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         self.head = head
         self.auxiliary_head = auxiliary_head
         self.auxiliary_weight = auxiliary_weight
-        self.criterion = create_loss(
-            loss, head.num_classes, ignore_index=ignore_index, reduction=loss_reduction, **(loss_kwargs or {})
-        )
+        options = {"ignore_index": ignore_index, **(loss_kwargs or {})}
+        self.criterion = create_loss(loss, head.num_classes, reduction=loss_reduction, **options)
+        self.auxiliary_criterion: PixelLoss | None = None
+        if auxiliary_reduction is not None:
+            self.auxiliary_criterion = create_loss(loss, head.num_classes, reduction=auxiliary_reduction, **options)
         self.stretch_logits = stretch_logits
         self.plan: ModelPlan | None = None  # what it was built from, if by names
         self.classes: Classes | None = None
@@ -128,8 +127,25 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         """Whether predictions interpolate and average probabilities and not logits, as ensembles do."""
         return self.head.averages_probabilities
 
-    ignore_index = _of_the_loss("ignore_index", "The label that the loss leaves out.")
-    loss_reduction = _of_the_loss("reduction", "What the loss divides a sum over pixels by.")
+    @property
+    def ignore_index(self) -> int:
+        """The label that the loss leaves out."""
+        return self.criterion.ignore_index
+
+    @ignore_index.setter
+    def ignore_index(self, value: int) -> None:
+        self.criterion.ignore_index = value
+        if self.auxiliary_criterion is not None:
+            self.auxiliary_criterion.ignore_index = value
+
+    @property
+    def loss_reduction(self) -> Reduction:
+        """What the loss divides a sum over pixels by."""
+        return self.criterion.reduction
+
+    @loss_reduction.setter
+    def loss_reduction(self, value: Reduction) -> None:
+        self.criterion.reduction = value
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -160,7 +176,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         loss = self.head.loss(self._for_head(maps), labels, partial(self._loss, stride=self._stride))
         if self.auxiliary_head is not None:
             logits = self.auxiliary_head(maps[self._auxiliary_level])
-            loss = loss + self.auxiliary_weight * self._loss(logits, labels, self._auxiliary_stride)
+            own = self._loss(logits, labels, self._auxiliary_stride, self.auxiliary_criterion)
+            loss = loss + self.auxiliary_weight * own
         return loss
 
     def logits(self, images: Tensor) -> Tensor:
@@ -269,8 +286,9 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         """What predictions interpolate: logits, or the probabilities whose logarithms they are."""
         return logits.exp() if self.averages_probabilities else logits
 
-    def _loss(self, logits: Tensor, labels: Tensor, stride: float) -> Tensor:
-        return self.criterion(logits, labels, self._covered_size(logits, (labels.shape[1], labels.shape[2]), stride))
+    def _loss(self, logits: Tensor, labels: Tensor, stride: float, criterion: PixelLoss | None = None) -> Tensor:
+        criterion = self.criterion if criterion is None else criterion
+        return criterion(logits, labels, self._covered_size(logits, (labels.shape[1], labels.shape[2]), stride))
 
     def save_pretrained(
         self,
@@ -407,6 +425,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             loss=plan.loss,
             loss_kwargs=plan.loss_kwargs,
             loss_reduction=plan.loss_reduction,
+            auxiliary_reduction=plan.auxiliary_reduction,
             stretch_logits=plan.stretch_logits,
         )
         model._freeze_unneeded()

@@ -268,6 +268,21 @@ class Wrapped(nn.Module):
         return self.module(images)
 
 
+def test_the_auxiliary_loss_may_be_over_all_pixels(tmp_path):
+    options = {"auxiliary_weight": 0.5, "auxiliary_kwargs": {"drop_rate": 0.0, "channels": 8}}
+    model = create_model("test_resnet", "linear", 3, pretrained=False, auxiliary_reduction="all", **options).eval()
+    images, labels = torch.randn(1, 3, 32, 32), torch.randint(3, (1, 32, 32))
+    labels[:, :8] = 255
+    scores = model.auxiliary_head(model.backbone(images)[-2])
+    own = F.cross_entropy(F.interpolate(scores, (32, 32), mode="bilinear"), labels, ignore_index=255)
+    expected = F.cross_entropy(model(images), labels, ignore_index=255) + 0.5 * 0.75 * own
+    torch.testing.assert_close(model(images, labels), expected)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(SegmentationModel.from_pretrained(tmp_path)(images, labels), expected)
+    model.ignore_index = 254
+    assert model.auxiliary_criterion.ignore_index == 254
+
+
 @pytest.mark.parametrize("merge", ["average", "product", "majority_vote", "explicit_attention"])
 def test_an_ensembles_probabilities_are_what_is_upsampled(merge):
     """As the published code does in its tests; a learned merge blends logits, of which the same is true."""

@@ -27,6 +27,9 @@ MAY_DIFFER = {
     *("window", "stride", "scales", "flip", "small_images"),
 }
 
+# What options that came later stand for in an older config.json, where that is not their default
+OLDER: dict[str, Any] = {"auxiliary_reduction": "valid"}
+
 # What the recipes' demos share: AdamW on 96 x 96 scenes that the code draws
 DEMO_RUN: dict[str, Any] = {
     "demo": True,

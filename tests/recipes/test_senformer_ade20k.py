@@ -39,7 +39,7 @@ def test_defaults_are_the_published_ones(recipe):
     assert (config.optimizer, config.power, config.min_learning_rate) == ("adamw", 1.0, 0.0)
     assert (config.warmup_iterations, config.iterations, config.batch_size) == (1500, 160_000, 16)
     assert (config.crop_size, config.scale, config.window, config.stride) == (512, (2048, 512), None, None)
-    assert config.loss_reduction == "valid"
+    assert (config.loss_reduction, config.auxiliary_reduction) == ("valid", "all")
 
 
 RESNET, OTHERS = (1e-4, 0.1, 1e-4, 3.0, 0.0), (6e-5, 1.0, 0.01, 1.0, 0.3)
@@ -194,3 +194,13 @@ def test_scores_are_those_of_the_saved_model(recipe, tmp_path, processes, own_ru
     reported = json.loads((tmp_path / "results.json").read_text())
     for name in ("aAcc", "mAcc", "mIoU"):
         assert reported[name] == pytest.approx(float(found[name]), abs=1e-7)
+
+
+def test_an_older_run_keeps_its_auxiliary_loss(recipe, tmp_path, own_run):
+    options = ["--head", "fcn", "--output", str(tmp_path)]
+    recipe.main(tiny(recipe, *options))
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["auxiliary_reduction"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(SegheadsError, match="auxiliary_reduction was 'valid' and is 'all'"):
+        recipe.main(tiny(recipe, *options, "--resume"))

@@ -172,6 +172,8 @@ def read_model(values: Mapping[str, Any], *, version: int = FORMAT) -> ModelPlan
             kwargs["shift"] = {"num_layers": layers, "shift_channels": channels, **others}
     if version == 1:
         kwargs = _with_its_merge(kwargs)
+    if version == 1 and values.get("head") == "feature_fusion":
+        kwargs = {"norm": False, **kwargs}
     return ModelPlan(**{**values, "head_kwargs": kwargs})
 
 

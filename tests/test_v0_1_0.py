@@ -78,6 +78,20 @@ def test_learned_merges_of_0_1_0_are_what_they_were(tmp_path, merge):
     torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
 
 
+def test_feature_fusion_of_0_1_0_is_what_it_was(tmp_path):
+    """It had neither norm nor activation after its convolution."""
+    kwargs = {"head_kwargs": {"norm": False}, "pyramid_kwargs": {"out_channels": 16}}
+    model = segheads.create_model("test_resnet", "feature_fusion", 3, pretrained=False, **kwargs).eval()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["format"]
+    config["model"]["head_kwargs"] = {}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert {"head.fuse.weight", "head.fuse.bias"} <= set(model.state_dict())
+    again, images = segheads.SegmentationModel.from_pretrained(tmp_path), torch.randn(1, 3, 40, 50)
+    torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+
+
 def test_run_resumes_and_ends_as_the_uninterrupted_one(tmp_path):
     output, final = tmp_path / "run", load_file(FIXTURES / "run" / "final.safetensors")
     shutil.copytree(FIXTURES / "run", output)

@@ -12,6 +12,7 @@ from segheads.build import create_model
 from segheads.data import EvaluationSamples, PhotometricNormalize, TrainingSamples, collate_samples
 from segheads.errors import options_become_parts
 from segheads.evaluation.report import score_record, scores
+from segheads.inference.windows import pair
 from segheads.model import SegmentationModel
 from segheads.plan import HeadChoice
 from segheads.probing.backbone import SharedBackbone
@@ -188,9 +189,9 @@ def open_cache(
     Raises:
         ValueError: If there is no room.
     """
-    size = config.crop_size
+    height, width = pair("crop_size", config.crop_size)
     with accelerator.autocast():
-        maps = shared.compute(torch.zeros(1, 3, size, size, device=accelerator.device))
+        maps = shared.compute(torch.zeros(1, 3, height, width, device=accelerator.device))
     about = {
         "backbone": config.model.backbone,
         "weights": fingerprint_module(shared.backbone),
@@ -198,7 +199,7 @@ def open_cache(
         "dataset": config.data.dataset,
         "samples": fingerprint_data(samples.dataset),
         "scale": config.protocol.scale,
-        "crop_size": size,
+        "crop_size": config.crop_size,
         "seed": config.seed,
         "maps": [f"{x.dtype} {tuple(x.shape[1:])}" for x in maps],
         **({} if config.training_flip else {"training_flip": False}),
@@ -214,7 +215,7 @@ def open_cache(
     batches, processes = sampler(config, len(samples)), accelerator.num_processes
     pieces = (keys for process in range(processes) for keys in batches.parts(process, processes))
     bytes_per_image = sum(x.numel() * x.element_size() for x in maps)
-    bytes_per_image += size * size * (1 if samples.dataset.num_classes <= 255 else 2)
+    bytes_per_image += height * width * (1 if samples.dataset.num_classes <= 255 else 2)
     with accelerator.main_process_first():
         cache.prepare(pieces, bytes_per_image, round(config.cache_gb * 1e9))
     return cache

@@ -12,7 +12,7 @@ from segheads.classes import ignored_label
 from segheads.data.config import DataConfig
 from segheads.errors import OptionError
 from segheads.functional.upsample import Reduction
-from segheads.inference.protocol import InferenceProtocol
+from segheads.inference.protocol import InferenceProtocol, Size
 from segheads.training.machine import MachineConfig, check_launcher, launched_precision
 from segheads.training.optimization import OptimizationConfig
 
@@ -141,8 +141,8 @@ class TrainingConfig:
     """Go on with the run in `output`."""
     seed: int = 0
     """Of the initial weights, the samples and their distortions, and what is dropped."""
-    crop_size: int = 512
-    """Side of the training crops, pixels."""
+    crop_size: Size = 512
+    """Side of the training crops, pixels, or their height and width (Cityscapes: 512 1024)."""
     training_flip: bool = True
     """Mirror half of the training crops; --flip is that of evaluations."""
     tracker: str = "tensorboard"

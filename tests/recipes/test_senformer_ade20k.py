@@ -19,6 +19,7 @@ from segheads.data import EvaluationSamples, Scenes
 from segheads.errors import SegheadsError
 from segheads.evaluation import evaluate
 from segheads.training import changed, flat
+from segheads.training.batches import training_samples
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "senformer_ade20k.py"
 TINY = ["--backbone", "test_resnet", "--scenes-size", "32", "--scale", "32", "32", "--crop-size", "32"]
@@ -194,6 +195,15 @@ def test_scores_are_those_of_the_saved_model(recipe, tmp_path, processes, own_ru
     reported = json.loads((tmp_path / "results.json").read_text())
     for name in ("aAcc", "mAcc", "mIoU"):
         assert reported[name] == pytest.approx(float(found[name]), abs=1e-7)
+
+
+def test_crops_and_windows_may_be_rectangles(recipe, tmp_path, own_run):
+    options = ["--crop-size", "16", "32", "--window", "16", "32", "--stride", "16", "24", "--output", str(tmp_path)]
+    config = tiny(recipe, *options)
+    recipe.main(config)
+    assert training_samples(config, Scenes(length=2))[0, 1]["image"].shape == (3, 16, 32)
+    assert json.loads((tmp_path / "config.json").read_text())["crop_size"] == [16, 32]
+    assert SegmentationModel.from_pretrained(tmp_path / "model").protocol.window == (16, 32)
 
 
 def test_an_older_run_keeps_its_auxiliary_loss(recipe, tmp_path, own_run):

@@ -33,7 +33,7 @@ from segheads.probing.saving import join_head, save_probes
 from segheads.training.batches import batch_loader, sampler_options, training_samples
 from segheads.training.config import as_launched
 from segheads.training.loop import train
-from segheads.training.run import shown
+from segheads.training.run import evaluation_samples, shown
 from segheads.training.setup import Run, open_run
 
 log = logging.getLogger(__name__)
@@ -58,13 +58,13 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
         with options_become_parts():
             shared, probes, samples, cache = _build(run, config)
         mean, std = (shared.backbone.data_config[key] for key in ("mean", "std"))
+        images, some = evaluation_samples(run, mean, std)
         evaluate = partial(
             evaluate_probes,
             run.accelerator,
             shared,
             probes,
-            EvaluationSamples(run.validation_set, mean, std, config.protocol.scale),
-            shown(config),
+            protocol=shown(config),
             workers=config.machine.workers,
         )
         start = run.start()
@@ -85,9 +85,9 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
         batches = feature_batches(
             run.accelerator, loader, prepare, shared, cache=cache, channels_last=shared.channels_last
         )
-        train(run, learner, batches, config.loop, start=start, evaluate=partial(_evaluated, config, probes, evaluate))
+        train(run, learner, batches, config.loop, start=start, evaluate=partial(_evaluated, probes, evaluate, some))
         names = run.validation_set.class_names
-        rows = probe_rows(probes, [score_record(results, names) for results in evaluate()])
+        rows = probe_rows(probes, [score_record(results, names) for results in evaluate(images)])
         if run.accelerator.is_main_process:
             _report(run, config, shared, probes, rows)
     return rows
@@ -147,9 +147,9 @@ def _rate(config: ProbeConfig, iteration: int, learning_rate: float) -> float:
     return config.optimization.rate_at(iteration, config.loop.iterations, learning_rate)
 
 
-def _evaluated(config: ProbeConfig, probes: list[Probe], evaluate: Any) -> dict[str, Any]:
+def _evaluated(probes: list[Probe], evaluate: Any, samples: EvaluationSamples) -> dict[str, Any]:
     """The scores of every head that learns, for the log."""
-    results = zip(probes, evaluate(limit=config.loop.evaluate_images), strict=True)
+    results = zip(probes, evaluate(samples), strict=True)
     return {"scores": {probe.name: scores(found) for probe, found in results if probe.diverged_at is None}}
 
 

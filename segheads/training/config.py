@@ -113,7 +113,7 @@ class LoopConfig:
     evaluate_every: int = 16_000
     """Iterations between evaluations; 0 evaluates at the end alone."""
     evaluate_images: int | None = None
-    """Evaluate on the first so many images during training; the last evaluation is always on all."""
+    """Evaluate on so many images, at equal distances in the set, during training; the last evaluation is on all."""
     calibration: bool = False
     """Also measure the expected calibration error of the final evaluation."""
     checkpoint_every: int = 1000

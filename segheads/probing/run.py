@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from segheads.build import create_model
 from segheads.data import EvaluationSamples, PhotometricNormalize, TrainingSamples, collate_samples
+from segheads.data.samples import CROPS
 from segheads.errors import options_become_parts
 from segheads.evaluation.report import score_record, scores
 from segheads.inference.windows import pair
@@ -200,7 +201,7 @@ def open_cache(
         "samples": fingerprint_data(samples.dataset),
         "scale": config.protocol.scale,
         "crop_size": config.crop_size,
-        "seed": config.seed,
+        "seed": [config.seed, CROPS],
         "maps": [f"{x.dtype} {tuple(x.shape[1:])}" for x in maps],
         **({} if config.training_flip else {"training_flip": False}),
         **({"flip_pairs": samples.crop.flip_pairs} if samples.crop.flip_pairs else {}),

@@ -134,6 +134,7 @@ def tables(config: Config) -> dict[str, Table]:
         "2": Table(
             "Table 2: sharing of weights",
             [
+                Row("one block", senformer(**blocks(num_layers=1))),
                 Row("repeated block", senformer(), paper=SENFORMER),
                 Row(
                     "separate blocks",
@@ -146,7 +147,7 @@ def tables(config: Config) -> dict[str, Table]:
         ),
         "3": Table(
             "Table 3: number of blocks",
-            [Row(f"{n}", senformer(**({} if n == 6 else blocks(num_layers=n)))) for n in (1, 2, 4, 6, 8)],
+            [Row(f"{n}", senformer(**({} if n == 6 else blocks(num_layers=n)))) for n in (1, 3, 6, 9)],
         ),
         "4": Table(
             "Table 4: self-ensemble against feature fusion",
@@ -176,13 +177,14 @@ def tables(config: Config) -> dict[str, Table]:
         ),
         "12": Table(
             "Table 12: learners per level",
-            [Row("1", senformer()), *(Row(f"{n}", senformer(learners_per_level=n)) for n in (2, 3))],
+            [Row("1", senformer()), Row("2", senformer(learners_per_level=2))],
         ),
         "13": Table(
             "Table 13: pyramid, and place of the norms",
             [
                 Row("FPNT, pre-norm", senformer()),
                 Row("FPN, pre-norm", senformer(pyramid="fpn")),
+                Row("none, pre-norm", senformer(pyramid=None)),
                 Row("FPNT, post-norm", senformer(**blocks(pre_norm=False))),
             ],
         ),
@@ -194,6 +196,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
     own_width = config.model.head in ("uper", "sen_uper")
     has_pyramid = not own_width and not config.model.head.startswith("smp:")
     options = config.model_options(num_classes)
+    has_pyramid &= options.get("pyramid", "auto") is not None
     options["head_kwargs"] = {**options.get("head_kwargs", {}), **({"channels": config.width} if own_width else {})}
     return create_model(
         config.model.backbone,

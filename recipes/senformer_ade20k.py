@@ -38,6 +38,7 @@ import timm
 
 from segheads import SegmentationModel, create_model
 from segheads.cli.run import run
+from segheads.functional.upsample import Reduction
 from segheads.heads.senformer import Share
 from segheads.mean_shift import StepOptions, default_step
 from segheads.training import (
@@ -111,6 +112,8 @@ class Config(TrainingConfig):
     """Channels (d) of the pyramid before senformer and feature_fusion or given by name, and of uper and sen_uper."""
     auxiliary_weight: float = 0.4
     """Weight in training of an FCN head, as wide as the pyramid, on the backbone's third stage; 0 builds none."""
+    auxiliary_reduction: Reduction = "all"
+    """Divide the auxiliary loss by all pixels, as published, or by the valid ones."""
     optimization: Optimization = Optimization(
         optimizer="adamw", min_learning_rate=0.0, power=1.0, warmup_iterations=1500
     )
@@ -178,6 +181,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
         head_kwargs=head_options(config),
         auxiliary_weight=config.auxiliary_weight,
         auxiliary_kwargs={"channels": config.width},
+        auxiliary_reduction=config.auxiliary_reduction,
         **config.model_options(num_classes),
     )
 

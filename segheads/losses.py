@@ -79,6 +79,11 @@ class PixelLoss(nn.Module, ABC):
         loss = self.compute(logits, labels, pixels)
         return loss if shares is None else loss * shares[0]
 
+    @property
+    def num_terms(self) -> int:
+        """Number T of the terms that `divisors` speaks of."""
+        return 1
+
     def divisors(self, labels: Tensor) -> Tensor:
         """What each term of the loss divides its sum by, `(T,)`: valid pixels, or with `"all"` all of them.
 
@@ -495,6 +500,11 @@ class LossSum(PixelLoss):
     def compute(self, logits: Tensor, labels: Tensor, pixels: int) -> Tensor:
         """The sum of the terms."""
         return self.total(logits, labels, pixels, None)
+
+    @property
+    def num_terms(self) -> int:
+        """Number T of the terms."""
+        return len(self.terms)
 
     def divisors(self, labels: Tensor) -> Tensor:
         """Those of each term, `(T,)`."""

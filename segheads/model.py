@@ -14,7 +14,7 @@ from segheads.backbones import TimmBackbone
 from segheads.classes import Classes, check_several_classes
 from segheads.functional import upsample, upsample_argmax
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
-from segheads.functional.upsample import Reduction
+from segheads.functional.upsample import Reduction, log_of
 from segheads.heads import FCNHead, Head, find_head
 from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
@@ -25,11 +25,6 @@ from segheads.pyramids import Pyramid, find_pyramid
 from segheads.saving import find_folder, load_weights, restore_settings, write_folder
 
 log = logging.getLogger(__name__)
-
-
-def _of_the_loss(name: str, doc: str) -> Any:
-    """An attribute of the loss, to be read and set on the model, too."""
-    return property(lambda model: getattr(model.criterion, name), lambda m, x: setattr(m.criterion, name, x), doc=doc)
 
 
 class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipeline_tag="image-segmentation"):
@@ -54,6 +49,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         loss: A name in `segheads.losses.LOSSES`, or a `PixelLoss` class.
         loss_kwargs: Options of the loss, such as `{"label_smoothing": 0.1}`.
         loss_reduction: `"valid"` or `"all"`, see `segheads.losses.PixelLoss`.
+        auxiliary_reduction: The same of the auxiliary head's loss; None means `loss_reduction`.
         stretch_logits: Resize logits over the image without removing the padding.
 
     Attributes:
@@ -87,6 +83,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         loss: str | Callable[..., PixelLoss] = "ce",
         loss_kwargs: Mapping[str, Any] | None = None,
         loss_reduction: Reduction = "valid",
+        auxiliary_reduction: Reduction | None = None,
         stretch_logits: bool = False,
     ) -> None:
         super().__init__()
@@ -107,9 +104,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         self.head = head
         self.auxiliary_head = auxiliary_head
         self.auxiliary_weight = auxiliary_weight
-        self.criterion = create_loss(
-            loss, head.num_classes, ignore_index=ignore_index, reduction=loss_reduction, **(loss_kwargs or {})
-        )
+        options = {"ignore_index": ignore_index, **(loss_kwargs or {})}
+        self.criterion = create_loss(loss, head.num_classes, reduction=loss_reduction, **options)
+        self.auxiliary_criterion: PixelLoss | None = None
+        if auxiliary_reduction is not None:
+            self.auxiliary_criterion = create_loss(loss, head.num_classes, reduction=auxiliary_reduction, **options)
         self.stretch_logits = stretch_logits
         self.plan: ModelPlan | None = None  # what it was built from, if by names
         self.classes: Classes | None = None
@@ -123,8 +122,30 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         """Number of classes K."""
         return self.head.num_classes
 
-    ignore_index = _of_the_loss("ignore_index", "The label that the loss leaves out.")
-    loss_reduction = _of_the_loss("reduction", "What the loss divides a sum over pixels by.")
+    @property
+    def averages_probabilities(self) -> bool:
+        """Whether predictions interpolate and average probabilities and not logits, as ensembles do."""
+        return self.head.averages_probabilities
+
+    @property
+    def ignore_index(self) -> int:
+        """The label that the loss leaves out."""
+        return self.criterion.ignore_index
+
+    @ignore_index.setter
+    def ignore_index(self, value: int) -> None:
+        self.criterion.ignore_index = value
+        if self.auxiliary_criterion is not None:
+            self.auxiliary_criterion.ignore_index = value
+
+    @property
+    def loss_reduction(self) -> Reduction:
+        """What the loss divides a sum over pixels by."""
+        return self.criterion.reduction
+
+    @loss_reduction.setter
+    def loss_reduction(self, value: Reduction) -> None:
+        self.criterion.reduction = value
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -157,12 +178,21 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         loss = self.head.loss(self._for_head(maps), labels, criterion)
         if self.auxiliary_head is not None:
             logits = self.auxiliary_head(maps[self._auxiliary_level])
-            loss = loss + self.auxiliary_weight * self._loss(logits, labels, self._auxiliary_stride, shares)
+            of_rest = None if shares is None else shares[self.criterion.num_terms :]
+            own = self._loss(logits, labels, self._auxiliary_stride, of_rest, self.auxiliary_criterion)
+            loss = loss + self.auxiliary_weight * own
         return loss
 
     def divisors(self, labels: Tensor) -> Tensor:
-        """What each term of the loss divides by, `(T,)`, of labels `(B, H, W)`: see `PixelLoss.divisors`."""
-        return self.criterion.divisors(labels)
+        """What each term of the loss, then of the auxiliary loss, divides by, `(T,)`: see `PixelLoss.divisors`.
+
+        Args:
+            labels: Class of each pixel, or `ignore_index`, `(B, H, W)`.
+        """
+        criteria = [self.criterion]
+        if self.auxiliary_head is not None:
+            criteria.append(self.auxiliary_criterion or self.criterion)
+        return torch.cat([criterion.divisors(labels).float() for criterion in criteria])
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits on the head's grid, `(B, K, h, w)`, before the upsampling."""
@@ -218,10 +248,10 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             if not return_uncertainty:
                 logits, covered = self.low_resolution(images)
                 check_finite([all_finite(logits)])
-                return upsample_argmax(logits, covered)[:, :H, :W]
+                return upsample_argmax(self._averaged(logits), covered)[:, :H, :W]
             (logits, *learners), covered = self.predictions(images)
             check_finite([all_finite(x) for x in (logits, *learners)])
-            labels = upsample_argmax(logits, covered)[:, :H, :W]
+            labels = upsample_argmax(self._averaged(logits), covered)[:, :H, :W]
             maps = torch.stack(ensemble_uncertainty(logits, learners), dim=1)  # (B, 3, h, w)
             return labels, Uncertainty(*upsample(maps, covered)[:, :, :H, :W].unbind(1))
 
@@ -262,11 +292,24 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         return round(logits.shape[2] * stride), round(logits.shape[3] * stride)
 
     def _upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        return upsample(logits, self._covered_size(logits, size, self._stride))[:, :, : size[0], : size[1]]
+        scores = upsample(self._averaged(logits), self._covered_size(logits, size, self._stride))
+        scores = scores[:, :, : size[0], : size[1]]
+        return log_of(scores) if self.averages_probabilities else scores
 
-    def _loss(self, logits: Tensor, labels: Tensor, stride: float, shares: Tensor | None = None) -> Tensor:
+    def _averaged(self, logits: Tensor) -> Tensor:
+        """What predictions interpolate: logits, or the probabilities whose logarithms they are."""
+        return logits.exp() if self.averages_probabilities else logits
+
+    def _loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        stride: float,
+        shares: Tensor | None = None,
+        criterion: PixelLoss | None = None,
+    ) -> Tensor:
         covered = self._covered_size(logits, (labels.shape[1], labels.shape[2]), stride)
-        loss: Tensor = self.criterion(logits, labels, covered, shares)
+        loss: Tensor = (self.criterion if criterion is None else criterion)(logits, labels, covered, shares)
         return loss
 
     def save_pretrained(
@@ -404,6 +447,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             loss=plan.loss,
             loss_kwargs=plan.loss_kwargs,
             loss_reduction=plan.loss_reduction,
+            auxiliary_reduction=plan.auxiliary_reduction,
             stretch_logits=plan.stretch_logits,
         )
         model._freeze_unneeded()

@@ -18,6 +18,7 @@ from segheads.files import whole_file, write_json
 from segheads.heads import Head
 from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.mean_shift import MeanShift
+from segheads.merges import LEARNED_OF_0_1_0
 from segheads.plan import ModelPlan
 from segheads.pretrained import why_hub_is_out_of_reach
 from segheads.version import VERSION
@@ -133,7 +134,8 @@ def read_folder(name: str, **hub_options: Any) -> SavedModel:
         files = [Path(hf_hub_download(name, file.name, **hub_options)) for file in files]
     try:
         config = json.loads(files[0].read_text(encoding="utf-8"))
-        plan, settings = read_model(config["model"]), config["settings"]
+        version = config.get("format", 1)
+        plan, settings = read_model(config["model"], version=version), config["settings"]
         named = config.get("classes")
         pairs = () if named is None else tuple(map(tuple, named.get("flip_pairs", ())))
         classes = None if named is None else Classes(tuple(named["names"]), tuple(map(tuple, named["palette"])), pairs)
@@ -144,14 +146,17 @@ def read_folder(name: str, **hub_options: Any) -> SavedModel:
         ) from error
     if not all(isinstance(values, dict) for values in settings.values()):
         settings = {"head": settings}  # as they were saved before heads nested
+    if version == 1:
+        settings = {part: _with_its_merge(values) for part, values in settings.items()}
     return SavedModel(plan, settings, files[1], files[0], classes, protocol)
 
 
-def read_model(values: Mapping[str, Any]) -> ModelPlan:
+def read_model(values: Mapping[str, Any], *, version: int = FORMAT) -> ModelPlan:
     """The plan that config.json holds, of this version or of 0.1.0.
 
     Args:
         values: The entry `model`.
+        version: The number `format` of config.json; 1 where 0.1.0 wrote none.
 
     Raises:
         TypeError: If there are other entries than a plan has.
@@ -165,7 +170,17 @@ def read_model(values: Mapping[str, Any]) -> ModelPlan:
         channels, others = kwargs.pop("shift_channels", None), kwargs.pop("mean_shift_kwargs", None) or {}
         if layers:
             kwargs["shift"] = {"num_layers": layers, "shift_channels": channels, **others}
+    if version == 1:
+        kwargs = _with_its_merge(kwargs)
+    if version == 1 and values.get("head") == "feature_fusion":
+        kwargs = {"norm": False, **kwargs}
     return ModelPlan(**{**values, "head_kwargs": kwargs})
+
+
+def _with_its_merge(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options or settings of 0.1.0 in today's words: its learned merges have another name now."""
+    merge = values.get("merge")
+    return {**values, "merge": LEARNED_OF_0_1_0[merge]} if merge in LEARNED_OF_0_1_0 else dict(values)
 
 
 def settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -35,7 +35,7 @@ from segheads.errors import DataError, OptionError, options_become_parts
 from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
 from segheads.evaluation.plots import Row
 from segheads.evaluation.report import score_line
-from segheads.inference.protocol import InferenceProtocol, SmallImages
+from segheads.inference.protocol import InferenceProtocol, Size, SmallImages
 from segheads.metrics import METRICS, find_metric
 from segheads.training.machine import Precision, launched_precision, share_cores
 
@@ -92,9 +92,9 @@ class Config:
     """Show the model windows of the image, also if the run showed it whole images."""
     whole: bool = False
     """Show the model whole images, also if the run showed it windows."""
-    window: int | None = None
-    """Side of the windows, pixels; None means the run's, or that of its training crops."""
-    stride: int | None = None
+    window: Size | None = None
+    """Side of the windows, pixels, or their height and width; None means the run's, or that of its training crops."""
+    stride: Size | None = None
     """Pixels between windows; None means the run's, or that of the window."""
     scales: tuple[float, ...] = (1.0,)
     """Factors of the image's size whose probabilities are averaged; the papers' are 0.5 0.75 1.0 1.25 1.5 1.75."""
@@ -203,6 +203,7 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
         raise OptionError(f"--scales must be one or more numbers above 0; got {config.scales}")
     if config.whole and (config.slide or config.window or config.stride):
         raise OptionError("--whole shows no windows, and --slide, --window and --stride do; leave one out")
+    run = {name: tuple(x) if isinstance(x, list) else x for name, x in run.items()}
     window = None if config.whole else config.window or run.get("window")
     if config.slide:
         window = window or run.get("crop_size")
@@ -210,7 +211,7 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
         raise OptionError(f"--model {config.model} tells no size of windows; give --window PIXELS")
     stride = config.stride or (run.get("stride") if window == run.get("window") else None) or window
     for option, value in {"--window": window, "--stride": stride}.items():
-        if value is not None and value < 1:
+        if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
             raise OptionError(f"{option} must be 1 pixel or more; got {value}")
     told = in_new_words(run)
     taken = {name: told.get(name) for name in OF_THE_DATA if dataset == run.get("dataset")}

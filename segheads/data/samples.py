@@ -13,6 +13,8 @@ from segheads.data.photometric import PhotometricDistortion
 from segheads.data.resize import resize_keep_ratio, to_input
 from segheads.errors import DataError
 
+CROPS = 1  # the stream of random numbers that crops and distortions come from; 0 are orders and drawn scenes
+
 _PUBLISHED = PhotometricDistortion()
 
 
@@ -71,7 +73,9 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
             image, labels = self.dataset.read(index)
         except DataError as error:
             raise type(error)(f"sample {index} of {type(self.dataset).__name__}: {error}") from error
-        rng = np.random.default_rng([self.seed, epoch, index])
+        # numpy takes missing numbers for 0: without the last, sample 0 would draw what shuffled its epoch, and a drawn
+        # scene's crop what drew the scene
+        rng = np.random.default_rng([self.seed, epoch, index, CROPS])
         pixels, classes, valid = self.crop(image, labels, rng)
         drawn = self.distortion(rng) if self.distortion else torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
         return {"image": pixels, "labels": classes, "distortion": drawn, "valid": torch.tensor(valid)}

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Self
 
 from segheads.data.dataset import SegmentationDataset
 
@@ -38,6 +39,18 @@ class SubsetDataset(SegmentationDataset):
         self.dataset = dataset
         self.ignore_index = dataset.ignore_index
         self.indices: list[int] = sorted(np.random.default_rng(seed).permutation(len(dataset))[:length].tolist())
+
+    @classmethod
+    def spaced(cls, dataset: SegmentationDataset, length: int) -> Self:
+        """So many images at equal distances, the first and the last among them; all, if there are no more.
+
+        Args:
+            dataset: Any data set of the package.
+            length: How many images.
+        """
+        subset = cls(dataset, min(length, len(dataset)))
+        subset.indices = np.linspace(0, len(dataset) - 1, len(subset)).round().astype(int).tolist()
+        return subset
 
     def __len__(self) -> int:
         return len(self.indices)

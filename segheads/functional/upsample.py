@@ -81,6 +81,11 @@ def upsample_cross_entropy(
     return cross_entropy_sum(logits, labels, b, s, ignore_index) / torch.where(divisor > 0, divisor, 1)
 
 
+def log_of(probabilities: Tensor) -> Tensor:
+    """The logarithm of probabilities, finite where they are 0."""
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+
+
 @overload
 def upsample_argmax(
     logits: Tensor,

@@ -12,7 +12,7 @@ from segheads.classes import ignored_label
 from segheads.data.config import DataConfig
 from segheads.errors import OptionError
 from segheads.functional.upsample import Reduction
-from segheads.inference.protocol import InferenceProtocol
+from segheads.inference.protocol import InferenceProtocol, Size
 from segheads.training.machine import MachineConfig, check_launcher, launched_precision
 from segheads.training.optimization import OptimizationConfig
 
@@ -26,6 +26,9 @@ MAY_DIFFER = {
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
     *("window", "stride", "scales", "flip", "small_images"),
 }
+
+# What options that came later stand for in an older config.json, where that is not their default
+OLDER: dict[str, Any] = {"auxiliary_reduction": "valid"}
 
 # What the recipes' demos share: AdamW on 96 x 96 scenes that the code draws
 DEMO_RUN: dict[str, Any] = {
@@ -110,7 +113,7 @@ class LoopConfig:
     evaluate_every: int = 16_000
     """Iterations between evaluations; 0 evaluates at the end alone."""
     evaluate_images: int | None = None
-    """Evaluate on the first so many images during training; the last evaluation is always on all."""
+    """Evaluate on so many images, at equal distances in the set, during training; the last evaluation is on all."""
     calibration: bool = False
     """Also measure the expected calibration error of the final evaluation."""
     checkpoint_every: int = 1000
@@ -138,8 +141,8 @@ class TrainingConfig:
     """Go on with the run in `output`."""
     seed: int = 0
     """Of the initial weights, the samples and their distortions, and what is dropped."""
-    crop_size: int = 512
-    """Side of the training crops, pixels."""
+    crop_size: Size = 512
+    """Side of the training crops, pixels, or their height and width (Cityscapes: 512 1024)."""
     training_flip: bool = True
     """Mirror half of the training crops; --flip is that of evaluations."""
     tracker: str = "tensorboard"

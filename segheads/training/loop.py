@@ -15,12 +15,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from segheads.errors import DivergedError
 from segheads.evaluation.tables import SHOWN, named
+from segheads.modules import start_training
 from segheads.training.batches import Batch
 from segheads.training.config import LoopConfig
 from segheads.training.optimization import set_learning_rate
 from segheads.training.setup import Run
 
 log = logging.getLogger(__name__)
+MAX_SKIPPED = 20  # steps in a row that fp16 may skip for a loss that is not finite
 
 
 class Learner(Protocol):
@@ -58,10 +60,13 @@ class ModelLearner:
 
     Args:
         accelerator: What prepared both.
-        model: As `train_step` takes it; it is put into training mode.
+        model: As `train_step` takes it; it is put into training mode if it is in evaluation mode, and
+            otherwise its parts keep theirs, such as frozen batch norms.
         optimizer: Its learning rate is set before each step.
         schedule: Learning rate as a function of the number of updates made.
         max_grad_norm: Clip the norm of the gradient to this.
+
+    In fp16 the scaler skips a step whose forward pass overflowed; more than `MAX_SKIPPED` of them in a row end the run.
     """
 
     def __init__(
@@ -73,14 +78,23 @@ class ModelLearner:
         schedule: Callable[[int], float],
         max_grad_norm: float | None = None,
     ) -> None:
-        self.accelerator, self.model, self.optimizer = accelerator, model.train(), optimizer
+        start_training(accelerator.unwrap_model(model))
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.schedule, self.max_grad_norm = schedule, max_grad_norm
+        self._last = self._skipped = torch.zeros((), device=accelerator.device)
 
     def step(self, iteration: int, batches: Sequence[Batch]) -> Tensor:
         """One update at the schedule's rate; returns the loss `(1,)`."""
         set_learning_rate(self.optimizer, self.schedule(iteration))
         loss = train_step(self.accelerator, self.model, self.optimizer, batches, max_grad_norm=self.max_grad_norm)
-        return loss[None]
+        return (loss if self.accelerator.scaler is None else self._without_overflows(loss))[None]
+
+    def _without_overflows(self, loss: Tensor) -> Tensor:
+        """The last finite loss where this one is not: the scaler of fp16 has skipped the step; not so for ever."""
+        finite = loss.isfinite()
+        self._skipped = torch.where(finite, 0, self._skipped + 1)
+        self._last = torch.where(finite | (self._skipped > MAX_SKIPPED), loss, self._last)
+        return self._last
 
     def record(self, iteration: int, means: Sequence[float], first_bad: Sequence[int | None]) -> dict[str, Any]:
         """Loss and learning rate.

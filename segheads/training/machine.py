@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args
 import timm.layers
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from torch import nn
 
 from segheads.errors import OptionError
@@ -79,6 +79,7 @@ def start_accelerator(machine: MachineConfig, *, tracker: str = "none", folder: 
     accelerator = Accelerator(
         mixed_precision=machine.mixed_precision,
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the launcher's would divide once more
         log_with=None if tracker == "none" else tracker,
         project_dir=folder,
     )

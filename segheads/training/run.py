@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from segheads.data import EvaluationSamples, PhotometricNormalize
+from segheads.data import EvaluationSamples, PhotometricNormalize, SubsetDataset
 from segheads.errors import options_become_parts
 from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty
 from segheads.evaluation.plots import plot_uncertainty
@@ -62,13 +62,12 @@ def run_training(
         model.classes = run.validation_set.classes
         if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
             init_from(model, config.model.init_from, run.training_set.classes)
-        samples = EvaluationSamples(
-            run.validation_set, model.data_config["mean"], model.data_config["std"], config.protocol.scale
-        )
+        mean, std = model.data_config["mean"], model.data_config["std"]
+        samples, some = evaluation_samples(run, mean, std)
         names = run.validation_set.class_names
-        evaluate_now = partial(evaluate, run.accelerator, model, samples, shown(config), workers=config.machine.workers)
-        _train(run, model, lambda: score_record(evaluate_now(limit=config.loop.evaluate_images), names))
-        results = evaluate_now(metrics=("iou", "calibration") if config.loop.calibration else ("iou",))
+        evaluate_now = partial(evaluate, run.accelerator, model, protocol=shown(config), workers=config.machine.workers)
+        _train(run, model, lambda: score_record(evaluate_now(some), names))
+        results = evaluate_now(samples, metrics=("iou", "calibration") if config.loop.calibration else ("iou",))
         run.log(config.loop.iterations, score_record(results, names))
         if run.accelerator.is_main_process:
             report(run, model, samples, results)
@@ -125,6 +124,21 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
     )
 
 
+def evaluation_samples(
+    run: Run, mean: Sequence[float], std: Sequence[float]
+) -> tuple[EvaluationSamples, EvaluationSamples]:
+    """The validation images, and those of them on which the run is evaluated on its way.
+
+    Args:
+        run: The run.
+        mean: The backbone's, per channel.
+        std: The backbone's, per channel.
+    """
+    count, scale = run.config.loop.evaluate_images, run.config.protocol.scale
+    some = run.validation_set if count is None else SubsetDataset.spaced(run.validation_set, count)
+    return EvaluationSamples(run.validation_set, mean, std, scale), EvaluationSamples(some, mean, std, scale)
+
+
 def shown(config: TrainingConfig) -> InferenceProtocol:
     """How the model is shown images that are resized into the protocol's scale as they are read.
 
@@ -139,14 +153,13 @@ def report(run: Run, model: SegmentationModel, samples: EvaluationSamples, resul
 
     Args:
         run: The run.
-        model: What was trained; it is put into evaluation mode.
+        model: What was trained.
         samples: What it was evaluated on.
         results: What `evaluate` gave.
     """
     config, dataset, folder = run.config, samples.dataset, run.folder.path
     model.classes, model.protocol = dataset.classes, config.protocol
     model.save_pretrained(folder / "model")
-    model.eval()
     rows: list[Any] = []
     doubts: list[Any] = []
     for index in np.linspace(0, len(dataset) - 1, min(config.pictures, len(dataset))).astype(int).tolist():

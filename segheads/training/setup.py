@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from segheads.data import SegmentationDataset, open_dataset
 from segheads.errors import OptionError
-from segheads.training.config import MAY_DIFFER, TrainingConfig, changed, field_defaults
+from segheads.training.config import MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults
 from segheads.training.labels import keep_weights, look_at_labels
 from segheads.training.machine import start_accelerator
 from segheads.training.run_folder import RunFolder
@@ -124,7 +124,7 @@ def open_run(
         config.as_json(),
         resume=config.resume,
         may_differ=may_differ,
-        defaults=field_defaults(config),
+        defaults={**field_defaults(config), **OLDER},
         keep=config.loop.keep_checkpoints,
     )
     sets = open_data(accelerator, config)

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from segheads import create_model
 from segheads.errors import OptionError
 from segheads.training import DEMO_RUN, TrainingConfig, run_training
-from segheads.training.config import as_launched
+from segheads.training.config import MachineConfig, as_launched
+from segheads.training.machine import start_accelerator
 
 SMALL = {
     **DEMO_RUN,
@@ -60,3 +62,6 @@ def test_what_the_launcher_cannot_have_is_refused(tmp_path, monkeypatch, name, v
 def test_the_same_accumulation_is_no_contradiction(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
     as_launched(config(tmp_path, gradient_accumulation=2))
+    weight = torch.ones(1, requires_grad=True)
+    start_accelerator(MachineConfig()).backward(3 * weight.sum())
+    assert weight.grad.item() == 3  # divided by nothing: train_step does it

@@ -1,6 +1,5 @@
 """Batches of a training: crops of a data set, distorted and normalised beside the step."""
 
-import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,7 +19,6 @@ from segheads.errors import OptionError
 from segheads.model import SegmentationModel
 from segheads.training.config import TrainingConfig
 
-log = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B, H, W)
 
 
@@ -43,8 +41,6 @@ def training_samples(config: TrainingConfig, dataset: SegmentationDataset) -> Tr
         flip_pairs=dataset.classes.flip_pairs,
         ignore_index=dataset.ignore_index,
     )
-    if not dataset.image_form.has_colours:
-        log.info("images are of %s: training changes no colours", dataset.image_form)
     return TrainingSamples(dataset, crop, seed=config.seed)
 
 

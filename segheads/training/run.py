@@ -111,7 +111,7 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
 
 def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
     """What begins, in words."""
-    config, optimization = run.config, run.config.optimization
+    config, optimization, form = run.config, run.config.optimization, run.training_set.image_form
     log.info(
         f"{config.model.head} on {config.model.backbone}: "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
@@ -121,6 +121,7 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} "
         f"(backbone times {optimization.backbone_lr_scale:g}), weight decay {optimization.weight_decay:g}, "
         f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}"
+        + ("" if form.has_colours else f"\nimages of {form}: crops are resized and mirrored, no colours are changed")
     )
 
 

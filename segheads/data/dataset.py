@@ -6,14 +6,13 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from segheads.classes import Classes, Palette, ignored_label
 from segheads.data.config import DataConfig
-from segheads.data.images import AS_STORED, ImageForm, Picture, to_rgb
+from segheads.data.images import AS_STORED, ImageForm, Picture
 from segheads.errors import OptionError
 
 MOST_CLASSES = 2**15 - 1
@@ -135,10 +134,6 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
         image, labels = self.read(index)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
         return pixels.contiguous().float().div_(self.image_form.full_scale), labels.long()
-
-    def picture(self, index: int) -> NDArray[np.uint8]:
-        """Return the image of one sample as people look at it, `(H, W, 3)`: see `to_rgb`."""
-        return np.array(to_rgb(self.read(index)[0]))
 
 
 def check_split(split: str, known: tuple[str, ...]) -> None:

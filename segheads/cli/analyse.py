@@ -292,7 +292,10 @@ def plot_distance(
 def load_model(name: str, device: str) -> SegmentationModel:
     """The model of a run, of a folder or of the hub."""
     folder = Path(name) / "model"
-    return SegmentationModel.from_pretrained(folder if folder.is_dir() else name).to(device)
+    model = SegmentationModel.from_pretrained(folder if folder.is_dir() else name)
+    if not model.image_form.is_rgb:
+        raise OptionError(f"analyse takes models of images of 3 channels and 8 bit; {name} is of {model.image_form}")
+    return model.to(device)
 
 
 def data_of(config: Config) -> Data:
@@ -331,10 +334,6 @@ def read(dataset: SegmentationDataset, index: int, scale: tuple[int, int]) -> Sa
     if not 0 <= index < len(dataset):
         raise OptionError(f"--image must be 0 to {len(dataset) - 1}; got {index}")
     image, labels = dataset.read(index)
-    if not dataset.image_form.is_rgb:
-        raise OptionError(
-            f"analyse draws images of 3 channels and 8 bit; those of the data set are {dataset.image_form}"
-        )
     picture = to_input(resize_keep_ratio(image, scale), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     rows, columns = (
         ((torch.arange(new) + 0.5) * old / new).long()  # the nearest

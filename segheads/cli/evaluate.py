@@ -233,7 +233,7 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
 def load_dataset(config: Config, model: SegmentationModel) -> SegmentationDataset:
     """The data set, whose classes are those of the model: by name, or by number where either has no names."""
     form = model.image_form
-    if not form.is_rgb:  # else an option that not all data sets take
+    if not form.is_rgb and "in_chans" in DATASETS[str(config.dataset)].options:
         config = dataclasses.replace(
             config, in_chans=config.in_chans or form.channels, bit_depth=config.bit_depth or form.bit_depth
         )

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from segheads.build import create_model
 from segheads.data import EvaluationSamples, PhotometricNormalize, TrainingSamples, collate_samples
-from segheads.errors import OptionError, options_become_parts
+from segheads.errors import options_become_parts
 from segheads.evaluation.report import score_record, scores
 from segheads.model import SegmentationModel
 from segheads.plan import HeadChoice
@@ -54,11 +54,6 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
     config = as_launched(config)
     config.check()
     with open_run(config, may_differ=PROBES_MAY_DIFFER) as run:
-        if not run.training_set.image_form.is_rgb:
-            raise OptionError(
-                f"probes take images of 3 channels and 8 bit, and these are of {run.training_set.image_form}; train a "
-                "model of its own for each head"
-            )
         with options_become_parts():
             shared, probes, samples, cache = _build(run, config)
         mean, std = (shared.backbone.data_config[key] for key in ("mean", "std"))

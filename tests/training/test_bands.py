@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from miniatures import camvid
 from PIL import Image
 
 from segheads import Predictor, SegmentationModel, create_model
+from segheads.cli.analyse import load_model
 from segheads.cli.check_data import Config as CheckConfig
 from segheads.cli.check_data import main as check_data
 from segheads.cli.evaluate import Config as EvaluateConfig
@@ -17,6 +19,7 @@ from segheads.cli.evaluate import main as evaluate
 from segheads.data import DataConfig, EvaluationSamples, FolderDataset, RandomScaleCrop, TrainingSamples, open_dataset
 from segheads.data.images import ImageForm
 from segheads.errors import DataError, OptionError
+from segheads.probing import ProbeConfig
 from segheads.training import DEMO_RUN, TrainingConfig, changed, run_training
 
 tifffile = pytest.importorskip("tifffile")
@@ -190,6 +193,20 @@ def test_unused_bits_are_a_warning(root, capsys):
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(OptionError, match=message):
         DataConfig(**options).image_form  # noqa: B018
+
+
+def test_where_bands_are_not_supported_one_line_says_so(root, tmp_path):
+    model = create_model("test_vit", "linear", 11, pretrained=False, backbone_kwargs={"in_chans": 5})
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(OptionError, match="analyse takes models of images of 3 channels and 8 bit; .* 5 channels"):
+        load_model(str(tmp_path), "cpu")
+    camvid(tmp_path / "camvid")
+    data = {"dataset": "camvid", "data_root": tmp_path / "camvid"}
+    with pytest.raises(OptionError, match="takes images of 5 channels, 8 bit, and those of --dataset camvid .* 3 ch"):
+        evaluate(EvaluateConfig(model=str(tmp_path / "model"), workers=0, threads=1, **data))
+    probes = {"output": tmp_path / "probes", "heads": ("linear",), "learning_rates": (1e-3,)}
+    with pytest.raises(OptionError, match="probes take images of 3 channels and 8 bit .* got 5 channels, 12 bit"):
+        ProbeConfig.from_flat(**SMALL | BANDS | probes).check()
 
 
 def test_published_sets_take_no_bands():

@@ -1,5 +1,6 @@
 """Files that Pillow cannot read or would narrow: TIFF of bands, pages or floats, PNG of 16 bit, NumPy arrays."""
 
+from io import BufferedReader
 from types import ModuleType
 from typing import Any, BinaryIO
 
@@ -14,15 +15,13 @@ _ALPHA = (1, 2)  # of ExtraSamples: associated and unassociated
 _MINISBLACK, _RGB = 1, 2  # of PhotometricInterpretation
 
 
-def is_tiff(file: BinaryIO) -> bool:
-    """Whether a file begins as a TIFF does; it is read from its beginning afterwards.
+def is_tiff(file: BufferedReader) -> bool:
+    """Whether a file begins as a TIFF does.
 
     Args:
-        file: The file, at its beginning.
+        file: The file, at its beginning, where it stays.
     """
-    head = file.read(4)
-    file.seek(0)
-    return head in _TIFF
+    return file.peek(4)[:4] in _TIFF
 
 
 def read_by_pillow(path: str) -> bool:

@@ -30,6 +30,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TOLD_BY = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # of Pillow's info, where getexif looks
 _WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 _WIDE = ("I", "F")  # beginnings of Pillow's modes of more than 8 bit
 
@@ -333,6 +334,8 @@ def _decoded(path: str | os.PathLike[str], channels: int | None) -> tuple[Pictur
 
 
 def _orientation(image: Image.Image) -> int:
+    if not _TOLD_BY & image.info.keys():
+        return UPRIGHT
     try:
         found = image.getexif().get(ORIENTATION, UPRIGHT)
     except Exception:  # damaged EXIF data, which no viewer heeds either

@@ -1,7 +1,7 @@
 """A backbone and a head, from images to logits, loss and label maps."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from segheads.backbones import TimmBackbone
 from segheads.classes import Classes, check_several_classes
+from segheads.data.images import ImageForm
+from segheads.data.label_map import LabelMap
 from segheads.functional import upsample, upsample_argmax
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction, log_of
@@ -56,6 +58,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         plan: What `create_model` built the model from; None for one that was assembled from parts.
         classes: Names and colours of the classes, which a saved model keeps; the recipes fill it in.
         protocol: How images are shown to the model, which a saved model keeps; the recipes fill it in.
+        label_map: Which value, or colour, of its label files was which class, which a saved model keeps; None where
+            value i was class i.
 
     Raises:
         ValueError: If a part takes other channels than the one before it gives, the head has one class alone,
@@ -113,6 +117,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         self.plan: ModelPlan | None = None  # what it was built from, if by names
         self.classes: Classes | None = None
         self.protocol: InferenceProtocol = WHOLE
+        self.label_map: LabelMap | None = None
         self._pyramid_was_chosen = False
         self._level = level
         self._stride = strides[level] / head.upsampling
@@ -149,8 +154,44 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """The backbone's mean, standard deviation and input size, in timm's words."""
+        """The backbone's mean, standard deviation and input size, in timm's words; `set_input` changes them."""
         return self.backbone.data_config
+
+    @property
+    def image_form(self) -> ImageForm:
+        """Channels and bit depth of the images that the model takes."""
+        return ImageForm(self.backbone.in_chans, self.data_config.get("bit_depth"))
+
+    def set_input(
+        self,
+        *,
+        bit_depth: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        """Say what images the model takes, which a saved model keeps; `data_config` has it from now on.
+
+        Args:
+            bit_depth: Bits that values use, see `segheads.data.ImageForm`; None means 8.
+            mean: Of each channel over the training images, of values divided by the largest of the bit depth; None
+                leaves the backbone's.
+            std: The same of the standard deviation.
+
+        Raises:
+            ValueError: If a number is out of range, or there is not one for each channel.
+        """
+        ImageForm(self.backbone.in_chans, bit_depth)  # refuses
+        for name, values in {"mean": mean, "std": std}.items():
+            if values is not None:
+                if len(values) != self.backbone.in_chans or (name == "std" and not min(values) > 0):
+                    raise ValueError(
+                        f"{name} must be a number for each of {self.backbone.in_chans} channels"
+                        f"{', above 0' if name == 'std' else ''}; got {list(values)}"
+                    )
+                self.data_config[name] = list(values)
+                self.data_config[f"band_{name}"] = list(values)
+        if bit_depth is not None:
+            self.data_config["bit_depth"] = bit_depth
 
     def forward(self, images: Tensor, labels: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
         """Logits of images, or with labels the loss, in one call so that it works under DDP and torch.compile.
@@ -164,7 +205,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             shares: Factors of the loss's terms, `(T,)`, where the images are a part of an update; see `divisors`.
 
         Shape:
-            images `(B, 3, H, W)` float, labels `(B, H, W)` integer; logits `(B, K, H, W)` or a scalar loss.
+            images `(B, C, H, W)` float, C being the backbone's `in_chans`, labels `(B, H, W)` integer; logits
+            `(B, K, H, W)` or a scalar loss.
 
         Raises:
             ValueError: If images are not floating-point or labels have another size than the images.
@@ -344,7 +386,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
                 "was assembled from parts, so save its state_dict() and assemble it again"
             )
         folder = Path(save_directory)
-        write_folder(folder, self, self.plan, self.data_config, self.classes, self.protocol)
+        write_folder(folder, self, self.plan, self.data_config, self.classes, self.protocol, self.label_map)
         card = folder / "README.md"
         if not card.exists():
             self.generate_model_card(**(model_card_kwargs or {})).save(card)
@@ -389,7 +431,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         model = cls.from_plan(plan)
         if plan.num_classes == saved.plan.num_classes:
             load_weights(model, saved.weights)
-            model.classes = saved.classes
+            model.classes, model.label_map = saved.classes, saved.label_map
         else:
             new = model.weights_of_classes()
             load_weights(model, saved.weights, new=new)
@@ -399,6 +441,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             )
         restore_settings(model, saved.settings, saved.config)
         model.protocol = saved.protocol
+        model.set_input(**saved.input)
         return model.eval()
 
     def weights_of_classes(self) -> list[str]:

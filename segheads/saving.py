@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from segheads.classes import Classes
+from segheads.data.label_map import LabelMap
 from segheads.errors import SavedModelError, SavedModelMissingError
 from segheads.files import whole_file, write_json
 from segheads.heads import Head
@@ -24,6 +25,7 @@ from segheads.pretrained import why_hub_is_out_of_reach
 from segheads.version import VERSION
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+INPUT = ("bit_depth", "band_mean", "band_std")
 FORMAT = 2  # a config.json without a number is of 0.1.0
 
 Settings = Mapping[str, Mapping[str, Any]]  # by the name of a part, what may have been changed on it
@@ -38,6 +40,8 @@ class SavedModel(NamedTuple):
     config: Path
     classes: Classes | None
     protocol: InferenceProtocol
+    label_map: LabelMap | None
+    input: Mapping[str, Any]  # arguments of set_input
 
 
 def write_folder(
@@ -47,6 +51,7 @@ def write_folder(
     data_config: Mapping[str, Any],
     classes: Classes | None,
     protocol: InferenceProtocol,
+    label_map: LabelMap | None = None,
 ) -> None:
     """Write config.json and model.safetensors.
 
@@ -54,9 +59,10 @@ def write_folder(
         folder: Where to; made if need be.
         model: The model; its settings are kept, too.
         plan: What it was built from.
-        data_config: The backbone's mean, std and input size.
+        data_config: Mean, std and input size, and what `set_input` was told.
         classes: Names and colours, if they are known.
         protocol: How images are shown to the model.
+        label_map: What the label files meant, if that was not their values.
 
     Raises:
         ValueError: If the plan holds what is no JSON value.
@@ -66,8 +72,13 @@ def write_folder(
         "segheads": VERSION,
         "model": dataclasses.asdict(plan),
         "settings": settings_of(model),
-        "input": {key: list(data_config[key]) for key in ("mean", "std", "input_size")},
+        "input": {
+            **{key: list(data_config[key]) for key in ("mean", "std", "input_size")},
+            "in_chans": data_config["input_size"][0],
+            **{key: data_config.get(key) for key in INPUT},  # None: 8 bit, and the backbone's mean and std
+        },
         "classes": None if classes is None else _classes_as_json(classes),
+        "label_map": None if label_map is None else label_map.as_json(),
         "protocol": protocol.as_json(),
         "ignore_index": plan.ignore_index,
     }
@@ -140,6 +151,9 @@ def read_folder(name: str, **hub_options: Any) -> SavedModel:
         pairs = () if named is None else tuple(map(tuple, named.get("flip_pairs", ())))
         classes = None if named is None else Classes(tuple(named["names"]), tuple(map(tuple, named["palette"])), pairs)
         protocol = InferenceProtocol(**config["protocol"]) if "protocol" in config else WHOLE
+        mapped = config.get("label_map")
+        label_map = None if mapped is None else LabelMap.from_json(mapped)
+        given = {key.removeprefix("band_"): config["input"].get(key) for key in INPUT} if "input" in config else {}
     except (KeyError, TypeError, ValueError) as error:
         raise SavedModelError(
             f"{files[0]} does not describe a model ({error!r}); expected what save_pretrained wrote"
@@ -148,7 +162,7 @@ def read_folder(name: str, **hub_options: Any) -> SavedModel:
         settings = {"head": settings}  # as they were saved before heads nested
     if version == 1:
         settings = {part: _with_its_merge(values) for part, values in settings.items()}
-    return SavedModel(plan, settings, files[1], files[0], classes, protocol)
+    return SavedModel(plan, settings, files[1], files[0], classes, protocol, label_map, given)
 
 
 def read_model(values: Mapping[str, Any], *, version: int = FORMAT) -> ModelPlan:

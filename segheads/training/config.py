@@ -203,6 +203,7 @@ class TrainingConfig:
             num_classes: Of the data set, whose label of "no class" is told then, too.
         """
         ignored = {} if num_classes is None else {"ignore_index": ignored_label(num_classes)}
+        channels = self.data.image_form.channels
         sizes = {"patch_size": self.model.patch_size, "depth": self.model.depth}
         return {
             "pretrained": not self.model.init_from and (self.model.backbone_weights or self.model.pretrained),
@@ -210,6 +211,7 @@ class TrainingConfig:
                 "img_size": self.crop_size,
                 "drop_path_rate": self.model.drop_path_rate,
                 "model_kwargs": {key: value for key, value in sizes.items() if value is not None},
+                **({} if channels == 3 else {"in_chans": channels}),
             },
             "loss": self.model.loss,
             "loss_kwargs": self.model.loss_options(),

@@ -11,14 +11,15 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from segheads.data import EvaluationSamples, PhotometricNormalize, SubsetDataset
+from segheads.data import EvaluationSamples, SubsetDataset
+from segheads.data.images import to_rgb
 from segheads.errors import options_become_parts
 from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty
 from segheads.evaluation.plots import plot_uncertainty
 from segheads.evaluation.report import score_line, score_record
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
-from segheads.training.batches import training_batches, training_loader
+from segheads.training.batches import normalization, training_batches, training_loader
 from segheads.training.config import TrainingConfig, as_launched
 from segheads.training.init_from import init_from
 from segheads.training.loop import ModelLearner, train
@@ -59,7 +60,7 @@ def run_training(
         with options_become_parts():
             model = build_model(run.model_config(config), run.training_set.num_classes)
         run.check_labels(model.ignore_index)
-        model.classes = run.validation_set.classes
+        run.tell_input(model)
         if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
             init_from(model, config.model.init_from, run.training_set.classes)
         mean, std = model.data_config["mean"], model.data_config["std"]
@@ -91,7 +92,7 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
     start = run.start()
     loader = training_loader(config, run.training_set, start)
     _say(run, model, channels_last)
-    prepare = PhotometricNormalize(model.data_config["mean"], model.data_config["std"]).to(accelerator.device)
+    prepare = normalization(model).to(accelerator.device)
     if machine.compile:
         model.compile()
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -111,7 +112,7 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
 
 def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
     """What begins, in words."""
-    config, optimization = run.config, run.config.optimization
+    config, optimization, form = run.config, run.config.optimization, run.training_set.image_form
     log.info(
         f"{config.model.head} on {config.model.backbone}: "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
@@ -121,6 +122,7 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} "
         f"(backbone times {optimization.backbone_lr_scale:g}), weight decay {optimization.weight_decay:g}, "
         f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}"
+        + ("" if form.has_colours else f"\nimages of {form}: crops are resized and mirrored, no colours are changed")
     )
 
 
@@ -165,7 +167,7 @@ def report(run: Run, model: SegmentationModel, samples: EvaluationSamples, resul
     for index in np.linspace(0, len(dataset) - 1, min(config.pictures, len(dataset))).astype(int).tolist():
         (image, labels), tensor = dataset.read(index), samples[index][0]
         prediction = predict(run.accelerator, model, tensor, labels.shape, shown(config))
-        rows.append((dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy()))
+        rows.append((dataset.name(index), np.array(to_rgb(image)), labels.numpy(), prediction.cpu().numpy()))
         if model.head.is_ensemble:
             maps = predict_uncertainty(run.accelerator, model, tensor, labels.shape, shown(config))
             doubts.append((*rows[-1], maps))

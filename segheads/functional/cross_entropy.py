@@ -1,6 +1,5 @@
 """Sum of the cross-entropy of upsampled logits and its gradient, in one pass over tiles that fit into the cache."""
 
-import os
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segheads.functional.bilinear import tile_memory, tiles, wide
+from segheads.functional.paths import kernels_for
 
 
 def cross_entropy_sum(
@@ -87,15 +87,6 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     dtype = wide(logits.dtype)
     return logits.new_empty((), dtype=dtype), logits.new_empty(logits.shape if needs_gradient else (0,), dtype=dtype)
-
-
-def kernels_for(x: Tensor) -> Any:
-    """The module of Triton kernels if they can serve logits like x, else None; Triton is imported only on a GPU."""
-    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        return None
-    from segheads.functional import upsample_triton
-
-    return upsample_triton if upsample_triton.is_available(x) else None
 
 
 def is_valid(labels: Tensor, ignore_index: int) -> Tensor:

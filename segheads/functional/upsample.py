@@ -8,7 +8,8 @@ from torch import Tensor
 
 from segheads.classes import check_ignore_index
 from segheads.functional.bilinear import tile_memory, tiles, wide
-from segheads.functional.cross_entropy import cross_entropy_sum, is_valid, kernels_for
+from segheads.functional.cross_entropy import cross_entropy_sum, is_valid
+from segheads.functional.paths import kernels_for
 
 Reduction = Literal["valid", "all"]
 

@@ -1,6 +1,7 @@
 """The machine that a run has: processes, threads, precision, memory format."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -11,6 +12,8 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 
 from segheads.errors import OptionError
+from segheads.functional.paths import path_of_loss
+from segheads.mean_shift import MeanShift
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -79,6 +82,34 @@ def start_accelerator(machine: MachineConfig, *, tracker: str = "none", folder: 
     )
     share_cores(accelerator, machine.threads)
     return accelerator
+
+
+def paths_line(accelerator: Accelerator, models: Sequence[nn.Module], batch_size: int) -> str:
+    """Which way loss, label map and mean shift take on the run's device, in its precision.
+
+    Args:
+        accelerator: Tells both.
+        models: What is trained.
+        batch_size: Images of one process in one batch.
+
+    Raises:
+        OptionError: If `SEGHEADS_TRITON` is none of auto, 0 and 1.
+        RunError: If it is 1, and the kernels do not work.
+
+    Examples:
+        >>> paths_line(Accelerator(cpu=True), [nn.Linear(2, 2)], 8)
+        'paths: loss tiles, label map tiles'
+    """
+    device = accelerator.device
+    with accelerator.autocast():
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+        shifts = []
+        for block in (m for model in models for m in model.modules() if isinstance(m, MeanShift) and m.num_layers):
+            channels, here = block.projection.in_features, block.projection.weight.device
+            shifts.append(block.path(torch.zeros(batch_size, channels, 2, 2, device=here, requires_grad=True)))
+    path = path_of_loss(device, dtype)
+    said = {"loss": path, "label map": path, "mean shift": " and ".join(sorted(set(shifts)))}
+    return "paths: " + ", ".join(f"{name} {way}" for name, way in said.items() if way)
 
 
 def share_cores(accelerator: Accelerator, threads: int | None) -> None:

@@ -22,7 +22,7 @@ from segheads.training.batches import training_batches, training_loader
 from segheads.training.config import TrainingConfig, as_launched
 from segheads.training.init_from import init_from
 from segheads.training.loop import ModelLearner, train
-from segheads.training.machine import is_convolutional
+from segheads.training.machine import is_convolutional, paths_line
 from segheads.training.report import write_report
 from segheads.training.setup import Run, open_run
 
@@ -119,7 +119,8 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} "
         f"(backbone times {optimization.backbone_lr_scale:g}), weight decay {optimization.weight_decay:g}, "
-        f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}"
+        f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}\n"
+        f"{paths_line(run.accelerator, [model], run.images_per_step())}"
     )
 
 

@@ -47,6 +47,10 @@ class Run:
         """
         return config if self.class_weights is None else changed(config, class_weights=self.class_weights)
 
+    def images_per_step(self) -> int:
+        """How many images each process takes at once."""
+        return self.config.loop.batch_size // self.config.loop.gradient_accumulation // self.accelerator.num_processes
+
     def start(self) -> int:
         """Write the configuration and start the trackers, once all that may be missing is there.
 

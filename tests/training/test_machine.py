@@ -1,13 +1,20 @@
 """What the launcher says and what the options say."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
 
 from segheads import create_model
 from segheads.errors import OptionError
+from segheads.functional.paths import Verdict
+from segheads.mean_shift import MeanShift
 from segheads.training import DEMO_RUN, TrainingConfig, run_training
 from segheads.training.config import as_launched
+from segheads.training.machine import paths_line
 
 SMALL = {
     **DEMO_RUN,
@@ -41,6 +48,7 @@ def test_the_precision_in_force_is_told_and_kept(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     run_training(config(tmp_path), lambda c, n: create_model(c.model.backbone, c.model.head, n, **c.model_options()))
     assert "1 process(es) on cpu, bf16" in caplog.text
+    assert "paths: loss tiles, label map tiles\n" in caplog.text + "\n"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["mixed_precision"] == "bf16"
 
 
@@ -55,6 +63,20 @@ def test_what_the_launcher_cannot_have_is_refused(tmp_path, monkeypatch, name, v
     monkeypatch.setenv(name, value)
     with pytest.raises(OptionError, match=message):
         as_launched(config(tmp_path))
+
+
+def test_the_line_of_paths(monkeypatch):
+    fused, tiled, none = MeanShift(8), MeanShift(8, shift_channels=64), MeanShift(8, num_layers=0)
+    cpu = Accelerator(cpu=True)
+    assert paths_line(cpu, [fused, none], 64) == "paths: loss tiles, label map tiles, mean shift fused"
+    assert paths_line(cpu, [nn.Sequential(fused, tiled)], 64).endswith("mean shift fused and tiles")
+    monkeypatch.setattr("segheads.functional.paths.verdict", lambda device, dtype: Verdict(dtype == torch.bfloat16))
+    monkeypatch.setattr("torch.amp.autocast_mode.torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    on_gpu = SimpleNamespace(
+        device=torch.device("cuda", 0), autocast=lambda: torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+    )
+    assert paths_line(on_gpu, [], 2) == "paths: loss triton, label map triton"
 
 
 def test_the_same_accumulation_is_no_contradiction(tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ def gpu(monkeypatch):
 
 
 def pytorch_would_serve(params):
-    """What flash and efficient attention ask of tensors: widths of one size in multiples of 8, channels side by side."""
+    """What flash and efficient attention ask of tensors: one width, a multiple of 8, and channels side by side."""
     tensors = (params.query, params.key, params.value)
     return all(x.stride(-1) == 1 and x.shape[-1] % 8 == 0 and x.shape[-1] == tensors[0].shape[-1] for x in tensors)
 

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from accelerate import Accelerator
@@ -12,8 +13,9 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 
 from segheads.errors import OptionError
-from segheads.functional.paths import path_of_loss
+from segheads.functional.paths import driver_version, path_of_loss
 from segheads.mean_shift import MeanShift
+from segheads.version import VERSION
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -29,6 +31,11 @@ class MachineConfig:
     """Keep maps in the memory format that convolutions like; None does so where the backbone is made of them."""
     compile: bool = False
     """torch.compile the training step."""
+    tf32: bool | None = None
+    """Let fp32 products and convolutions of a GPU round to TF32, ten bits; None leaves PyTorch's own choice, which is
+    convolutions alone."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN try its convolutions for each new size and keep the quickest; runs then differ in the last bits."""
     threads: int | None = None
     """CPU threads of each training process; None shares all cores out (accelerate launch alone would give 1)."""
     workers: int = 4
@@ -81,7 +88,49 @@ def start_accelerator(machine: MachineConfig, *, tracker: str = "none", folder: 
         project_dir=folder,
     )
     share_cores(accelerator, machine.threads)
+    choose_arithmetic(machine)
     return accelerator
+
+
+def choose_arithmetic(machine: MachineConfig) -> None:
+    """Set what `tf32` and `cudnn_benchmark` say, for the whole process.
+
+    Args:
+        machine: Says it.
+    """
+    if machine.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = machine.tf32
+    torch.backends.cudnn.benchmark = machine.cudnn_benchmark
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a run's numbers and times depend on beside its options; None where there is no such thing.
+
+    Args:
+        device: The run's.
+    """
+    on_gpu = device.type == "cuda"
+    return {
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "driver": driver_version() if on_gpu else None,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "triton": installed_version("triton") if on_gpu else None,
+        "torch": torch.__version__,
+        "segheads": VERSION,
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package, without importing it; None where it is not installed.
+
+    Args:
+        package: Its name in a package index.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def paths_line(accelerator: Accelerator, models: Sequence[nn.Module], batch_size: int) -> str:

@@ -18,7 +18,7 @@ from segheads.evaluation.plots import plot_uncertainty
 from segheads.evaluation.report import score_line, score_record
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
-from segheads.training.batches import training_batches, training_loader
+from segheads.training.batches import explain_batch, training_batches, training_loader
 from segheads.training.config import TrainingConfig, as_launched
 from segheads.training.init_from import init_from
 from segheads.training.loop import ModelLearner, train
@@ -103,6 +103,7 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         optimizer,
         schedule=partial(config.optimization.rate_at, iterations=config.loop.iterations),
         max_grad_norm=config.optimization.max_grad_norm,
+        explain=partial(explain_batch, config, run.training_set),
     )
     batches = training_batches(loader, prepare, channels_last=channels_last)
     train(run, learner, batches, config.loop, start=start, evaluate=evaluate_now)

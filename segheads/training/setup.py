@@ -10,9 +10,9 @@ from accelerate import Accelerator
 
 from segheads.data import SegmentationDataset, open_dataset
 from segheads.errors import OptionError
-from segheads.training.config import MAY_DIFFER, TrainingConfig, changed, field_defaults
+from segheads.training.config import ENVIRONMENT, MAY_DIFFER, TrainingConfig, changed, field_defaults
 from segheads.training.labels import keep_weights, look_at_labels
-from segheads.training.machine import start_accelerator
+from segheads.training.machine import environment, start_accelerator
 from segheads.training.run_folder import RunFolder
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -60,7 +60,7 @@ class Run:
         self.accelerator.wait_for_everyone()  # all have looked before the first writes
         values = self.config.as_json()
         if self.accelerator.is_main_process:
-            self.folder.start(values)
+            self.folder.start({**values, ENVIRONMENT: environment(self.accelerator.device)})
             if self.class_weights is not None:
                 keep_weights(self.folder.path, self.training_set.class_names, self.class_weights)
         self.accelerator.wait_for_everyone()

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segheads.functional import upsample, upsample_argmax, upsample_cross_entropy
+from segheads.functional import upsample_argmax, upsample_cross_entropy
+from segheads.functional.upsample import upsample
 from segheads.losses import CrossEntropy
 
 WEIGHT = torch.tensor([0.5, 1.0, 2.0, 0.0, 3.0])

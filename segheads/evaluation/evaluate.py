@@ -1,7 +1,7 @@
 """Evaluation of models on a data set, as the papers do."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -138,7 +138,8 @@ def _count_own_images(
     first, processes = accelerator.process_index, accelerator.num_processes
     for turn, (image, labels) in enumerate(_own_images(accelerator, samples, count, workers)):
         image, labels = (x.to(accelerator.device, non_blocking=True) for x in (image, labels))
-        with nullcontext([]) if at_once else checks_later() as kept:
+        checks: AbstractContextManager[list[Tensor]] = nullcontext([]) if at_once else checks_later()
+        with checks as kept:
             for model, of_model in zip(in_turn(), measured, strict=True):
                 try:
                     found = predicted(model, image, labels.shape)

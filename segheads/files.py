@@ -41,6 +41,15 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def cache_folder(name: str) -> Path:
+    """A folder for what can be made again, in the one that SEGHEADS_CACHE names or in ~/.cache/segheads; not made here.
+
+    Args:
+        name: Of the folder.
+    """
+    return Path(os.environ.get("SEGHEADS_CACHE") or Path.home() / ".cache" / "segheads") / name
+
+
 def readable(words: str) -> str:
     r"""Words of a command line, or the name of a file, in their own letters where the locale could not read them.
 

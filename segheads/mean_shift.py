@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
 
 from segheads.functional import mean_shift
-from segheads.functional.affinity import grid_positions, scores
+from segheads.functional.affinity import grid_positions, scores, takes_fused
 from segheads.functional.kernels import find_kernel
 from segheads.functional.mean_shift import mean_shift_steps
 from segheads.modules import weight_and_bias
@@ -205,6 +205,20 @@ class MeanShift(nn.Module):
             grid = grid_positions(x)
             places = (grid[one], grid, self.spatial_bandwidth)
         return scores(r[:, one], r, kernel, self.bandwidth, *places).weights()[:, 0]
+
+    def path(self, x: Tensor) -> str:
+        """How x is shifted where it is and as it is: `"fused"`, by PyTorch's attention, or in `"tiles"`.
+
+        Shape:
+            `(B, C, h, w)` or `(B, N, C)`; h, w and N may be others than those of the features that are meant.
+        """
+        tokens, kernel = x if x.ndim == 3 else rearrange(x, "b c h w -> b (h w) c"), find_kernel(self.kernel)
+        r, options = kernel.measured(self.projection(tokens)), self._options()
+        places: tuple[Any, ...] = ()
+        if options["spatial_bandwidth"] is not None:
+            places = (grid_positions(x), grid_positions(x), options["spatial_bandwidth"])
+        how = scores(r, r, kernel, options["bandwidth"], *places)
+        return "fused" if takes_fused(tokens, how) else "tiles"
 
     def extra_repr(self) -> str:
         """Adds the kernel, the bandwidth, what is learned, and the number of layers to the module's representation."""

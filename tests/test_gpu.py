@@ -1,13 +1,18 @@
 """On an NVIDIA GPU: values, gradients, memory and waiting, against PyTorch in float64. `pytest -m gpu` runs these."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
 from segheads import HEADS, create_model
 from segheads.data import PhotometricNormalize
+from segheads.data.samples import EvaluationSamples
+from segheads.data.scenes import Scenes
+from segheads.evaluation import evaluate
 from segheads.functional import bilinear, mean_shift, upsample_argmax, upsample_cross_entropy
 from segheads.inference.predict import predict_labels
 from segheads.inference.protocol import InferenceProtocol
@@ -197,6 +202,23 @@ def test_a_step_does_not_wait(head):
             optimizer.zero_grad()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("protocol", [InferenceProtocol(), InferenceProtocol(window=64, stride=48)], ids=str)
+def test_an_evaluated_image_does_not_wait(protocol):
+    samples = EvaluationSamples(Scenes("val", size=(96, 128), length=6), (0.5,) * 3, (0.5,) * 3)
+    model, accelerator = create_model("test_vit", "mean_shift", 12, pretrained=False).to(ON_GPU), Accelerator()
+    waits = []
+    for limit in (2, 2, 6):  # the first compiles and loads
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                evaluate(accelerator, model, samples, protocol, limit=limit)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("synchron" in str(warning.message) for warning in told))
+    assert waits[1] == waits[2]  # those at the end alone
 
 
 def test_batches_made_beside_the_step_are_those_of_the_cpu():

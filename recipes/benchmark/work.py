@@ -85,10 +85,13 @@ def loss(setup: Setup, batch: int, classes: int, grid: tuple[int, int], size: tu
     def inputs(batch: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         return _logits(setup, batch, classes, grid).requires_grad_(), _labels(setup, batch, classes, size)
 
-    made = inputs(batch, grid, size)
+    made, ignored = inputs(batch, grid, size), _ignored(classes)
     scores = batch * classes * size[0] * size[1]
     return Work(
-        {"plain": plain.loss, "ours": upsample_cross_entropy},
+        {
+            "plain": partial(plain.loss, ignore_index=ignored),
+            "ours": partial(upsample_cross_entropy, ignore_index=ignored),
+        },
         run,
         made,
         inputs(1, (4, 4), (16, 16)),
@@ -187,7 +190,7 @@ def step(setup: Setup, name: str, batch: int, *, shared_block: bool = True) -> W
     def optimizer(side: str) -> torch.optim.Optimizer:
         if side not in optimizers:
             fused = True if side.startswith("ours") else None
-            if name == "mean_shift":
+            if name != "senformer":
                 optimizers[side] = torch.optim.SGD(weights, lr=1e-3, momentum=0.9, fused=fused)
             else:
                 optimizers[side] = torch.optim.AdamW(weights, lr=1e-4, weight_decay=1e-4, fused=fused)
@@ -240,12 +243,15 @@ def evaluation(setup: Setup) -> Work:
 
 
 def build_model(setup: Setup, name: str, *, shared_block: bool = True) -> SegmentationModel:
-    """The MeanShifter on ViT-Ti/16, or SenFormer on ResNet-50, as the recipes have them; random weights."""
+    """The MeanShifter on ViT-Ti/16, Segmenter on ViT-S/16, or SenFormer on ResNet-50; random weights."""
     torch.manual_seed(0)
     K = 5 if setup.quick else 150
     if name == "mean_shift":
         backbone = "test_vit" if setup.quick else "vit_tiny_patch16_384"
         model = create_model(backbone, "mean_shift", K, pretrained=False, loss_reduction="all")
+    elif name == "segmenter":
+        backbone = "test_vit" if setup.quick else "vit_small_patch16_384"
+        model = create_model(backbone, "mask_transformer", K, pretrained=False)
     else:
         width = 16 if setup.quick else 512
         model = create_model(
@@ -298,8 +304,13 @@ def _labels(setup: Setup, batch: int, classes: int, size: tuple[int, int]) -> Te
     generator = _generator(setup, 1)
     shape = (batch, 1, -(-size[0] // 8), -(-size[1] // 8))
     patches = torch.randint(classes, shape, generator=generator, device=setup.device)
-    patches[torch.rand(shape, generator=generator, device=setup.device) < 0.1] = IGNORED
+    patches[torch.rand(shape, generator=generator, device=setup.device) < 0.1] = _ignored(classes)
     return F.interpolate(patches.float(), size=size).long()[:, 0]
+
+
+def _ignored(classes: int) -> int:
+    """A label that is no class."""
+    return IGNORED if classes <= IGNORED else -100
 
 
 def _count_flops(head: Any, x: Any) -> int:

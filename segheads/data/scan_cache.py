@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from segheads.data.dataset import SegmentationDataset
-from segheads.files import write_text
+from segheads.files import cache_folder, write_text
 from segheads.version import VERSION
 
 FORMAT = 2  # of what is remembered
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def default_cache() -> Path:
     """The folder `scans` of the environment variable SEGHEADS_CACHE, or of ~/.cache/segheads."""
-    return Path(os.environ.get("SEGHEADS_CACHE") or Path.home() / ".cache" / "segheads") / "scans"
+    return cache_folder("scans")
 
 
 class ScanCache:

@@ -1,6 +1,7 @@
 """Evaluation of models on a data set, as the papers do."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 from segheads.data.samples import EvaluationSamples
 from segheads.errors import ScoresError
 from segheads.functional.uncertainty import Uncertainty
-from segheads.inference.finite import NOT_FINITE
+from segheads.inference.finite import NOT_FINITE, checks_later
 from segheads.inference.predict import predict_labels, predict_with_confidence
 from segheads.inference.predict import predict_uncertainty as uncertainty_of
 from segheads.inference.protocol import WHOLE, InferenceProtocol
@@ -26,6 +27,7 @@ from segheads.model import SegmentationModel
 from segheads.modules import evaluating
 
 T = TypeVar("T")
+LOOK_EVERY = 64  # images; on a GPU the host waits for none in between
 IOU = "iou"  # its confusion matrix also gives the scores of single images
 
 
@@ -148,15 +150,38 @@ def _count_own_images(
     predicted: Callable[..., tuple[Tensor, Tensor | None]],
 ) -> int | None:
     """Show this process' images to every model; returns the image, if any, for which one has scores that are NaN."""
+    at_once = _looks_at_once(accelerator.device)
+    flags: list[Tensor] = []  # of each image since the last look: whether every model's scores are finite
+    first, processes = accelerator.process_index, accelerator.num_processes
     for turn, (image, labels) in enumerate(_own_images(accelerator, samples, count, workers)):
         image, labels = (x.to(accelerator.device, non_blocking=True) for x in (image, labels))
-        for model, of_model in zip(in_turn(), measured, strict=True):
-            try:
-                found = predicted(model, image, labels.shape)
-            except ScoresError:
-                return accelerator.process_index + turn * accelerator.num_processes
-            of_model.update(*found, labels)
+        checks: AbstractContextManager[list[Tensor]] = nullcontext([]) if at_once else checks_later()
+        with checks as kept:
+            for model, of_model in zip(in_turn(), measured, strict=True):
+                try:
+                    found = predicted(model, image, labels.shape)
+                except ScoresError:
+                    return first + turn * processes
+                of_model.update(*found, labels)
+        flags += [torch.stack(kept).all()] if kept else []
+        if len(flags) == LOOK_EVERY or turn == len(range(first, count, processes)) - 1:
+            if (bad := _first_bad(flags)) is not None:
+                return first + (turn + 1 - len(flags) + bad) * processes
+            flags = []
     return None
+
+
+def _looks_at_once(device: torch.device) -> bool:
+    """Whether each image's scores are looked at before the next: on the CPU, where nothing has to be waited for."""
+    return device.type == "cpu"
+
+
+def _first_bad(flags: Sequence[Tensor]) -> int | None:
+    """The first image whose scores are not finite; nowhere else in the loop does the host wait for the device."""
+    if not flags:
+        return None
+    told = torch.stack(tuple(flags)).tolist()
+    return told.index(False) if False in told else None
 
 
 def _refuse_together(samples: EvaluationSamples, bad: int | None) -> None:

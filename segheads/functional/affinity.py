@@ -89,17 +89,38 @@ def weighted_average(values: Tensor, scores: Scores) -> Tensor:
     """
     query, key, scale, cancels = scores
     values = values.to(query.dtype)  # under autocast scores are narrower than the tokens
-    D, C = query.shape[-1], values.shape[-1]
-    width = max(C, D)
-    if query.device.type != "cpu":
-        width = -(-width // 8) * 8  # CUDA's fused kernels want multiples of 8
-    if _is_fused(values, query, key, width):
-        q, k, v = (_row_by_row(F.pad(x, (0, width - x.shape[-1]))).unsqueeze(1) for x in (query, key, values))
-        # (B, 1, N, width)
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)[:, 0, :, :C]
+    inputs = _fused_inputs(values, query, key)
+    if inputs is not None:
+        return F.scaled_dot_product_attention(*inputs, scale=scale)[:, 0, :, : values.shape[-1]]
     if key is query and torch.compiler.is_compiling():
         key = key.view_as(key)  # a traced autograd.Function may not take one tensor twice
     return _Tiles.apply(values, query, key, scale, cancels)
+
+
+def takes_fused(values: Tensor, scores: Scores) -> bool:
+    """Whether `weighted_average` of the same is PyTorch's fused attention, and not tiles.
+
+    Shape:
+        As in `weighted_average`.
+    """
+    return _fused_inputs(values.to(scores.query.dtype), scores.query, scores.key) is not None
+
+
+def _fused_inputs(values: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Query, key and value as fused attention takes them, `(B, 1, N, width)`, or None where tiles are to serve."""
+    width = max(values.shape[-1], query.shape[-1])
+    if query.device.type != "cpu":
+        width = -(-width // 8) * 8  # CUDA's fused kernels want multiples of 8
+    if not _is_fused(values, query, key, width):
+        return None
+    q, k, v = (_row_by_row(F.pad(x, (0, width - x.shape[-1]))).unsqueeze(1) for x in (query, key, values))
+    if q.is_cuda and not q.is_meta:
+        if torch.is_autocast_enabled("cuda") and q.dtype != torch.float64:  # as attention would do, but it decides here
+            q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
+        params = SDPAParams(q, k, v, None, 0.0, False, False)
+        if not (can_use_flash_attention(params) or can_use_efficient_attention(params)):
+            return None
+    return q, k, v
 
 
 def _row_by_row(x: Tensor) -> Tensor:
@@ -111,15 +132,13 @@ def _row_by_row(x: Tensor) -> Tensor:
 
 
 def _is_fused(values: Tensor, query: Tensor, key: Tensor, width: int) -> bool:
-    """Whether a fused kernel serves forward and backward, and tiles would not be quicker."""
+    """Whether fused attention is to serve forward and backward, if it can, and tiles would not be quicker."""
     if query.is_meta or (query.device.type == "cpu" and torch.compiler.is_compiling()):
         return True  # a graph with one operation, for any N
     if width - min(values.shape[-1], query.shape[-1]) > MOST_FILLING:
         return False
     if query.is_cuda:
-        probe = query.new_empty(1, 1, 8, width)  # its dtype and width decide, with the device and the user's settings
-        params = SDPAParams(probe, probe, probe, None, 0.0, False, False)
-        return width <= WIDEST_ON_CUDA and (can_use_flash_attention(params) or can_use_efficient_attention(params))
+        return width <= WIDEST_ON_CUDA
     # The CPU's kernel takes every width and type, but its backward shares out whole images among the threads.
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in (values, query, key))
     return query.device.type == "cpu" and not (trains and len(query) < torch.get_num_threads())

@@ -1,13 +1,16 @@
 """Sum of the cross-entropy of upsampled logits and its gradient, in one pass over tiles that fit into the cache."""
 
-import os
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segheads.functional.bilinear import tile_memory, tiles, wide
+from segheads.functional.paths import kernels_for
+
+_IGNORED = -100  # no class, whatever `ignore_index` is
 
 
 def cross_entropy_sum(
@@ -38,6 +41,35 @@ def cross_entropy_sum(
     if torch.is_grad_enabled() and logits.requires_grad:
         return _CrossEntropySum.apply(logits, labels, label_weights, smoothing_weights, ignore_index)[0]
     return _value_and_gradient(logits, labels, label_weights, smoothing_weights, ignore_index, False)[0]
+
+
+def plain_cross_entropy_sum(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, label_smoothing: float, ignore_index: int
+) -> Tensor:
+    """The same sum of logits that are at the labels' size already, by PyTorch's own operation.
+
+    Args:
+        logits: Class scores of each pixel.
+        labels: Class of each pixel, or `ignore_index`.
+        weight: Weight of each class.
+        label_smoothing: Share of the target that is spread over all classes.
+        ignore_index: The label that is left out.
+
+    Shape:
+        logits `(B, K, H, W)`, labels `(B, H, W)`, weight `(K,)`; a scalar, fp32 or wider.
+
+    Raises:
+        ValueError: As `cross_entropy_sum` does; elsewhere the sum is NaN, too.
+    """
+    valid = is_valid(labels, ignore_index)
+    inside, error = _check_range(torch.where(valid, labels, 0).long(), logits.shape[1], ignore_index)
+    target = torch.where(valid, inside, _IGNORED)
+    with torch.autocast(logits.device.type, enabled=False):
+        scores = logits.to(wide(logits.dtype))
+        losses = F.cross_entropy(
+            scores, target, weight, ignore_index=_IGNORED, reduction="none", label_smoothing=label_smoothing
+        )
+    return losses.sum() + error  # PyTorch's own sum on a GPU differs from run to run
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -87,15 +119,6 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     dtype = wide(logits.dtype)
     return logits.new_empty((), dtype=dtype), logits.new_empty(logits.shape if needs_gradient else (0,), dtype=dtype)
-
-
-def kernels_for(x: Tensor) -> Any:
-    """The module of Triton kernels if they can serve logits like x, else None; Triton is imported only on a GPU."""
-    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        return None
-    from segheads.functional import upsample_triton
-
-    return upsample_triton if upsample_triton.is_available(x) else None
 
 
 def is_valid(labels: Tensor, ignore_index: int) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from segheads.classes import check_ignore_index
 from segheads.functional.bilinear import tile_memory, tiles, wide
-from segheads.functional.cross_entropy import cross_entropy_sum, is_valid, kernels_for
+from segheads.functional.cross_entropy import cross_entropy_sum, is_valid, plain_cross_entropy_sum
+from segheads.functional.paths import kernels_for
 
 Reduction = Literal["valid", "all"]
 
@@ -23,7 +24,10 @@ def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Shape:
         `(B, K, h, w)` to `(B, K, *size)`.
     """
-    return F.interpolate(logits.to(wide(logits.dtype)), size=size, mode="bilinear", align_corners=False)
+    logits = logits.to(wide(logits.dtype))
+    if logits.shape[2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def upsample_cross_entropy(
@@ -38,9 +42,9 @@ def upsample_cross_entropy(
     """Cross-entropy between logits, upsampled bilinearly to the labels' size, and labels.
 
     Equal to `F.cross_entropy(F.interpolate(logits, size, mode="bilinear"), labels)` and its gradient, without the
-    full-resolution tensors: what is held is the gradient on the head's grid and a tile that fits into the cache. Works
-    under autocast (scores are fp32), DDP, checkpointing and torch.compile, to which it is one operation. There are no
-    gradients of gradients.
+    full-resolution tensors: what is held is the gradient on the head's grid and a tile that fits into the cache. Where
+    logits have the labels' size already, it is `F.cross_entropy`. Works under autocast (scores are fp32), DDP,
+    checkpointing and torch.compile, to which it is one operation. There are no gradients of gradients.
 
     `reduction="valid"` divides by the pixels that are not ignored (Segmenter), or with weights by the sum of theirs, as
     `F.cross_entropy` does; `"all"` by all pixels, as MMSegmentation and with it the MeanShifter's author do. Where
@@ -74,11 +78,14 @@ def upsample_cross_entropy(
     b, s = weight, None
     if weight is not None:
         b = weight = weight.detach().to(logits.device, wide(logits.dtype))
+    divisor = pixel_divisor(labels, ignore_index, reduction, weight)
+    divisor = torch.where(divisor > 0, divisor, 1)
+    if _is_at_size(logits, labels):
+        return plain_cross_entropy_sum(logits, labels, weight, label_smoothing, ignore_index) / divisor
     if label_smoothing:
         ones = logits.new_ones(logits.shape[1], dtype=wide(logits.dtype)) if weight is None else weight
         b, s = (1 - label_smoothing) * ones, label_smoothing / logits.shape[1] * ones
-    divisor = pixel_divisor(labels, ignore_index, reduction, weight)
-    return cross_entropy_sum(logits, labels, b, s, ignore_index) / torch.where(divisor > 0, divisor, 1)
+    return cross_entropy_sum(logits, labels, b, s, ignore_index) / divisor
 
 
 def log_of(probabilities: Tensor) -> Tensor:
@@ -118,7 +125,7 @@ def upsample_argmax(
 
     Equal to `F.interpolate(logits, size, mode="bilinear").argmax(1)` but for pixels whose best two scores differ by no
     more than rounding. Nothing is compiled; inside a graph that torch.compile or torch.export makes it is those two
-    lines, which a compiler fuses.
+    lines, which a compiler fuses, and on a GPU it is argmax where logits have that size already.
 
     Args:
         logits: Class scores on the head's grid.
@@ -143,9 +150,10 @@ def upsample_argmax(
     if torch.iinfo(dtype).max < K - 1:
         raise ValueError(f"dtype {dtype} cannot hold {K} classes; None chooses the smallest that can")
     is_compiling = torch.compiler.is_compiling()
-    kernels = kernels_for(logits) if H * W and not is_compiling else None
+    takes_argmax = is_compiling or (logits.shape[2:] == (H, W) and logits.device.type != "cpu")
+    kernels = kernels_for(logits) if H * W and not takes_argmax else None
     with torch.autocast(logits.device.type, enabled=False):
-        if is_compiling:
+        if takes_argmax:
             scores = upsample(logits, size)
             labels, probability = scores.argmax(1).to(dtype), scores.softmax(1).amax(1) if return_probability else None
         elif kernels is not None:
@@ -183,6 +191,14 @@ def best_class(scores: Tensor) -> Tensor:
 def smallest_dtype(num_classes: int) -> torch.dtype:
     """The smallest integer type that holds every class: uint8 up to 256 of them, int16 above."""
     return torch.uint8 if num_classes <= 256 else torch.int16
+
+
+def _is_at_size(logits: Tensor, labels: Tensor) -> bool:
+    """Whether there is nothing to upsample, and PyTorch's own operation is the quickest."""
+    traces_on_cpu = (
+        logits.device.type == "cpu" and torch.compiler.is_compiling()
+    )  # no graph looks at labels, our op does
+    return logits.shape[2:] == labels.shape[1:] and labels.numel() > 0 and not traces_on_cpu
 
 
 def pixel_divisor(labels: Tensor, ignore_index: int, reduction: Reduction, weight: Tensor | None = None) -> Tensor:

@@ -1,15 +1,12 @@
 """Loss, gradient and label map of bilinearly upsampled logits as Triton kernels that never store the upsampled ones.
 
 Every score of a full-resolution pixel is made from its four corners where it is needed, and forgotten. Nothing is added
-atomically: two runs give the same bits. Without Triton (macOS, say) the module imports and `is_available` is False.
+atomically: two runs give the same bits. Without Triton (macOS, say) the module imports, and `obstacle` says so.
 
 Tested in Triton's interpreter and on an H100, compiled for compute capability 7.5 to 10.0. The block sizes follow from
 counting registers and instructions; others have not been measured.
 """
 
-import os
-import shutil
-from functools import cache
 from typing import Any, no_type_check
 
 import torch
@@ -31,29 +28,36 @@ _CELL = {"num_warps": 1, "enable_fp_fusion": True}
 _PROGRAMS = 8192  # enough to fill a large GPU; with fewer cells, classes are spread over programs, too
 
 
-def is_available(x: Tensor) -> bool:
-    """Whether the kernels can serve logits like `x`: on an NVIDIA GPU, or anywhere in Triton's interpreter.
+def obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Why the kernels cannot serve logits of a type on a device, in words; empty where nothing is known to be wrong.
+
+    They serve fp32 and fp16 on NVIDIA GPUs from compute capability 7.0 on, bf16 from 8.0 on, and all three anywhere in
+    Triton's interpreter. Whether Triton can build them is for `segheads.functional.paths` to find out.
 
     Args:
-        x: The logits.
-
-    Returns:
-        True for fp32 and fp16 from compute capability 7.0 on, and for bf16 from 8.0 on; False with `SEGHEADS_TRITON=0`
-        in the environment, and where there is no C compiler, with which Triton builds what launches a kernel.
+        device: Where the logits are.
+        dtype: Their type.
     """
-    is_on = triton is not None and os.environ.get("SEGHEADS_TRITON") != "0"
-    if not is_on or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return False
-    if not isinstance(_loss_kernel, triton.JITFunction):
-        return True
-    if not x.is_cuda or torch.version.cuda is None or not _has_compiler():
-        return False
-    return torch.cuda.get_device_capability(x.device) >= ((8, 0) if x.dtype == torch.bfloat16 else (7, 0))
+    if triton is None:
+        return "Triton is not installed"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"there are no kernels for {str(dtype).removeprefix('torch.')}"
+    if is_interpreted():
+        return ""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return "the kernels are for NVIDIA GPUs"
+    found, needed = torch.cuda.get_device_capability(device), (8, 0) if dtype == torch.bfloat16 else (7, 0)
+    return "" if found >= needed else f"compute capability {found[0]}.{found[1]} is below {needed[0]}.{needed[1]}"
 
 
-@cache
-def _has_compiler() -> bool:
-    return "CC" in os.environ or any(map(shutil.which, ("gcc", "clang")))
+def is_interpreted() -> bool:
+    """Whether Triton interprets the kernels, on any device; it decides that when it is imported."""
+    return triton is not None and not isinstance(_loss_kernel, triton.JITFunction)
+
+
+def version() -> str | None:
+    """Triton's; None without it."""
+    return None if triton is None else str(triton.__version__)
 
 
 def loss_and_gradient(

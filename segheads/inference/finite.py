@@ -1,6 +1,8 @@
 """Scores must be finite: of NaN no class is the best, though a comparison would name one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ NOT_FINITE = (
     "the model's scores are NaN or infinite, so they name no class; its weights are damaged, or numbers overflow in "
     "this precision (fp16: take bf16 or no mixed precision)"
 )
+
+_KEPT: ContextVar[list[Tensor] | None] = ContextVar("kept", default=None)
 
 
 def all_finite(scores: Tensor) -> Tensor:
@@ -28,7 +32,7 @@ def all_finite(scores: Tensor) -> Tensor:
 
 
 def check_finite(flags: Sequence[Tensor]) -> None:
-    """Refuse scores of which not all are finite; waits for the device once.
+    """Refuse scores of which not all are finite; waits for the device once, or not at all within `checks_later`.
 
     Infinite ones are refused, too: where they are blended with their neighbours, or a softmax is taken, they become
     NaN.
@@ -39,5 +43,19 @@ def check_finite(flags: Sequence[Tensor]) -> None:
     Raises:
         ScoresError: If one is False.
     """
-    if not torch.stack(tuple(flags)).all():
+    flag, kept = torch.stack(tuple(flags)).all(), _KEPT.get()
+    if kept is not None:
+        kept.append(flag)
+    elif not flag:
         raise ScoresError(NOT_FINITE)
+
+
+@contextmanager
+def checks_later() -> Iterator[list[Tensor]]:
+    """Keep what `check_finite` would look at, one 0-d bool a call, for the caller to look at: nothing waits."""
+    kept: list[Tensor] = []
+    token = _KEPT.set(kept)
+    try:
+        yield kept
+    finally:
+        _KEPT.reset(token)

@@ -34,6 +34,7 @@ from segheads.probing.saving import join_head, save_probes
 from segheads.training.batches import batch_loader, sampler_options, training_samples
 from segheads.training.config import as_launched
 from segheads.training.loop import train
+from segheads.training.machine import paths_line
 from segheads.training.run import evaluation_samples, shown
 from segheads.training.setup import Run, open_run
 
@@ -72,7 +73,7 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
         loader = run.accelerator.prepare(_loader(config, samples, cache, start))
         if start:
             run.folder.load(run.accelerator, start)
-        _say(run, config, len(probes))
+        _say(run, config, probes)
         learner = ProbeLearner(
             run.accelerator,
             shared,
@@ -115,12 +116,13 @@ def _build(run: Run, config: ProbeConfig) -> tuple[SharedBackbone, list[Probe], 
     return shared, probes, samples, cache
 
 
-def _say(run: Run, config: ProbeConfig, count: int) -> None:
+def _say(run: Run, config: ProbeConfig, probes: list[Probe]) -> None:
     """What begins, in words."""
     log.info(
-        f"{count} heads on {config.model.backbone}, which is frozen: {len(run.training_set)} training and "
+        f"{len(probes)} heads on {config.model.backbone}, which is frozen: {len(run.training_set)} training and "
         f"{len(run.validation_set)} validation images of {run.training_set.num_classes} classes; "
-        f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
+        f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}\n"
+        f"{paths_line(run.accelerator, [probe.model for probe in probes], run.images_per_step())}"
     )
 
 

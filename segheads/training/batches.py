@@ -16,6 +16,7 @@ from segheads.data import (
     collate_samples,
 )
 from segheads.errors import OptionError
+from segheads.evaluation.tables import SHOWN, named
 from segheads.model import SegmentationModel
 from segheads.training.config import TrainingConfig
 
@@ -101,6 +102,31 @@ def normalization(model: SegmentationModel) -> PhotometricNormalize:
     """
     config = model.data_config
     return PhotometricNormalize(config["mean"], config["std"], bit_depth=model.image_form.bit_depth)
+
+
+def explain_batch(config: TrainingConfig, dataset: SegmentationDataset, iteration: int) -> str:
+    """What may have made the loss of an iteration NaN: labels that are no class, else the names of its images.
+
+    A GPU does not say which label it was; the samples are read again.
+
+    Args:
+        config: Numbers of the run.
+        dataset: The training set.
+        iteration: Number of the update, from 1 on.
+    """
+    K, ignored, parts = dataset.num_classes, dataset.ignore_index, config.loop.gradient_accumulation
+    batches = iter(IterationSampler(len(dataset), **sampler_options(config, iteration - 1)))
+    keys = [key for _ in range(parts) for key in next(batches)]
+    samples = training_samples(config, dataset)
+    wrong: dict[int, list[str]] = {}
+    for epoch, index in keys:
+        labels = samples[epoch, index]["labels"]
+        for value in labels[((labels < 0) | (labels >= K)) & (labels != ignored)].unique().tolist():
+            wrong.setdefault(value, []).append(dataset.name(index))
+    if not wrong:
+        return f"whose images were {named([dataset.name(index) for _, index in keys], SHOWN)}"
+    found = ", ".join(f"{value} in {named(names, SHOWN)}" for value, names in sorted(wrong.items()))
+    return f"where labels are none of the {K} classes (0 to {K - 1}) nor {ignored} (ignored): {found}"
 
 
 def training_batches(

@@ -65,6 +65,7 @@ class ModelLearner:
         optimizer: Its learning rate is set before each step.
         schedule: Learning rate as a function of the number of updates made.
         max_grad_norm: Clip the norm of the gradient to this.
+        explain: What is known of the batches of an iteration, in words, for the error of a loss that is not finite.
 
     In fp16 the scaler skips a step whose forward pass overflowed; more than `MAX_SKIPPED` of them in a row end the run.
     """
@@ -77,10 +78,11 @@ class ModelLearner:
         *,
         schedule: Callable[[int], float],
         max_grad_norm: float | None = None,
+        explain: Callable[[int], str] | None = None,
     ) -> None:
         start_training(accelerator.unwrap_model(model))
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
-        self.schedule, self.max_grad_norm = schedule, max_grad_norm
+        self.schedule, self.max_grad_norm, self.explain = schedule, max_grad_norm, explain
         self._last = self._skipped = torch.zeros((), device=accelerator.device)
 
     def step(self, iteration: int, batches: Sequence[Batch]) -> Tensor:
@@ -103,9 +105,10 @@ class ModelLearner:
             DivergedError: If the loss was, or a weight is, not finite.
         """
         if first_bad[0] is not None:
+            why = f", {words}" if self.explain and (words := self.explain(first_bad[0])) else ""
             raise DivergedError(
-                f"the loss was not finite at iteration {first_bad[0]}; the run stopped, and its last checkpoint is "
-                "from before",
+                f"the loss was not finite at iteration {first_bad[0]}{why}; the run stopped, and its last checkpoint "
+                "is from before",
                 first_bad[0],
             )
         if (name := first_not_finite(self.model)) is not None:

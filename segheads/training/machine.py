@@ -2,9 +2,11 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import timm.layers
 import torch
@@ -13,6 +15,9 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from torch import nn
 
 from segheads.errors import OptionError
+from segheads.functional.paths import driver_version, path_of_loss
+from segheads.mean_shift import MeanShift
+from segheads.version import VERSION
 
 log = logging.getLogger(__name__)
 Precision = Literal["no", "bf16", "fp16"]
@@ -31,6 +36,11 @@ class MachineConfig:
     """torch.compile the training step."""
     sync_batchnorm: bool = False
     """Batch norms see the batch of all processes, on GPUs; accumulated parts they see one by one."""
+    tf32: bool | None = None
+    """Let fp32 products and convolutions of a GPU round to TF32, ten bits; None leaves PyTorch's own choice, which is
+    convolutions alone."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN try its convolutions for each new size and keep the quickest; runs then differ in the last bits."""
     threads: int | None = None
     """CPU threads of each training process; None shares all cores out (accelerate launch alone would give 1)."""
     workers: int = 4
@@ -84,7 +94,77 @@ def start_accelerator(machine: MachineConfig, *, tracker: str = "none", folder: 
         project_dir=folder,
     )
     share_cores(accelerator, machine.threads)
+    choose_arithmetic(machine)
     return accelerator
+
+
+def choose_arithmetic(machine: MachineConfig) -> None:
+    """Set what `tf32` and `cudnn_benchmark` say, for the whole process.
+
+    Args:
+        machine: Says it.
+    """
+    if machine.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = machine.tf32
+    torch.backends.cudnn.benchmark = machine.cudnn_benchmark
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a run's numbers and times depend on beside its options; None where there is no such thing.
+
+    Args:
+        device: The run's.
+    """
+    on_gpu = device.type == "cuda"
+    return {
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "driver": driver_version() if on_gpu else None,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "triton": installed_version("triton") if on_gpu else None,
+        "torch": torch.__version__,
+        "segheads": VERSION,
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package, without importing it; None where it is not installed.
+
+    Args:
+        package: Its name in a package index.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def paths_line(accelerator: Accelerator, models: Sequence[nn.Module], batch_size: int) -> str:
+    """Which way loss, label map and mean shift take on the run's device, in its precision.
+
+    Args:
+        accelerator: Tells both.
+        models: What is trained.
+        batch_size: Images of one process in one batch.
+
+    Raises:
+        OptionError: If `SEGHEADS_TRITON` is none of auto, 0 and 1.
+        RunError: If it is 1, and the kernels do not work.
+
+    Examples:
+        >>> paths_line(Accelerator(cpu=True), [nn.Linear(2, 2)], 8)
+        'paths: loss tiles, label map tiles'
+    """
+    device = accelerator.device
+    with accelerator.autocast():
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+        shifts = []
+        for block in (m for model in models for m in model.modules() if isinstance(m, MeanShift) and m.num_layers):
+            channels, here = block.projection.in_features, block.projection.weight.device
+            shifts.append(block.path(torch.zeros(batch_size, channels, 2, 2, device=here, requires_grad=True)))
+    path = path_of_loss(device, dtype)
+    said = {"loss": path, "label map": path, "mean shift": " and ".join(sorted(set(shifts)))}
+    return "paths: " + ", ".join(f"{name} {way}" for name, way in said.items() if way)
 
 
 def share_cores(accelerator: Accelerator, threads: int | None) -> None:

@@ -19,11 +19,11 @@ from segheads.evaluation.plots import plot_uncertainty
 from segheads.evaluation.report import score_line, score_record
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
-from segheads.training.batches import normalization, training_batches, training_loader
+from segheads.training.batches import explain_batch, normalization, training_batches, training_loader
 from segheads.training.config import TrainingConfig, as_launched
 from segheads.training.init_from import init_from
 from segheads.training.loop import ModelLearner, train
-from segheads.training.machine import is_convolutional, share_batch_norms
+from segheads.training.machine import is_convolutional, paths_line, share_batch_norms
 from segheads.training.report import write_report
 from segheads.training.setup import Run, open_run
 
@@ -105,6 +105,7 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         optimizer,
         schedule=partial(config.optimization.rate_at, iterations=config.loop.iterations),
         max_grad_norm=config.optimization.max_grad_norm,
+        explain=partial(explain_batch, config, run.training_set),
     )
     batches = training_batches(loader, prepare, channels_last=channels_last)
     train(run, learner, batches, config.loop, start=start, evaluate=evaluate_now)
@@ -121,7 +122,8 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} "
         f"(backbone times {optimization.backbone_lr_scale:g}), weight decay {optimization.weight_decay:g}, "
-        f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}"
+        f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}\n"
+        f"{paths_line(run.accelerator, [model], run.images_per_step())}"
         + ("" if form.has_colours else f"\nimages of {form}: crops are resized and mirrored, no colours are changed")
     )
 

@@ -13,9 +13,9 @@ from segheads.data.images import FLOATS
 from segheads.data.label_map import LabelMap
 from segheads.errors import OptionError, options_become_parts
 from segheads.model import SegmentationModel
-from segheads.training.config import MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults
+from segheads.training.config import ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults
 from segheads.training.labels import keep_weights, look_at_labels
-from segheads.training.machine import start_accelerator
+from segheads.training.machine import environment, start_accelerator
 from segheads.training.run_folder import RunFolder
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -50,6 +50,10 @@ class Run:
         """
         return config if self.class_weights is None else changed(config, class_weights=self.class_weights)
 
+    def images_per_step(self) -> int:
+        """How many images each process takes at once."""
+        return self.config.loop.batch_size // self.config.loop.gradient_accumulation // self.accelerator.num_processes
+
     def start(self) -> int:
         """Write the configuration and start the trackers, once all that may be missing is there.
 
@@ -59,7 +63,7 @@ class Run:
         self.accelerator.wait_for_everyone()  # all have looked before the first writes
         values = self.config.as_json()
         if self.accelerator.is_main_process:
-            self.folder.start(values)
+            self.folder.start({**values, ENVIRONMENT: environment(self.accelerator.device)})
             if self.class_weights is not None:
                 keep_weights(self.folder.path, self.training_set.class_names, self.class_weights)
         self.accelerator.wait_for_everyone()

@@ -1,3 +1,5 @@
+import contextlib
+import importlib
 import json
 from typing import ClassVar
 
@@ -5,6 +7,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from segheads import SegmentationMetrics, create_model
 from segheads.data import Scenes
@@ -22,6 +26,7 @@ from segheads.metrics.object_size import ObjectSizeIoU
 from segheads.training import DEMO_RUN, MAY_DIFFER, TrainingConfig, run_training
 
 HALF = (0.5, 0.5, 0.5)
+MODULE = importlib.import_module("segheads.evaluation.evaluate")
 
 
 @pytest.fixture
@@ -67,6 +72,68 @@ def test_evaluation_leaves_frozen_parts_frozen(model):
     evaluate(Accelerator(cpu=True), model, EvaluationSamples(Scenes("val", size=(32, 48), length=1), HALF, HALF))
     assert [module.training for module in model.modules()] == modes
     assert len(set(modes)) == 2
+
+
+class Waits(TorchDispatchMode):
+    """Counts copies from the host for which all that is queued must end; on a device without values reading fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        devices = {x.device for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)}
+        if len(devices) > 1 and not (kwargs or {}).get("non_blocking"):  # loaders hand over pinned memory
+            self.found.append(str(func))
+        return result
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    """A device that is not the host's, and has no values that could be read."""
+    monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("meta")))
+    monkeypatch.setattr(Accelerator, "autocast", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # PyTorch's knows no such device
+    return Accelerator(cpu=True)
+
+
+@pytest.mark.parametrize(
+    "protocol", [WHOLE, InferenceProtocol(window=24, stride=16), InferenceProtocol(scales=(0.5, 1.0), flip=True)]
+)
+@pytest.mark.parametrize("metrics", [("iou", "calibration")])
+def test_the_host_waits_for_no_image(meta, model, monkeypatch, protocol, metrics):
+    samples, looks = EvaluationSamples(Scenes("val", size=(32, 48), length=3), HALF, HALF), []
+    monkeypatch.setattr(MODULE, "_first_bad", lambda flags: looks.append(len(flags)))
+    monkeypatch.setattr(MODULE._Measured, "compute", lambda self, count: {})
+    monkeypatch.setattr(MODULE, "LOOK_EVERY", 2)
+    model.to("meta")
+    evaluate(meta, model, samples, protocol, metrics=metrics, limit=1)  # keeps the weights of this size
+    looks.clear()
+    loop, waits = MODULE._count_own_images, Waits()
+
+    def watched(*args):
+        with waits:  # not the metrics' way to the device, before
+            return loop(*args)
+
+    monkeypatch.setattr(MODULE, "_count_own_images", watched)
+    evaluate(meta, model, samples, protocol, metrics=metrics)
+    assert not waits.found
+    assert looks == [2, 1]
+
+
+@pytest.mark.parametrize("bad", [0, 3, 4, 5])
+def test_a_late_look_names_the_image(model, monkeypatch, bad):
+    """As on a GPU."""
+    samples, seen = EvaluationSamples(Scenes("val", size=(32, 48), length=6), HALF, HALF), []
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda x: logits(x) / (len(seen.append(1) or seen) != bad + 1))
+    monkeypatch.setattr(MODULE, "LOOK_EVERY", 4)
+    monkeypatch.setattr(MODULE, "_looks_at_once", lambda device: False)
+    accelerator = Accelerator(cpu=True)
+    with pytest.raises(ScoresError, match=f"^{samples.dataset.name(bad)}: the model's scores are NaN or infinite"):
+        evaluate(accelerator, model, samples)
+    assert len(seen) == (4 if bad < 4 else 6)
 
 
 def test_limit(model):

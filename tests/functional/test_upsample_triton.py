@@ -5,10 +5,8 @@ TRITON_INTERPRET=1; without a GPU the tests of the kernels skip outside that pro
 """
 
 import os
-import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,10 +17,10 @@ from hypothesis import strategies as st
 from segheads.functional import upsample_triton
 from segheads.functional.upsample_triton import label_map, loss_and_gradient
 
-INTERPRETED = upsample_triton.is_available(torch.zeros(1))
+INTERPRETED = upsample_triton.is_interpreted()
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 kernels = pytest.mark.skipif(
-    not upsample_triton.is_available(torch.zeros(1, device=DEVICE)), reason="runs in test_in_the_interpreter"
+    bool(upsample_triton.obstacle(torch.device(DEVICE), torch.float32)), reason="runs in test_in_the_interpreter"
 )
 
 
@@ -131,7 +129,7 @@ def test_any_size(shape, weighted, smoothing, seed, ignored):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_computed_with_in_single(dtype):
     logits, labels = random_case(1, 5, 2, 3, 6, 7)
-    if not upsample_triton.is_available(logits.to(dtype)):
+    if upsample_triton.obstacle(logits.device, dtype):
         pytest.skip("this GPU is too old for bfloat16")
     assert_plain(logits.to(dtype), labels)
     assert_plain_label_map(logits.to(dtype), (6, 7))
@@ -319,35 +317,38 @@ def test_kernels_compile(capability):
 
 @kernels
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
-def test_not_available_for_other_types(dtype):
-    assert not upsample_triton.is_available(torch.zeros(1, dtype=dtype, device=DEVICE))
+def test_no_other_types(dtype):
+    assert "no kernels for" in upsample_triton.obstacle(torch.device(DEVICE), dtype)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter serves every device")
-def test_not_available_on_the_cpu():
-    assert not upsample_triton.is_available(torch.zeros(1))
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter serves every device")
-def test_available_on_a_gpu_unless_turned_off_or_without_a_compiler(monkeypatch):
+def test_not_on_the_cpu():
     pytest.importorskip("triton")
-    logits = SimpleNamespace(dtype=torch.float32, is_cuda=True, device="cuda")
+    assert upsample_triton.obstacle(torch.device("cpu"), torch.float32) == "the kernels are for NVIDIA GPUs"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter serves every device")
+@pytest.mark.parametrize(
+    ("capability", "dtype", "obstacle"),
+    [
+        ((7, 5), torch.float16, ""),
+        ((8, 0), torch.bfloat16, ""),
+        ((7, 5), torch.bfloat16, "compute capability 7.5 is below 8.0"),
+        ((6, 1), torch.float32, "compute capability 6.1 is below 7.0"),
+    ],
+)
+def test_gpus(monkeypatch, capability, dtype, obstacle):
+    pytest.importorskip("triton")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.delenv("CC", raising=False)
-    for compiler, switch, expected in [("/cc", "1", True), ("/cc", "0", False), (None, "1", False)]:
-        upsample_triton._has_compiler.cache_clear()
-        monkeypatch.setattr(shutil, "which", lambda name, found=compiler: found)
-        monkeypatch.setenv("SEGHEADS_TRITON", switch)
-        assert upsample_triton.is_available(logits) == expected
-    upsample_triton._has_compiler.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert upsample_triton.obstacle(torch.device("cuda"), dtype) == obstacle
 
 
 @pytest.mark.skipif(INTERPRETED, reason="it has a process of its own")
 def test_without_triton_the_module_imports():
     code = (
-        "import sys; sys.modules['triton'] = None; import torch; "
-        "from segheads.functional import upsample_triton; print(upsample_triton.is_available(torch.zeros(1)))"
+        "import sys; sys.modules['triton'] = None; import torch; from segheads.functional import upsample_triton as u; "
+        "print(u.obstacle(torch.device('cpu'), torch.float32), u.is_interpreted(), u.version())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.strip() == "False", run.stderr
+    assert run.stdout.strip() == "Triton is not installed False None", run.stderr

@@ -167,6 +167,12 @@ def test_a_scaler_skips_steps_that_overflow(tmp_path):
         run_slope(tmp_path / "b", [overflow] * 30, 30, scaler=scaler, **options)
 
 
+def test_why_is_asked_of_the_first_such_iteration():
+    learner = ModelLearner(None, nn.Linear(1, 1), None, schedule=None, explain=lambda n: f"whose images were of {n}")
+    with pytest.raises(DivergedError, match="not finite at iteration 7, whose images were of 7; the run stopped"):
+        learner.record(10, [0.0], [7])
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     batches = [batch(0)] * 7 + [batch(0, label=2)]
     with pytest.raises(DivergedError, match="w is not finite after iteration 8; no checkpoint was written"):

@@ -1,15 +1,21 @@
 """What the launcher says and what the options say."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from torch import nn
 
+import segheads
 from segheads import create_model
 from segheads.errors import OptionError
+from segheads.functional.paths import Verdict
+from segheads.mean_shift import MeanShift
 from segheads.training import DEMO_RUN, TrainingConfig, run_training
-from segheads.training.config import MachineConfig, as_launched
-from segheads.training.machine import start_accelerator
+from segheads.training.config import as_launched
+from segheads.training.machine import MachineConfig, environment, installed_version, paths_line, start_accelerator
 
 SMALL = {
     **DEMO_RUN,
@@ -43,6 +49,7 @@ def test_the_precision_in_force_is_told_and_kept(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     run_training(config(tmp_path), lambda c, n: create_model(c.model.backbone, c.model.head, n, **c.model_options()))
     assert "1 process(es) on cpu, bf16" in caplog.text
+    assert "paths: loss tiles, label map tiles\n" in caplog.text + "\n"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["mixed_precision"] == "bf16"
 
 
@@ -59,9 +66,67 @@ def test_what_the_launcher_cannot_have_is_refused(tmp_path, monkeypatch, name, v
         as_launched(config(tmp_path))
 
 
+def test_the_line_of_paths(monkeypatch):
+    fused, tiled, none = MeanShift(8), MeanShift(8, shift_channels=64), MeanShift(8, num_layers=0)
+    cpu = Accelerator(cpu=True)
+    assert paths_line(cpu, [fused, none], 64) == "paths: loss tiles, label map tiles, mean shift fused"
+    assert paths_line(cpu, [nn.Sequential(fused, tiled)], 64).endswith("mean shift fused and tiles")
+    monkeypatch.setattr("segheads.functional.paths.verdict", lambda device, dtype: Verdict(dtype == torch.bfloat16))
+    monkeypatch.setattr("torch.amp.autocast_mode.torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    on_gpu = SimpleNamespace(
+        device=torch.device("cuda", 0), autocast=lambda: torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+    )
+    assert paths_line(on_gpu, [], 2) == "paths: loss triton, label map triton"
+
+
 def test_the_same_accumulation_is_no_contradiction(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
     as_launched(config(tmp_path, gradient_accumulation=2))
     weight = torch.ones(1, requires_grad=True)
     start_accelerator(MachineConfig()).backward(3 * weight.sum())
     assert weight.grad.item() == 3  # divided by nothing: train_step does it
+
+
+@pytest.fixture
+def _arithmetic():
+    """PyTorch's own choice afterwards; these are no attributes that monkeypatch could put back."""
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = False
+
+
+@pytest.mark.parametrize(("tf32", "expected"), [(None, (False, True)), (True, (True, True)), (False, (False, False))])
+@pytest.mark.parametrize("benchmark", [False, True])
+@pytest.mark.usefixtures("_arithmetic")
+def test_arithmetic(tf32, expected, benchmark):
+    start_accelerator(MachineConfig(tf32=tf32, cudnn_benchmark=benchmark, threads=1))
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == expected
+    assert torch.backends.cudnn.benchmark == benchmark
+
+
+@pytest.mark.usefixtures("_arithmetic")
+def test_arithmetic_and_environment_are_kept_and_may_be_others_later(tmp_path, monkeypatch):
+    def build(c, n):
+        return create_model(c.model.backbone, c.model.head, n, **c.model_options())
+
+    run_training(config(tmp_path), build)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (kept["tf32"], kept["cudnn_benchmark"]) == (None, False)
+    on_cpu = dict.fromkeys(("gpu", "driver", "cuda", "cudnn", "triton"))
+    assert kept["environment"] == {**on_cpu, "torch": torch.__version__, "segheads": segheads.__version__}
+    monkeypatch.setattr("segheads.training.setup.environment", lambda device: {"gpu": "another"})
+    run_training(config(tmp_path, resume=True, cudnn_benchmark=True), build)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["environment"] == {"gpu": "another"}
+
+
+def test_the_environment_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    monkeypatch.setattr("segheads.training.machine.driver_version", lambda: "580.1")
+    found = environment(torch.device("cuda", 0))
+    assert [found[name] for name in ("gpu", "driver", "cuda", "cudnn")] == ["H100", "580.1", "13.0", 91002]
+    assert found["triton"] == installed_version("triton")
+    assert installed_version("no-such-package-at-all") is None

@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState
 
 from segheads import SegmentationMetrics, SegmentationModel, TimmBackbone, create_model
 from segheads.classes import Classes
-from segheads.data import open_dataset
+from segheads.data import IterationSampler, open_dataset
+from segheads.data.scenes import Scenes
 from segheads.errors import (
     DataMissingError,
     DivergedError,
@@ -24,7 +25,7 @@ from segheads.errors import (
 )
 from segheads.evaluation import scores
 from segheads.training import DEMO_RUN, TrainingConfig, changed, flat, run_training
-from segheads.training.batches import training_samples
+from segheads.training.batches import explain_batch, training_samples
 from segheads.training.config import MAY_DIFFER
 from segheads.training.machine import is_convolutional
 from segheads.training.setup import open_data
@@ -107,7 +108,7 @@ def test_numbers_of_the_run_are_told_and_kept(tmp_path, caplog):
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["output"] == str(tmp_path / "run")
     assert kept["scale"] == [32, 32]
-    assert kept.keys() == flat(Config.from_flat(**SMALL, output=tmp_path)).keys()
+    assert kept.keys() == flat(Config.from_flat(**SMALL, output=tmp_path)).keys() | {"environment"}
 
 
 def test_classes_that_miou_leaves_out_are_told_and_kept(tmp_path, caplog, monkeypatch):
@@ -327,3 +328,31 @@ def test_a_run_goes_on_compiled_but_not_in_another_precision(tmp_path, monkeypat
     run_training(Config.from_flat(**common, resume=True, compile=True), build)
     assert len(calls) == 1
     torch.testing.assert_close(losses(tmp_path), expected, rtol=1e-4, atol=1e-5)
+
+
+class WrongLabels(Scenes):
+    """Sample 3 has labels that are no class."""
+
+    def read(self, index):
+        image, labels = super().read(index)
+        return image, torch.full_like(labels, 200) if index == 3 else labels
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_labels_that_made_a_loss_nan_are_named(tmp_path, parts):
+    dataset = WrongLabels("train", length=8, size=(32, 32))
+    options = {**SMALL, "batch_size": 4, "iterations": 4, "gradient_accumulation": parts}
+    config = Config.from_flat(**options, output=tmp_path)
+    order = [key for batch in IterationSampler(8, 4, seed=config.seed, num_iterations=2) for _, key in batch]
+    iteration = 1 + order.index(3) // 4
+    words = explain_batch(config, dataset, iteration)
+    assert words == f"where labels are none of the 12 classes (0 to 11) nor 255 (ignored): 200 in {dataset.name(3)}"
+    other = explain_batch(config, dataset, 3 - iteration)
+    at = 4 * (2 - iteration)
+    assert other == "whose images were " + ", ".join(dataset.name(index) for index in order[at : at + 4])
+
+
+def test_a_loss_that_is_not_finite_names_its_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("segheads.losses.CrossEntropy.compute", lambda self, logits, *_: logits.sum() * torch.nan)
+    with pytest.raises(DivergedError, match=r"at iteration 1, whose images were \S+, \S+; the run stopped"):
+        run_training(Config.from_flat(**SMALL, output=tmp_path), build)

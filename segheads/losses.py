@@ -7,14 +7,15 @@ import difflib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segheads.classes import check_ignore_index, check_several_classes
+from segheads.classes import check_ignore_index, check_several_classes, num_labels
 from segheads.functional import upsample_cross_entropy
+from segheads.functional.binary import with_background
 from segheads.functional.cross_entropy import holding
 from segheads.functional.upsample import Reduction
 
@@ -31,14 +32,28 @@ class PixelLoss(nn.Module, ABC):
     Shape:
         logits `(B, K, h, w)`, labels `(B, H, W)` of an integer type; a scalar, fp32 or wider.
 
+    Attributes:
+        is_binary: Whether the loss is of one class, K = 1: labels are 0 for its background and 1 for the class, and
+            the sigmoid of the logit is its probability. Other losses are of several classes and their softmax.
+
     Raises:
-        ValueError: If there is no class, `ignore_index` is a class, or `reduction` is unknown.
+        ValueError: If there is no class, `ignore_index` is a class, `reduction` is unknown, or K is 1 where the loss is
+            of several classes, or the other way round.
     """
+
+    is_binary: ClassVar[bool] = False
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255, reduction: Reduction = "valid") -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more; got {num_classes}")
+        if self.is_binary and num_classes != 1:
+            raise ValueError(
+                f"{type(self).__name__} is of one class and its background, labels 1 and 0, so num_classes must be 1; "
+                f"got {num_classes}: take loss 'ce'"
+            )
+        if not self.is_binary:
+            check_several_classes(num_classes)
         if reduction not in ("valid", "all"):
             raise ValueError(f'reduction must be "valid" or "all"; got {reduction!r}')
         self.num_classes = num_classes
@@ -52,7 +67,7 @@ class PixelLoss(nn.Module, ABC):
 
     @ignore_index.setter
     def ignore_index(self, value: int) -> None:
-        check_ignore_index(value, self.num_classes)
+        check_ignore_index(value, num_labels(self.num_classes))
         self._ignore_index = value
 
     def forward(self, logits: Tensor, labels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -119,38 +134,76 @@ class CrossEntropy(PixelLoss):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(num_classes, ignore_index=ignore_index, reduction=reduction)
-        check_several_classes(num_classes)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be 0 or more and below 1; got {label_smoothing}")
-        values = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
-        if values is not None:
-            if values.shape != (num_classes,):
-                raise ValueError(f"weight must have one value for each of {num_classes} classes; got {weight}")
-            if not values.isfinite().all() or values.min() < 0 or values.max() == 0:
-                raise ValueError(f"weight must be finite numbers of 0 or more, not all of them 0; got {weight}")
-        self.register_buffer("weight", values, persistent=False)  # an argument, no part of a saved state
-        self.label_smoothing = label_smoothing
+        self.register_buffer("weight", _weights(weight, num_classes), persistent=False)  # no part of a saved state
+        self.label_smoothing = _smoothing(label_smoothing)
 
     def compute(self, logits: Tensor, labels: Tensor, pixels: int) -> Tensor:
         """The cross-entropy; `"all"` counts the pixels of the images, not of their padding."""
-        loss = upsample_cross_entropy(
-            logits,
-            labels,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            weight=self.weight,
-            label_smoothing=self.label_smoothing,
-        )
-        return loss * (labels.shape[1] * labels.shape[2] / pixels) if self.reduction == "all" else loss
+        return _cross_entropy(self, logits, labels, pixels)
 
     def extra_repr(self) -> str:
         """Adds the options to the module's representation."""
-        weight = None if self.weight is None else self.weight.tolist()
-        return f"{super().extra_repr()}, weight={weight}, label_smoothing={self.label_smoothing}"
+        return f"{super().extra_repr()}, {_options(self)}"
+
+
+class BinaryCrossEntropy(PixelLoss):
+    """Binary cross-entropy of the upsampled logits of one class, in no more memory than `CrossEntropy`.
+
+    Equal to `F.binary_cross_entropy_with_logits` of `F.interpolate(logits, size, mode="bilinear")`: the sigmoid of a
+    logit z is the softmax of the scores 0 and z, whose cross-entropy it is.
+
+    Args:
+        num_classes: 1.
+        ignore_index: The label that is left out.
+        reduction: Divide by the `"valid"` pixels (with `weight`, by the sum of their weights), or by `"all"`.
+        weight: Weights of background and class, 2 numbers; `[1.0, w]` is PyTorch's `pos_weight` w, but for the divisor
+            of `"valid"`. None weighs both the same.
+        label_smoothing: Share of the target that is spread over background and class.
+
+    Shape:
+        logits `(B, 1, h, w)`, labels `(B, H, W)` of an integer type, 0 for background and 1 for the class; a scalar,
+        fp32 or wider.
+
+    Raises:
+        ValueError: If there are several classes, there are not 2 weights, one is negative or not finite, all are 0, or
+            `label_smoothing` is not 0 or more and below 1.
+
+    Examples:
+        >>> loss = BinaryCrossEntropy(1, weight=[1.0, 3.0])
+        >>> loss(torch.zeros(1, 1, 4, 4), torch.ones(1, 64, 64, dtype=torch.long))
+        tensor(0.6931)
+    """
+
+    is_binary = True
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int = 1,
+        *,
+        ignore_index: int = 255,
+        reduction: Reduction = "valid",
+        weight: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(num_classes, ignore_index=ignore_index, reduction=reduction)
+        self.register_buffer("weight", _weights(weight, 2), persistent=False)
+        self.label_smoothing = _smoothing(label_smoothing)
+
+    def compute(self, logits: Tensor, labels: Tensor, pixels: int) -> Tensor:
+        """The binary cross-entropy; `"all"` counts the pixels of the images, not of their padding."""
+        if logits.shape[1] != 1:
+            raise ValueError(f"binary cross-entropy takes logits (B, 1, h, w) of one class; got {tuple(logits.shape)}")
+        return _cross_entropy(self, with_background(logits), labels, pixels)
+
+    def extra_repr(self) -> str:
+        """Adds the options to the module's representation."""
+        return f"{super().extra_repr()}, {_options(self)}"
 
 
 LOSSES: dict[str, Callable[..., PixelLoss]] = {
     "ce": CrossEntropy,
+    "bce": BinaryCrossEntropy,
 }
 """The losses by the names that `create_model` and `--loss` take; a name of your own may be added."""
 
@@ -205,6 +258,57 @@ def find_loss(name: str) -> Callable[..., PixelLoss]:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"no loss is called {name!r}; known: {', '.join(LOSSES)}{hint}")
     return LOSSES[name]
+
+
+def is_binary(loss: str | Callable[..., PixelLoss]) -> bool:
+    """Whether a loss is of one class, with which a model gives one logit for each pixel.
+
+    Args:
+        loss: A name in `LOSSES`, or what builds one.
+
+    Raises:
+        ValueError: If no loss has that name; the message lists the known ones.
+
+    Examples:
+        >>> is_binary("bce"), is_binary("ce")
+        (True, False)
+    """
+    return bool(getattr(find_loss(loss) if isinstance(loss, str) else loss, "is_binary", False))
+
+
+def _cross_entropy(loss: CrossEntropy | BinaryCrossEntropy, scores: Tensor, labels: Tensor, pixels: int) -> Tensor:
+    value = upsample_cross_entropy(
+        scores,
+        labels,
+        ignore_index=loss.ignore_index,
+        reduction=loss.reduction,
+        weight=loss.weight,
+        label_smoothing=loss.label_smoothing,
+    )
+    return value * (labels.shape[1] * labels.shape[2] / pixels) if loss.reduction == "all" else value
+
+
+def _weights(weight: Sequence[float] | None, count: int) -> Tensor | None:
+    """Weights as a tensor, if there are `count` good ones."""
+    if weight is None:
+        return None
+    values = torch.as_tensor(weight, dtype=torch.float32)
+    if values.shape != (count,):
+        raise ValueError(f"weight must have one value for each of {count} classes; got {weight}")
+    if not values.isfinite().all() or values.min() < 0 or values.max() == 0:
+        raise ValueError(f"weight must be finite numbers of 0 or more, not all of them 0; got {weight}")
+    return values
+
+
+def _smoothing(value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError(f"label_smoothing must be 0 or more and below 1; got {value}")
+    return value
+
+
+def _options(loss: CrossEntropy | BinaryCrossEntropy) -> str:
+    weight = None if loss.weight is None else loss.weight.tolist()
+    return f"weight={weight}, label_smoothing={loss.label_smoothing}"
 
 
 def _name(loss: str | Callable[..., PixelLoss]) -> str:

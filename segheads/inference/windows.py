@@ -42,6 +42,8 @@ def _swapped(logits: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     """Logits `(K, h, w)` in which the classes of each pair have changed places."""
     if not pairs:
         return logits
+    if len(logits) == 1:  # one class and what is not: the pair are these two
+        return -logits
     order = list(range(len(logits)))
     for a, b in pairs:
         order[a], order[b] = b, a

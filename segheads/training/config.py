@@ -24,7 +24,7 @@ MAY_DIFFER = {
     *("output", "resume", "data_root", "download", "scan", "backbone_weights", "pretrained"),
     *("workers", "threads", "channels_last", "compile", "tracker", "pictures", "calibration"),
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
-    *("window", "stride", "scales", "flip", "small_images"),
+    *("window", "stride", "scales", "flip", "small_images", "threshold"),
 }
 
 # What the recipes' demos share: AdamW on 96 x 96 scenes that the code draws
@@ -75,7 +75,8 @@ class ModelConfig:
     drop_path_rate: float
     """Stochastic depth of the backbone."""
     loss: str = "ce"
-    """Any of segheads.losses.LOSSES: ce is cross-entropy."""
+    """Any of segheads.losses.LOSSES: ce is cross-entropy; bce that of one class against its background, labels 1 and
+    0, with one logit for each pixel."""
     label_smoothing: float = 0.0
     """Share of the target that the loss spreads over all classes."""
     class_weights: str | tuple[float, ...] | None = None

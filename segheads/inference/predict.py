@@ -274,8 +274,8 @@ def _scores_in_tiles(
         grids = [_grid(model, view, flipped and pairs, size, protocol, batch_size) for view, flipped in views]
         check_finite([flag for grid in grids for flag in grid.finite])
         for at, each in scores_in_tiles(grids, size):
-            shares = (x if g.are_probabilities else probabilities(x) for x, g in zip(each, grids, strict=True))
-            yield at, _mean(shares), False
+            of_views = (x if g.are_probabilities else probabilities(x) for x, g in zip(each, grids, strict=True))
+            yield at, _mean(of_views), False
     else:
         mean = average_views(model, views, size, protocol, batch_size=batch_size, flip_pairs=flip_pairs)
         for at, (shares,) in scores_in_tiles([Grid(mean, *size)], size):

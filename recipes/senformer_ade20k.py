@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from accelerate import PartialState
 
 from segheads import SegmentationModel, create_model
 from segheads.cli.run import run
@@ -44,6 +43,7 @@ from segheads.mean_shift import StepOptions, default_step
 from segheads.training import (
     DEMO_RUN,
     LoopConfig,
+    MachineConfig,
     ModelConfig,
     OptimizationConfig,
     TrainingConfig,
@@ -117,6 +117,8 @@ class Config(TrainingConfig):
     """Optimizer and learning rate."""
     loop: LoopConfig = LoopConfig(batch_size=16)
     """Length, evaluations, checkpoints, log."""
+    machine: MachineConfig = MachineConfig(sync_batchnorm=True)  # as published
+    """Precision, memory format, processes."""
 
 
 # By the family of the backbone; the Swin values are those of the repository's Swin-T configuration.
@@ -167,7 +169,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
     """The backbone, with weights or without, the pyramid, the head and the auxiliary head."""
     has_width = config.pyramid not in ("auto", "none")
     has_width |= config.pyramid == "auto" and config.model.head in ("senformer", "feature_fusion")
-    model = create_model(
+    return create_model(
         config.model.backbone,
         config.model.head,
         num_classes,
@@ -178,7 +180,6 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
         auxiliary_kwargs={"channels": config.width},
         **config.model_options(num_classes),
     )
-    return with_shared_batch_norms(model)
 
 
 def head_options(config: Config) -> dict[str, Any]:
@@ -202,14 +203,6 @@ def head_options(config: Config) -> dict[str, Any]:
         "sen_uper": {"channels": config.width, "merge": config.merge, "levels": levels},
     }
     return options.get(config.model.head, {})
-
-
-def with_shared_batch_norms(model: SegmentationModel) -> SegmentationModel:
-    """As published, batch norms see the batch of all processes; torch has that on GPUs only."""
-    state = PartialState()
-    if state.num_processes > 1 and state.device.type == "cuda":
-        timm.layers.convert_sync_batchnorm(model)
-    return model
 
 
 if __name__ == "__main__":

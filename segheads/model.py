@@ -172,7 +172,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         if bit_depth is not None:
             self.data_config["bit_depth"] = bit_depth
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
         """Logits of images, or with labels the loss, in one call so that it works under DDP and torch.compile.
 
         The loss is `head.loss` with the model's criterion, by default cross-entropy: as a rule that of the first
@@ -181,6 +181,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         Args:
             images: Normalised images (see `data_config`).
             labels: Class of each pixel, or `ignore_index`.
+            shares: Factors of the loss's terms, `(T,)`, where the images are a part of an update; see `divisors`.
 
         Shape:
             images `(B, C, H, W)` float, C being the backbone's `in_chans`, labels `(B, H, W)` integer; logits
@@ -194,11 +195,16 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         if labels.shape != (images.shape[0], *images.shape[2:]):
             raise ValueError(f"labels of images {tuple(images.shape)} must be (B, H, W); got {tuple(labels.shape)}")
         maps = self._maps(images)
-        loss = self.head.loss(self._for_head(maps), labels, partial(self._loss, stride=self._stride))
+        criterion = partial(self._loss, stride=self._stride, shares=shares)
+        loss = self.head.loss(self._for_head(maps), labels, criterion)
         if self.auxiliary_head is not None:
             logits = self.auxiliary_head(maps[self._auxiliary_level])
-            loss = loss + self.auxiliary_weight * self._loss(logits, labels, self._auxiliary_stride)
+            loss = loss + self.auxiliary_weight * self._loss(logits, labels, self._auxiliary_stride, shares)
         return loss
+
+    def divisors(self, labels: Tensor) -> Tensor:
+        """What each term of the loss divides by, `(T,)`, of labels `(B, H, W)`: see `PixelLoss.divisors`."""
+        return self.criterion.divisors(labels)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits on the head's grid, `(B, K, h, w)`, before the upsampling."""
@@ -300,8 +306,10 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     def _upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         return upsample(logits, self._covered_size(logits, size, self._stride))[:, :, : size[0], : size[1]]
 
-    def _loss(self, logits: Tensor, labels: Tensor, stride: float) -> Tensor:
-        return self.criterion(logits, labels, self._covered_size(logits, (labels.shape[1], labels.shape[2]), stride))
+    def _loss(self, logits: Tensor, labels: Tensor, stride: float, shares: Tensor | None = None) -> Tensor:
+        covered = self._covered_size(logits, (labels.shape[1], labels.shape[2]), stride)
+        loss: Tensor = self.criterion(logits, labels, covered, shares)
+        return loss
 
     def save_pretrained(
         self,

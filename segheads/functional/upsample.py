@@ -77,7 +77,8 @@ def upsample_cross_entropy(
     if label_smoothing:
         ones = logits.new_ones(logits.shape[1], dtype=wide(logits.dtype)) if weight is None else weight
         b, s = (1 - label_smoothing) * ones, label_smoothing / logits.shape[1] * ones
-    return cross_entropy_sum(logits, labels, b, s, ignore_index) / _divisor(labels, ignore_index, reduction, weight)
+    divisor = pixel_divisor(labels, ignore_index, reduction, weight)
+    return cross_entropy_sum(logits, labels, b, s, ignore_index) / torch.where(divisor > 0, divisor, 1)
 
 
 @overload
@@ -179,14 +180,21 @@ def smallest_dtype(num_classes: int) -> torch.dtype:
     return torch.uint8 if num_classes <= 256 else torch.int16
 
 
-def _divisor(labels: Tensor, ignore_index: int, reduction: str, weight: Tensor | None) -> Tensor | int:
+def pixel_divisor(labels: Tensor, ignore_index: int, reduction: Reduction, weight: Tensor | None = None) -> Tensor:
+    """What a sum over pixels is divided by, a scalar, 0 where every pixel is ignored: see `upsample_cross_entropy`.
+
+    Args:
+        labels: Class of each pixel, or `ignore_index`.
+        ignore_index: The label that is left out.
+        reduction: `"valid"` or `"all"`.
+        weight: Weight of each class, `(K,)`.
+    """
     if reduction == "all":
-        return max(labels.numel(), 1)
+        return torch.full((), labels.numel(), device=labels.device)
     valid = is_valid(labels, ignore_index)
     if weight is None:
-        return valid.sum().clamp(min=1)
-    total = torch.where(valid, weight[torch.where(valid, labels, 0).long().clamp(0, len(weight) - 1)], 0).sum()
-    return torch.where(total > 0, total, 1)
+        return valid.sum()
+    return torch.where(valid, weight[torch.where(valid, labels, 0).long().clamp(0, len(weight) - 1)], 0).sum()
 
 
 def _check(logits: Tensor, labels: Tensor, reduction: str, weight: Tensor | None, label_smoothing: float) -> None:

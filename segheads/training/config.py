@@ -75,14 +75,14 @@ class ModelConfig:
     drop_path_rate: float
     """Stochastic depth of the backbone."""
     loss: str = "ce"
-    """Any of segheads.losses.LOSSES: ce is cross-entropy."""
+    """Any of segheads.losses.LOSSES, or a sum: ce (cross-entropy), "ce + 0.5*dice", "focal(gamma=3) + ohem"."""
     label_smoothing: float = 0.0
     """Share of the target that the loss spreads over all classes."""
     class_weights: str | tuple[float, ...] | None = None
     """Weights of the classes in the loss: balanced, effective (segheads.data.class_weights), the path of a JSON file,
     or the numbers themselves."""
     loss_reduction: Reduction
-    """Divide the loss by all pixels, or by the valid ones."""
+    """Divide the loss by all pixels, or by the valid ones, of the whole update."""
 
     def loss_options(self) -> dict[str, Any]:
         """What the loss is told beside its name and reduction.

@@ -31,7 +31,7 @@ class Learner(Protocol):
 
         Args:
             iteration: Number of updates made before.
-            batches: What one update is made of: one batch, or several whose gradients are averaged.
+            batches: What one update is made of: one batch, or several parts of it.
 
         Returns:
             Losses `(n,)` without gradient, on the device; nothing waits for them.
@@ -58,7 +58,7 @@ class ModelLearner:
 
     Args:
         accelerator: What prepared both.
-        model: `model(images, labels)` gives the loss; it is put into training mode.
+        model: As `train_step` takes it; it is put into training mode.
         optimizer: Its learning rate is set before each step.
         schedule: Learning rate as a function of the number of updates made.
         max_grad_norm: Clip the norm of the gradient to this.
@@ -116,22 +116,26 @@ def train_step(
     *,
     max_grad_norm: float | None = None,
 ) -> Tensor:
-    """One update of the weights.
+    """One update of the weights, the same whether its images are one batch, or parts of it here and in other processes.
 
     Args:
         accelerator: What prepared the model and the optimizer.
-        model: `model(images, labels)` gives the loss.
+        model: `model(images, labels)` gives the loss. One with `divisors`, such as a `SegmentationModel`, also takes
+            the shares of its loss's terms (see `update_shares`); of any other, parts are averaged.
         optimizer: Makes one step.
-        batches: Images and labels; the gradients of several are averaged (gradient accumulation).
+        batches: Images and labels of each part (gradient accumulation).
         max_grad_norm: Clip the norm of the gradient to this.
 
     Returns:
-        The loss, averaged over `batches`: a scalar without gradient, on the device, for which nothing waits.
+        The loss: a scalar without gradient, on the device, for which nothing waits; its mean over the processes is that
+        of the update.
     """
     total = torch.zeros((), device=accelerator.device)
+    shares = update_shares(accelerator, model, [labels for _, labels in batches])
     for number, (images, labels) in enumerate(batches, 1):
         with nullcontext() if number == len(batches) else accelerator.no_sync(model):
-            loss = model(images, labels) / len(batches)
+            own = () if shares is None else (shares[number - 1],)
+            loss = model(images, labels, *own) / (len(batches) if shares is None else 1)
             accelerator.backward(loss)
             total += loss.detach()
     if max_grad_norm is not None:
@@ -139,6 +143,27 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     return total
+
+
+def update_shares(accelerator: Accelerator, model: nn.Module, labels: Sequence[Tensor]) -> Tensor | None:
+    """The factors that make losses of the parts of an update add up to the loss of the whole.
+
+    A loss over valid pixels divides by their number, and parts differ in it: their mean is not the loss of the whole.
+
+    Args:
+        accelerator: Connects the processes, over which gradients are averaged.
+        model: Its `divisors`, as those of a `SegmentationModel`, say what each term of its loss divides by.
+        labels: Of each part of the update in this process.
+
+    Returns:
+        Factors `(parts, terms)`; None where the update is one batch of one process, or the model has no divisors.
+    """
+    divisors = getattr(accelerator.unwrap_model(model), "divisors", None)
+    if divisors is None or (len(labels) == 1 and accelerator.num_processes == 1):
+        return None
+    own = torch.stack([divisors(part).float() for part in labels])
+    whole: Any = accelerator.reduce(own.sum(0), reduction="sum")
+    return own * accelerator.num_processes / torch.where(whole > 0, whole, 1)
 
 
 def train(

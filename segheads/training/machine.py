@@ -1,10 +1,12 @@
 """The machine that a run has: processes, threads, precision, memory format."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+import timm.layers
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
@@ -12,6 +14,7 @@ from torch import nn
 
 from segheads.errors import OptionError
 
+log = logging.getLogger(__name__)
 Precision = Literal["no", "bf16", "fp16"]
 
 
@@ -26,6 +29,8 @@ class MachineConfig:
     """Keep maps in the memory format that convolutions like; None does so where the backbone is made of them."""
     compile: bool = False
     """torch.compile the training step."""
+    sync_batchnorm: bool = False
+    """Batch norms see the batch of all processes, on GPUs; accumulated parts they see one by one."""
     threads: int | None = None
     """CPU threads of each training process; None shares all cores out (accelerate launch alone would give 1)."""
     workers: int = 4
@@ -90,6 +95,27 @@ def share_cores(accelerator: Accelerator, threads: int | None) -> None:
     """
     if accelerator.device.type == "cpu":
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+
+
+def share_batch_norms(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Let batch norms see the batch of all processes; torch has that on GPUs only, and elsewhere a warning says so.
+
+    Args:
+        model: Its batch norms are exchanged, in place.
+        accelerator: Tells device and processes; with one process nothing happens.
+    """
+    if accelerator.num_processes == 1 or not any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()
+    ):
+        return model
+    if accelerator.device.type != "cuda":
+        log.warning(
+            "sync_batchnorm: torch has it on GPUs only; here the batch norms of each of %d processes see its own batch",
+            accelerator.num_processes,
+        )
+        return model
+    shared: nn.Module = timm.layers.convert_sync_batchnorm(model)
+    return shared
 
 
 def is_convolutional(backbone: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from segheads.training.batches import normalization, training_batches, training_
 from segheads.training.config import TrainingConfig, as_launched
 from segheads.training.init_from import init_from
 from segheads.training.loop import ModelLearner, train
-from segheads.training.machine import is_convolutional
+from segheads.training.machine import is_convolutional, share_batch_norms
 from segheads.training.report import write_report
 from segheads.training.setup import Run, open_run
 
@@ -82,6 +82,8 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
     machine = config.machine
     channels_last = is_convolutional(model.backbone) if machine.channels_last is None else machine.channels_last
     model.to(accelerator.device)
+    if machine.sync_batchnorm:
+        share_batch_norms(model, accelerator)
     if channels_last:
         model.to(memory_format=torch.channels_last)
     with options_become_parts():

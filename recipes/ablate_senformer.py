@@ -26,6 +26,7 @@ import tyro
 from segheads import SegmentationModel, create_model
 from segheads.ablation import GridConfig, Row, Table, axis, run_grid
 from segheads.cli.run import run
+from segheads.functional.upsample import Reduction
 from segheads.training import DEMO_RUN, LoopConfig, ModelConfig, OptimizationConfig, changed
 
 
@@ -51,6 +52,8 @@ class Config(GridConfig):
     """Channels (d) of the pyramids and of what stands on them."""
     auxiliary_weight: float = 0.4
     """Weight in training of an FCN head on the backbone's third stage; 0 builds none."""
+    auxiliary_reduction: Reduction = "all"
+    """Divide the auxiliary loss by all pixels, as published, or by the valid ones."""
     model: Model = Model(backbone="resnet50.tv_in1k", drop_path_rate=0.0, loss_reduction="valid")
     """Backbone and loss."""
     optimization: OptimizationConfig = OptimizationConfig(
@@ -131,6 +134,7 @@ def tables(config: Config) -> dict[str, Table]:
         "2": Table(
             "Table 2: sharing of weights",
             [
+                Row("one block", senformer(**blocks(num_layers=1))),
                 Row("repeated block", senformer(), paper=SENFORMER),
                 Row(
                     "separate blocks",
@@ -143,7 +147,7 @@ def tables(config: Config) -> dict[str, Table]:
         ),
         "3": Table(
             "Table 3: number of blocks",
-            [Row(f"{n}", senformer(**({} if n == 6 else blocks(num_layers=n)))) for n in (1, 2, 4, 6, 8)],
+            [Row(f"{n}", senformer(**({} if n == 6 else blocks(num_layers=n)))) for n in (1, 3, 6, 9)],
         ),
         "4": Table(
             "Table 4: self-ensemble against feature fusion",
@@ -173,13 +177,14 @@ def tables(config: Config) -> dict[str, Table]:
         ),
         "12": Table(
             "Table 12: learners per level",
-            [Row("1", senformer()), *(Row(f"{n}", senformer(learners_per_level=n)) for n in (2, 3))],
+            [Row("1", senformer()), Row("2", senformer(learners_per_level=2))],
         ),
         "13": Table(
             "Table 13: pyramid, and place of the norms",
             [
                 Row("FPNT, pre-norm", senformer()),
                 Row("FPN, pre-norm", senformer(pyramid="fpn")),
+                Row("none, pre-norm", senformer(pyramid=None)),
                 Row("FPNT, post-norm", senformer(**blocks(pre_norm=False))),
             ],
         ),
@@ -191,6 +196,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
     own_width = config.model.head in ("uper", "sen_uper")
     has_pyramid = not own_width and not config.model.head.startswith("smp:")
     options = config.model_options(num_classes)
+    has_pyramid &= options.get("pyramid", "auto") is not None
     options["head_kwargs"] = {**options.get("head_kwargs", {}), **({"channels": config.width} if own_width else {})}
     return create_model(
         config.model.backbone,
@@ -199,6 +205,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
         pyramid_kwargs={"out_channels": config.width} if has_pyramid else {},
         auxiliary_weight=config.auxiliary_weight,
         auxiliary_kwargs={"channels": config.width},
+        auxiliary_reduction=config.auxiliary_reduction,
         **options,
     )
 

@@ -35,15 +35,16 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from accelerate import PartialState
 
 from segheads import SegmentationModel, create_model
 from segheads.cli.run import run
+from segheads.functional.upsample import Reduction
 from segheads.heads.senformer import Share
 from segheads.mean_shift import StepOptions, default_step
 from segheads.training import (
     DEMO_RUN,
     LoopConfig,
+    MachineConfig,
     ModelConfig,
     OptimizationConfig,
     TrainingConfig,
@@ -111,12 +112,16 @@ class Config(TrainingConfig):
     """Channels (d) of the pyramid before senformer and feature_fusion or given by name, and of uper and sen_uper."""
     auxiliary_weight: float = 0.4
     """Weight in training of an FCN head, as wide as the pyramid, on the backbone's third stage; 0 builds none."""
+    auxiliary_reduction: Reduction = "all"
+    """Divide the auxiliary loss by all pixels, as published, or by the valid ones."""
     optimization: Optimization = Optimization(
         optimizer="adamw", min_learning_rate=0.0, power=1.0, warmup_iterations=1500
     )
     """Optimizer and learning rate."""
     loop: LoopConfig = LoopConfig(batch_size=16)
     """Length, evaluations, checkpoints, log."""
+    machine: MachineConfig = MachineConfig(sync_batchnorm=True)  # as published
+    """Precision, memory format, processes."""
 
 
 # By the family of the backbone; the Swin values are those of the repository's Swin-T configuration.
@@ -167,7 +172,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
     """The backbone, with weights or without, the pyramid, the head and the auxiliary head."""
     has_width = config.pyramid not in ("auto", "none")
     has_width |= config.pyramid == "auto" and config.model.head in ("senformer", "feature_fusion")
-    model = create_model(
+    return create_model(
         config.model.backbone,
         config.model.head,
         num_classes,
@@ -176,9 +181,9 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
         head_kwargs=head_options(config),
         auxiliary_weight=config.auxiliary_weight,
         auxiliary_kwargs={"channels": config.width},
+        auxiliary_reduction=config.auxiliary_reduction,
         **config.model_options(num_classes),
     )
-    return with_shared_batch_norms(model)
 
 
 def head_options(config: Config) -> dict[str, Any]:
@@ -202,14 +207,6 @@ def head_options(config: Config) -> dict[str, Any]:
         "sen_uper": {"channels": config.width, "merge": config.merge, "levels": levels},
     }
     return options.get(config.model.head, {})
-
-
-def with_shared_batch_norms(model: SegmentationModel) -> SegmentationModel:
-    """As published, batch norms see the batch of all processes; torch has that on GPUs only."""
-    state = PartialState()
-    if state.num_processes > 1 and state.device.type == "cuda":
-        timm.layers.convert_sync_batchnorm(model)
-    return model
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def create_model(
     loss: str = "ce",
     loss_kwargs: dict[str, Any] | None = None,
     loss_reduction: Reduction = "valid",
+    auxiliary_reduction: Reduction | None = None,
     stretch_logits: bool = False,
 ) -> SegmentationModel:
     """Build a model from names, in timm's manner.
@@ -56,6 +57,7 @@ def create_model(
         loss: A name in `segheads.losses.LOSSES`.
         loss_kwargs: Options of the loss, such as `{"label_smoothing": 0.1}`.
         loss_reduction: `"valid"` or `"all"`, see `segheads.losses.PixelLoss`.
+        auxiliary_reduction: The same of the auxiliary head's loss; None means `loss_reduction`, SenFormer has `"all"`.
         stretch_logits: See `SegmentationModel`.
 
     Raises:
@@ -83,6 +85,7 @@ def create_model(
         loss=loss,
         loss_kwargs=loss_kwargs or {},
         loss_reduction=loss_reduction,
+        auxiliary_reduction=auxiliary_reduction,
         stretch_logits=stretch_logits,
     )
     built = TimmBackbone(backbone, pretrained=pretrained, **plan.backbone_options())

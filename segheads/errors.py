@@ -24,6 +24,22 @@ class LabelError(DataError):
     """A label file does not say which class a pixel has, or says it in values that name no class."""
 
 
+class ImageFormError(DataError):
+    """An image file holds other channels, another bit depth or another orientation than was told.
+
+    Args:
+        message: What was expected, what came, what helps.
+        kind: What it is about: `"channels"`, `"bit_depth"`, `"exif"` or `"unreadable"`.
+
+    Attributes:
+        kind: What it is about.
+    """
+
+    def __init__(self, message: str, kind: str = "channels") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class DataMissingError(SegheadsError, FileNotFoundError):
     """A data set, a folder or a file of it is not there."""
 

@@ -8,7 +8,7 @@ Equations are those of SenFormer (Bousselham et al., BMVC 2022, https://arxiv.or
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +96,8 @@ class HierarchicalAttention(nn.Module):
 
     Hierarchical multi-scale attention (https://arxiv.org/abs/2005.10821) on the learners' logits, which the paper found
     better than on their features: `merged = a * merged + (1 - a) * logits`, with `a` of each position predicted from
-    both. Attention starts where all learners count the same.
+    both by the paper's module (Sec. 3.2): twice a 3x3 convolution, batch norm and ReLU, then a 1x1 convolution and a
+    sigmoid. Of our own are its width, and that attention starts where all learners count the same.
 
     Args:
         num_learners: Learners to merge; two or more.
@@ -110,12 +111,15 @@ class HierarchicalAttention(nn.Module):
         ValueError: If there are fewer than two learners, or `forward` gets another number of them.
     """
 
+    light: ClassVar[bool] = False
+
     def __init__(self, num_learners: int, num_classes: int, hidden_channels: int = 64) -> None:
         super().__init__()
         check_count("hierarchical_attention", num_learners)
         self.num_learners = num_learners
         self.steps = nn.ModuleList(
-            _attention(2 * num_classes, hidden_channels, [math.log(merged)]) for merged in range(1, num_learners)
+            _attention(2 * num_classes, hidden_channels, [math.log(merged)], light=self.light)
+            for merged in range(1, num_learners)
         )
 
     def forward(self, logits: Sequence[Tensor]) -> Tensor:
@@ -136,8 +140,9 @@ class ExplicitAttention(nn.Module):
     """Learned: one set of weights over all learners for each position (Chen et al. 2016).
 
     Attention to scale (https://arxiv.org/abs/1511.03339) on the learners' logits, which the paper found better than on
-    their features: weights are a softmax over learners, predicted from all their logits, and the merged logits are the
-    weighted sum. Attention starts where all learners count the same.
+    their features: weights are a softmax over learners, predicted from all their logits by the paper's module (see
+    `HierarchicalAttention`), and the merged logits are the weighted sum. Attention starts where all learners count the
+    same.
 
     Args:
         num_learners: Learners to merge; two or more.
@@ -151,11 +156,13 @@ class ExplicitAttention(nn.Module):
         ValueError: If there are fewer than two learners, or `forward` gets another number of them.
     """
 
+    light: ClassVar[bool] = False
+
     def __init__(self, num_learners: int, num_classes: int, hidden_channels: int = 64) -> None:
         super().__init__()
         check_count("explicit_attention", num_learners)
         self.num_learners = num_learners
-        self.attention = _attention(num_learners * num_classes, hidden_channels, [0.0] * num_learners)
+        self.attention = _attention(num_learners * num_classes, hidden_channels, [0.0] * num_learners, light=self.light)
 
     def forward(self, logits: Sequence[Tensor]) -> Tensor:
         """Log-probabilities of the learners' logits."""
@@ -166,12 +173,28 @@ class ExplicitAttention(nn.Module):
         return F.log_softmax(_wide(merged), dim=1)
 
 
+class LightHierarchicalAttention(HierarchicalAttention):
+    """`HierarchicalAttention` as in version 0.1.0: one 3x3 convolution and ReLU in place of two with batch norms."""
+
+    light = True
+
+
+class LightExplicitAttention(ExplicitAttention):
+    """`ExplicitAttention` as in version 0.1.0: one 3x3 convolution and ReLU in place of two with batch norms."""
+
+    light = True
+
+
+LEARNED_OF_0_1_0 = {name: f"light_{name}" for name in ("hierarchical_attention", "explicit_attention")}
+
 MERGES: dict[str, Any] = {  # functions of the logits, and modules that are such
     "average": average,
     "product": product,
     "majority_vote": majority_vote,
     "hierarchical_attention": HierarchicalAttention,
     "explicit_attention": ExplicitAttention,
+    "light_hierarchical_attention": LightHierarchicalAttention,
+    "light_explicit_attention": LightExplicitAttention,
 }
 """The merges by the names that `SenFormerHead` takes; a name of your own may be added."""
 
@@ -186,12 +209,18 @@ def check_count(merge: str, num_learners: int) -> None:
         raise ValueError(f"merge {merge!r} needs two learners or more; got {num_learners}")
 
 
-def _attention(in_channels: int, hidden_channels: int, start: list[float]) -> nn.Sequential:
+def _attention(in_channels: int, hidden_channels: int, start: list[float], *, light: bool) -> nn.Sequential:
     """Scores to attention, which starts at the same values everywhere."""
     last = nn.Conv2d(hidden_channels, len(start), 1)
     nn.init.zeros_(last.weight)
     last.bias = nn.Parameter(torch.tensor(start))
-    return nn.Sequential(nn.Conv2d(in_channels, hidden_channels, 3, padding=1), nn.ReLU(), last)
+    if light:
+        return nn.Sequential(nn.Conv2d(in_channels, hidden_channels, 3, padding=1), nn.ReLU(), last)
+    layers: list[nn.Module] = []
+    for channels in (in_channels, hidden_channels):  # the norm has a bias
+        convolution = nn.Conv2d(channels, hidden_channels, 3, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(hidden_channels), nn.ReLU()]
+    return nn.Sequential(*layers, last)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A backbone and a head, from images to logits, loss and label maps."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from segheads.backbones import TimmBackbone
 from segheads.classes import Classes, check_several_classes
+from segheads.data.images import ImageForm
+from segheads.data.label_map import LabelMap
 from segheads.functional import upsample, upsample_argmax
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
-from segheads.functional.upsample import Reduction
+from segheads.functional.upsample import Reduction, log_of
 from segheads.heads import FCNHead, Head, find_head
 from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
@@ -25,11 +27,6 @@ from segheads.pyramids import Pyramid, find_pyramid
 from segheads.saving import find_folder, load_weights, restore_settings, write_folder
 
 log = logging.getLogger(__name__)
-
-
-def _of_the_loss(name: str, doc: str) -> Any:
-    """An attribute of the loss, to be read and set on the model, too."""
-    return property(lambda model: getattr(model.criterion, name), lambda m, x: setattr(m.criterion, name, x), doc=doc)
 
 
 class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipeline_tag="image-segmentation"):
@@ -54,12 +51,15 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         loss: A name in `segheads.losses.LOSSES`, or a `PixelLoss` class.
         loss_kwargs: Options of the loss, such as `{"label_smoothing": 0.1}`.
         loss_reduction: `"valid"` or `"all"`, see `segheads.losses.PixelLoss`.
+        auxiliary_reduction: The same of the auxiliary head's loss; None means `loss_reduction`.
         stretch_logits: Resize logits over the image without removing the padding.
 
     Attributes:
         plan: What `create_model` built the model from; None for one that was assembled from parts.
         classes: Names and colours of the classes, which a saved model keeps; the recipes fill it in.
         protocol: How images are shown to the model, which a saved model keeps; the recipes fill it in.
+        label_map: Which value, or colour, of its label files was which class, which a saved model keeps; None where
+            value i was class i.
 
     Raises:
         ValueError: If a part takes other channels than the one before it gives, the head has one class alone,
@@ -87,6 +87,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         loss: str | Callable[..., PixelLoss] = "ce",
         loss_kwargs: Mapping[str, Any] | None = None,
         loss_reduction: Reduction = "valid",
+        auxiliary_reduction: Reduction | None = None,
         stretch_logits: bool = False,
     ) -> None:
         super().__init__()
@@ -107,13 +108,16 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         self.head = head
         self.auxiliary_head = auxiliary_head
         self.auxiliary_weight = auxiliary_weight
-        self.criterion = create_loss(
-            loss, head.num_classes, ignore_index=ignore_index, reduction=loss_reduction, **(loss_kwargs or {})
-        )
+        options = {"ignore_index": ignore_index, **(loss_kwargs or {})}
+        self.criterion = create_loss(loss, head.num_classes, reduction=loss_reduction, **options)
+        self.auxiliary_criterion: PixelLoss | None = None
+        if auxiliary_reduction is not None:
+            self.auxiliary_criterion = create_loss(loss, head.num_classes, reduction=auxiliary_reduction, **options)
         self.stretch_logits = stretch_logits
         self.plan: ModelPlan | None = None  # what it was built from, if by names
         self.classes: Classes | None = None
         self.protocol: InferenceProtocol = WHOLE
+        self.label_map: LabelMap | None = None
         self._pyramid_was_chosen = False
         self._level = level
         self._stride = strides[level] / head.upsampling
@@ -123,15 +127,73 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         """Number of classes K."""
         return self.head.num_classes
 
-    ignore_index = _of_the_loss("ignore_index", "The label that the loss leaves out.")
-    loss_reduction = _of_the_loss("reduction", "What the loss divides a sum over pixels by.")
+    @property
+    def averages_probabilities(self) -> bool:
+        """Whether predictions interpolate and average probabilities and not logits, as ensembles do."""
+        return self.head.averages_probabilities
+
+    @property
+    def ignore_index(self) -> int:
+        """The label that the loss leaves out."""
+        return self.criterion.ignore_index
+
+    @ignore_index.setter
+    def ignore_index(self, value: int) -> None:
+        self.criterion.ignore_index = value
+        if self.auxiliary_criterion is not None:
+            self.auxiliary_criterion.ignore_index = value
+
+    @property
+    def loss_reduction(self) -> Reduction:
+        """What the loss divides a sum over pixels by."""
+        return self.criterion.reduction
+
+    @loss_reduction.setter
+    def loss_reduction(self, value: Reduction) -> None:
+        self.criterion.reduction = value
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """The backbone's mean, standard deviation and input size, in timm's words."""
+        """The backbone's mean, standard deviation and input size, in timm's words; `set_input` changes them."""
         return self.backbone.data_config
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    @property
+    def image_form(self) -> ImageForm:
+        """Channels and bit depth of the images that the model takes."""
+        return ImageForm(self.backbone.in_chans, self.data_config.get("bit_depth"))
+
+    def set_input(
+        self,
+        *,
+        bit_depth: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        """Say what images the model takes, which a saved model keeps; `data_config` has it from now on.
+
+        Args:
+            bit_depth: Bits that values use, see `segheads.data.ImageForm`; None means 8.
+            mean: Of each channel over the training images, of values divided by the largest of the bit depth; None
+                leaves the backbone's.
+            std: The same of the standard deviation.
+
+        Raises:
+            ValueError: If a number is out of range, or there is not one for each channel.
+        """
+        ImageForm(self.backbone.in_chans, bit_depth)  # refuses
+        for name, values in {"mean": mean, "std": std}.items():
+            if values is not None:
+                if len(values) != self.backbone.in_chans or (name == "std" and not min(values) > 0):
+                    raise ValueError(
+                        f"{name} must be a number for each of {self.backbone.in_chans} channels"
+                        f"{', above 0' if name == 'std' else ''}; got {list(values)}"
+                    )
+                self.data_config[name] = list(values)
+                self.data_config[f"band_{name}"] = list(values)
+        if bit_depth is not None:
+            self.data_config["bit_depth"] = bit_depth
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
         """Logits of images, or with labels the loss, in one call so that it works under DDP and torch.compile.
 
         The loss is `head.loss` with the model's criterion, by default cross-entropy: as a rule that of the first
@@ -140,9 +202,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         Args:
             images: Normalised images (see `data_config`).
             labels: Class of each pixel, or `ignore_index`.
+            shares: Factors of the loss's terms, `(T,)`, where the images are a part of an update; see `divisors`.
 
         Shape:
-            images `(B, 3, H, W)` float, labels `(B, H, W)` integer; logits `(B, K, H, W)` or a scalar loss.
+            images `(B, C, H, W)` float, C being the backbone's `in_chans`, labels `(B, H, W)` integer; logits
+            `(B, K, H, W)` or a scalar loss.
 
         Raises:
             ValueError: If images are not floating-point or labels have another size than the images.
@@ -152,11 +216,25 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         if labels.shape != (images.shape[0], *images.shape[2:]):
             raise ValueError(f"labels of images {tuple(images.shape)} must be (B, H, W); got {tuple(labels.shape)}")
         maps = self._maps(images)
-        loss = self.head.loss(self._for_head(maps), labels, partial(self._loss, stride=self._stride))
+        criterion = partial(self._loss, stride=self._stride, shares=shares)
+        loss = self.head.loss(self._for_head(maps), labels, criterion)
         if self.auxiliary_head is not None:
             logits = self.auxiliary_head(maps[self._auxiliary_level])
-            loss = loss + self.auxiliary_weight * self._loss(logits, labels, self._auxiliary_stride)
+            of_rest = None if shares is None else shares[self.criterion.num_terms :]
+            own = self._loss(logits, labels, self._auxiliary_stride, of_rest, self.auxiliary_criterion)
+            loss = loss + self.auxiliary_weight * own
         return loss
+
+    def divisors(self, labels: Tensor) -> Tensor:
+        """What each term of the loss, then of the auxiliary loss, divides by, `(T,)`: see `PixelLoss.divisors`.
+
+        Args:
+            labels: Class of each pixel, or `ignore_index`, `(B, H, W)`.
+        """
+        criteria = [self.criterion]
+        if self.auxiliary_head is not None:
+            criteria.append(self.auxiliary_criterion or self.criterion)
+        return torch.cat([criterion.divisors(labels).float() for criterion in criteria])
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits on the head's grid, `(B, K, h, w)`, before the upsampling."""
@@ -212,10 +290,10 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             if not return_uncertainty:
                 logits, covered = self.low_resolution(images)
                 check_finite([all_finite(logits)])
-                return upsample_argmax(logits, covered)[:, :H, :W]
+                return upsample_argmax(self._averaged(logits), covered)[:, :H, :W]
             (logits, *learners), covered = self.predictions(images)
             check_finite([all_finite(x) for x in (logits, *learners)])
-            labels = upsample_argmax(logits, covered)[:, :H, :W]
+            labels = upsample_argmax(self._averaged(logits), covered)[:, :H, :W]
             maps = torch.stack(ensemble_uncertainty(logits, learners), dim=1)  # (B, 3, h, w)
             return labels, Uncertainty(*upsample(maps, covered)[:, :, :H, :W].unbind(1))
 
@@ -256,10 +334,25 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         return round(logits.shape[2] * stride), round(logits.shape[3] * stride)
 
     def _upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        return upsample(logits, self._covered_size(logits, size, self._stride))[:, :, : size[0], : size[1]]
+        scores = upsample(self._averaged(logits), self._covered_size(logits, size, self._stride))
+        scores = scores[:, :, : size[0], : size[1]]
+        return log_of(scores) if self.averages_probabilities else scores
 
-    def _loss(self, logits: Tensor, labels: Tensor, stride: float) -> Tensor:
-        return self.criterion(logits, labels, self._covered_size(logits, (labels.shape[1], labels.shape[2]), stride))
+    def _averaged(self, logits: Tensor) -> Tensor:
+        """What predictions interpolate: logits, or the probabilities whose logarithms they are."""
+        return logits.exp() if self.averages_probabilities else logits
+
+    def _loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        stride: float,
+        shares: Tensor | None = None,
+        criterion: PixelLoss | None = None,
+    ) -> Tensor:
+        covered = self._covered_size(logits, (labels.shape[1], labels.shape[2]), stride)
+        loss: Tensor = (self.criterion if criterion is None else criterion)(logits, labels, covered, shares)
+        return loss
 
     def save_pretrained(
         self,
@@ -293,7 +386,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
                 "was assembled from parts, so save its state_dict() and assemble it again"
             )
         folder = Path(save_directory)
-        write_folder(folder, self, self.plan, self.data_config, self.classes, self.protocol)
+        write_folder(folder, self, self.plan, self.data_config, self.classes, self.protocol, self.label_map)
         card = folder / "README.md"
         if not card.exists():
             self.generate_model_card(**(model_card_kwargs or {})).save(card)
@@ -338,7 +431,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         model = cls.from_plan(plan)
         if plan.num_classes == saved.plan.num_classes:
             load_weights(model, saved.weights)
-            model.classes = saved.classes
+            model.classes, model.label_map = saved.classes, saved.label_map
         else:
             new = model.weights_of_classes()
             load_weights(model, saved.weights, new=new)
@@ -348,6 +441,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             )
         restore_settings(model, saved.settings, saved.config)
         model.protocol = saved.protocol
+        model.set_input(**saved.input)
         return model.eval()
 
     def weights_of_classes(self) -> list[str]:
@@ -396,6 +490,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             loss=plan.loss,
             loss_kwargs=plan.loss_kwargs,
             loss_reduction=plan.loss_reduction,
+            auxiliary_reduction=plan.auxiliary_reduction,
             stretch_logits=plan.stretch_logits,
         )
         model._freeze_unneeded()

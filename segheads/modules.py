@@ -37,6 +37,22 @@ def evaluating(*models: nn.Module, grad: bool = False) -> Iterator[None]:
             module.training = mode
 
 
+def start_training(model: nn.Module) -> None:
+    """Training mode of a model that is in evaluation mode; one that is not keeps what it has, part by part.
+
+    Args:
+        model: The model itself, not what Accelerate made of it.
+
+    Examples:
+        >>> model = nn.Sequential(nn.BatchNorm2d(3).eval(), nn.Dropout())
+        >>> start_training(model)
+        >>> model[0].training, model[1].training
+        (False, True)
+    """
+    if not model.training:
+        model.train()
+
+
 def weight_and_bias(linear: Any) -> tuple[Tensor, Tensor | None]:
     """What a linear layer multiplies with and adds, where a function takes them in place of the layer.
 

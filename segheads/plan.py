@@ -45,6 +45,7 @@ class ModelPlan:
     stretch_logits: bool = False
     loss: str = "ce"
     loss_kwargs: dict[str, Any] = field(default_factory=dict)
+    auxiliary_reduction: Reduction | None = None
 
     def __post_init__(self) -> None:
         find_head(self.head)

@@ -1,5 +1,6 @@
 """From an image as people have it to labels at its own size."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from segheads.classes import Classes
-from segheads.data.images import read_image
+from segheads.data.images import (
+    ImageForm,
+    Picture,
+    as_form,
+    from_pillow,
+    read_image,
+    size_of,
+    to_rgb,
+)
 from segheads.data.resize import resize_keep_ratio, to_input
 from segheads.errors import ScoresError
 from segheads.files import whole_file
@@ -27,7 +36,7 @@ class Prediction:
     """What a model sees in one image, at the image's own size.
 
     Attributes:
-        image: The image, RGB.
+        image: The image, RGB; of more bands the first three, stretched to what the eye can see.
         labels: Class of each pixel, `(H, W)`, int64.
         classes: Names and colours.
         confidence: The probability of each pixel's label, `(H, W)`; None unless it was asked for.
@@ -85,8 +94,8 @@ class Prediction:
 class Predictor:
     """A trained model that takes images as people have them: a file, a PIL image, an array or a tensor.
 
-    The image is resized and shown to the model as its protocol says, and the labels come back at its own size. Pixels
-    are taken as they are stored: an EXIF orientation is not applied.
+    The image is resized and shown to the model as its protocol says, and the labels come back at its own size. Files
+    and PIL images are turned upright as their EXIF orientation says, and so are the labels.
 
     Args:
         model: A trained model. It stays on its device, and every part keeps its mode.
@@ -145,20 +154,23 @@ class Predictor:
 
         Args:
             image: A file; a PIL image; an array `(H, W, 3)`, uint8; or a tensor `(3, H, W)`, uint8 or
-                float in [0, 1], which is rounded to 8 bit.
+                float in [0, 1], which is rounded to 8 bit. For a model of other channels or more bits: a file that
+                holds them, an array `(H, W, C)`, or a tensor `(C, H, W)` of the same, stored values.
             confidence: Also give the probability of each pixel's label.
 
         Raises:
-            DataError: If a file is no image or damaged; a missing one is a FileNotFoundError.
+            DataError: If a file is no image, damaged, or of other channels or bits than the model takes; a missing one
+                is a FileNotFoundError.
             ValueError: If an array or a tensor is of another shape, type or range.
             ScoresError: If the model's scores are NaN or infinite.
         """
-        picture = _picture(image)
+        form = dataclasses.replace(self.model.image_form, exif="apply")
+        picture = _picture(image, form)
         config = self.model.data_config
         shown = picture if self.protocol.scale is None else resize_keep_ratio(picture, self.protocol.scale)
         device = next(self.model.parameters()).device
-        x = to_input(shown, config["mean"], config["std"]).to(device)
-        size = (picture.height, picture.width)
+        x = to_input(shown, config["mean"], config["std"], bit_depth=form.bit_depth).to(device)
+        size, picture = size_of(picture), to_rgb(picture)
         try:
             if confidence:
                 labels, sure = predict_with_confidence(self.model, x, self.protocol, size=size)
@@ -170,12 +182,14 @@ class Predictor:
             raise
 
 
-def _picture(image: Any) -> Image.Image:
-    """Any of the forms as an RGB image."""
+def _picture(image: Any, form: ImageForm) -> Picture:
+    """Any of the ways to give an image, in the form that the model takes."""
     if isinstance(image, (str, Path)):
-        return read_image(image)
+        return read_image(image, form)
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return from_pillow(image, form)
+    if not form.is_rgb:
+        return _bands(image, form)
     if isinstance(image, Tensor):
         if image.ndim != 3 or len(image) != 3:
             raise ValueError(f"a tensor must be (3, H, W); got {tuple(image.shape)}")
@@ -191,3 +205,16 @@ def _picture(image: Any) -> Image.Image:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"an image must be a path, a PIL image, an array (H, W, 3) of uint8 or a tensor; got {got}")
     return Image.fromarray(np.ascontiguousarray(image))
+
+
+def _bands(image: Any, form: ImageForm) -> Picture:
+    """An array or a tensor of stored values."""
+    if isinstance(image, Tensor) and image.ndim == 3:
+        image = image.permute(1, 2, 0).cpu().numpy()  # (C, H, W) -> (H, W, C)
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != form.channels:
+        got = f"{image.dtype} {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__
+        raise ValueError(
+            f"the model takes {form}: a path, an array (H, W, {form.channels}) or a tensor ({form.channels}, H, W) of "
+            f"stored values; got {got}"
+        )
+    return as_form(image, form, "array")

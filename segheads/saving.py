@@ -13,16 +13,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from segheads.classes import Classes
+from segheads.data.label_map import LabelMap
 from segheads.errors import SavedModelError, SavedModelMissingError
 from segheads.files import whole_file, write_json
 from segheads.heads import Head
 from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.mean_shift import MeanShift
+from segheads.merges import LEARNED_OF_0_1_0
 from segheads.plan import ModelPlan
 from segheads.pretrained import why_hub_is_out_of_reach
 from segheads.version import VERSION
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+INPUT = ("bit_depth", "band_mean", "band_std")
 FORMAT = 2  # a config.json without a number is of 0.1.0
 
 Settings = Mapping[str, Mapping[str, Any]]  # by the name of a part, what may have been changed on it
@@ -37,6 +40,8 @@ class SavedModel(NamedTuple):
     config: Path
     classes: Classes | None
     protocol: InferenceProtocol
+    label_map: LabelMap | None
+    input: Mapping[str, Any]  # arguments of set_input
 
 
 def write_folder(
@@ -46,6 +51,7 @@ def write_folder(
     data_config: Mapping[str, Any],
     classes: Classes | None,
     protocol: InferenceProtocol,
+    label_map: LabelMap | None = None,
 ) -> None:
     """Write config.json and model.safetensors.
 
@@ -53,9 +59,10 @@ def write_folder(
         folder: Where to; made if need be.
         model: The model; its settings are kept, too.
         plan: What it was built from.
-        data_config: The backbone's mean, std and input size.
+        data_config: Mean, std and input size, and what `set_input` was told.
         classes: Names and colours, if they are known.
         protocol: How images are shown to the model.
+        label_map: What the label files meant, if that was not their values.
 
     Raises:
         ValueError: If the plan holds what is no JSON value.
@@ -65,8 +72,13 @@ def write_folder(
         "segheads": VERSION,
         "model": dataclasses.asdict(plan),
         "settings": settings_of(model),
-        "input": {key: list(data_config[key]) for key in ("mean", "std", "input_size")},
+        "input": {
+            **{key: list(data_config[key]) for key in ("mean", "std", "input_size")},
+            "in_chans": data_config["input_size"][0],
+            **{key: data_config.get(key) for key in INPUT},  # None: 8 bit, and the backbone's mean and std
+        },
         "classes": None if classes is None else _classes_as_json(classes),
+        "label_map": None if label_map is None else label_map.as_json(),
         "protocol": protocol.as_json(),
         "ignore_index": plan.ignore_index,
     }
@@ -133,25 +145,32 @@ def read_folder(name: str, **hub_options: Any) -> SavedModel:
         files = [Path(hf_hub_download(name, file.name, **hub_options)) for file in files]
     try:
         config = json.loads(files[0].read_text(encoding="utf-8"))
-        plan, settings = read_model(config["model"]), config["settings"]
+        version = config.get("format", 1)
+        plan, settings = read_model(config["model"], version=version), config["settings"]
         named = config.get("classes")
         pairs = () if named is None else tuple(map(tuple, named.get("flip_pairs", ())))
         classes = None if named is None else Classes(tuple(named["names"]), tuple(map(tuple, named["palette"])), pairs)
         protocol = InferenceProtocol(**config["protocol"]) if "protocol" in config else WHOLE
+        mapped = config.get("label_map")
+        label_map = None if mapped is None else LabelMap.from_json(mapped)
+        given = {key.removeprefix("band_"): config["input"].get(key) for key in INPUT} if "input" in config else {}
     except (KeyError, TypeError, ValueError) as error:
         raise SavedModelError(
             f"{files[0]} does not describe a model ({error!r}); expected what save_pretrained wrote"
         ) from error
     if not all(isinstance(values, dict) for values in settings.values()):
         settings = {"head": settings}  # as they were saved before heads nested
-    return SavedModel(plan, settings, files[1], files[0], classes, protocol)
+    if version == 1:
+        settings = {part: _with_its_merge(values) for part, values in settings.items()}
+    return SavedModel(plan, settings, files[1], files[0], classes, protocol, label_map, given)
 
 
-def read_model(values: Mapping[str, Any]) -> ModelPlan:
+def read_model(values: Mapping[str, Any], *, version: int = FORMAT) -> ModelPlan:
     """The plan that config.json holds, of this version or of 0.1.0.
 
     Args:
         values: The entry `model`.
+        version: The number `format` of config.json; 1 where 0.1.0 wrote none.
 
     Raises:
         TypeError: If there are other entries than a plan has.
@@ -165,7 +184,17 @@ def read_model(values: Mapping[str, Any]) -> ModelPlan:
         channels, others = kwargs.pop("shift_channels", None), kwargs.pop("mean_shift_kwargs", None) or {}
         if layers:
             kwargs["shift"] = {"num_layers": layers, "shift_channels": channels, **others}
+    if version == 1:
+        kwargs = _with_its_merge(kwargs)
+    if version == 1 and values.get("head") == "feature_fusion":
+        kwargs = {"norm": False, **kwargs}
     return ModelPlan(**{**values, "head_kwargs": kwargs})
+
+
+def _with_its_merge(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options or settings of 0.1.0 in today's words: its learned merges have another name now."""
+    merge = values.get("merge")
+    return {**values, "merge": LEARNED_OF_0_1_0[merge]} if merge in LEARNED_OF_0_1_0 else dict(values)
 
 
 def settings_of(model: nn.Module) -> dict[str, dict[str, Any]]:

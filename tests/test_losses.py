@@ -1,6 +1,7 @@
 """Every registered loss: a scalar with a gradient, blind to ignored pixels; and cross-entropy against PyTorch's."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -134,12 +135,170 @@ def test_model_is_saved_with_its_loss(name, tmp_path):
     torch.testing.assert_close(again(images, labels), model(images, labels))
 
 
-@ALL
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "lovasz"])  # which looks at what it sorts
 def test_compiles(name):
     model = create_model("test_vit", "linear", 5, pretrained=False, loss=name).eval()
     images, labels = torch.randn(2, 3, 40, 40), torch.randint(0, 5, (2, 40, 40))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images, labels), model(images, labels))
+
+
+# ---------------------------------------------------------------- parts of an update
+
+SOME_SUM = "ce(weight=[1, 2, 3, 0.5, 1]) + 0.5*dice + 2*focal(stride=3)"
+
+
+@pytest.mark.parametrize("text", [*LOSSES, SOME_SUM])
+@REDUCTIONS
+def test_parts_with_their_shares_add_up(text, reduction):
+    criterion = create_loss(text, 5, reduction=reduction)
+    logits, labels = torch.randn(6, 5, 4, 4, requires_grad=True), torch.randint(0, 5, (6, 32, 32))
+    labels[0, 3:], labels[1], labels[4, :, :9] = 255, 255, 255
+    parts = [slice(0, 2), slice(2, 4), slice(4, 6)]
+    divisors = torch.stack([criterion.divisors(labels[part]).float() for part in parts])
+    torch.testing.assert_close(divisors.sum(0), criterion.divisors(labels).float())
+    shares = divisors / divisors.sum(0)
+    whole = criterion(logits, labels)
+    summed = sum(criterion(logits[p], labels[p], shares=share) for p, share in zip(parts, shares, strict=True))
+    torch.testing.assert_close(summed, whole)
+    torch.testing.assert_close(gradient(summed, logits), gradient(whole, logits))
+
+
+# ---------------------------------------------------------------- regions, hard pixels, sums
+
+
+def by_hand(name, scores, labels, K=5, eps=1e-7):
+    """The loss of one image from scores (K, n) and labels (n,) of the pixels that count, in float64, class by class."""
+    valid = labels != 255
+    scores, labels = scores[:, valid], labels[valid]
+    p = scores.softmax(0)
+    losses = []
+    for k in range(K):
+        mine, own = p[k], (labels == k).double()
+        hit, miss, wrong = (mine * own).sum(), ((1 - mine) * own).sum(), (mine * (1 - own)).sum()
+        if name == "focal":
+            q = torch.where(labels == k, scores[k].sigmoid(), 1 - scores[k].sigmoid())
+            losses.append(-((1 - q) ** 2 * q.log()).sum())
+        elif own.sum() == 0:
+            losses += [] if name == "lovasz" else [torch.zeros((), dtype=torch.float64)]
+        elif name == "lovasz":
+            errors, order = (own - mine).abs().sort(descending=True)
+            union = own.sum() + (1 - own[order]).cumsum(0)
+            jaccard = 1 - (own.sum() - own[order].cumsum(0)) / union
+            losses.append((errors * jaccard.diff(prepend=torch.zeros(1))).sum())
+        else:
+            weight = {"dice": 0.5, "jaccard": 1.0, "tversky": 0.5}[name]
+            losses.append(1 - hit / (hit + weight * (miss + wrong)).clamp(min=eps))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("stride", [1, 3, 4])
+@pytest.mark.parametrize("name", ["dice", "jaccard", "tversky", "lovasz", "focal"])
+def test_regions_equal_the_slow_formula(name, stride):
+    logits, labels = some()
+    labels[0, 20:30, 5:40] = 255
+    full = F.interpolate(logits.double(), (48, 64), mode="bilinear")
+    at = slice(stride // 2, None, stride)
+    pixels, classes = full[:, :, at, at].flatten(2), labels[:, at, at].flatten(1)
+    images = torch.stack([by_hand(name, x, y) for x, y in zip(pixels, classes, strict=True)])
+    expected = images.sum() / (classes != 255).sum() if name == "focal" else images.mean()
+    loss = create_loss(name, 5, stride=stride)(logits, labels)
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient(loss, logits), gradient(expected, logits), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["dice", "jaccard", "tversky", "lovasz", "focal"])
+def test_regions_of_one_class_are_binary(name):
+    import segmentation_models_pytorch.losses as smp
+
+    logits, labels = some(K=2)
+    logits = logits[:, :1].detach().requires_grad_()
+    loss = create_loss(name, 1, stride=1)(logits, labels)
+    inner = getattr(smp, f"{name.capitalize()}Loss")("binary", ignore_index=255)
+    full = F.interpolate(logits, (48, 64), mode="bilinear")
+    images = [inner(x if name != "lovasz" else x[0], y) for x, y in zip(full.split(1), labels.split(1), strict=True)]
+    torch.testing.assert_close(loss, torch.stack(images).mean())
+    assert gradient(loss, logits).any()
+
+
+def test_weights_reach_the_regions():
+    logits, labels = some()
+    weight = [0.0, 0.0, 1.0, 0.0, 0.0]
+    one = by_hand("dice", F.interpolate(logits.double(), (48, 64), mode="bilinear")[0].flatten(1), labels[0].flatten())
+    weighted = create_loss("dice", 5, stride=1, weight=weight)(logits[:1], labels[:1])
+    assert weighted.item() != pytest.approx(one.item())
+    every = [create_loss("dice", 5, stride=1, weight=[float(k == j) for k in range(5)]) for j in range(5)]
+    torch.testing.assert_close(torch.stack([f(logits[:1], labels[:1]) for f in every]).mean(), one.float())
+
+
+@pytest.mark.parametrize(("threshold", "keep"), [(0.7, 0.2), (0.1, 0.5), (0.0, 0.0), (1.0, 0.0)])
+def test_hard_pixels(threshold, keep):
+    logits, labels = some()
+    full = F.interpolate(logits.double(), (48, 64), mode="bilinear")
+    expected = []
+    for x, y in zip(full.flatten(2), labels.flatten(1), strict=True):
+        x, y = x[:, y != 255], y[y != 255]
+        own = x.softmax(0).gather(0, y[None])[0]
+        order = own.argsort()
+        chosen = order[: max(int((own < threshold).sum()), math.ceil(keep * len(y)))]
+        expected.append(-own[chosen].log().mean() if len(chosen) else own.sum() * 0)
+    loss = create_loss("ohem", 5, threshold=threshold, keep=keep)(logits, labels)
+    # one of a thousand may lie on the other side of the line in fp32
+    torch.testing.assert_close(loss, torch.stack(expected).mean().float(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        gradient(loss, logits), gradient(torch.stack(expected).mean(), logits), rtol=1e-2, atol=1e-3
+    )
+
+
+def test_a_sum_is_the_sum_of_its_terms():
+    logits, labels = some()
+    text = "ce + 0.5 * dice(stride=2) + 2*ohem"
+    criterion = create_loss(text, 5, weight=[1, 2, 3, 4, 5], label_smoothing=0.1)
+    parts = [
+        create_loss("ce", 5, weight=[1, 2, 3, 4, 5], label_smoothing=0.1),
+        create_loss("dice", 5, weight=[1, 2, 3, 4, 5], stride=2),
+        create_loss("ohem", 5, weight=[1, 2, 3, 4, 5]),
+    ]
+    terms = [part(logits, labels) for part in parts]
+    torch.testing.assert_close(criterion(logits, labels), terms[0] + 0.5 * terms[1] + 2 * terms[2])
+    again = create_loss("focal", 5, weight=[1, 2, 3, 4, 5])
+    assert again.inner.class_weights.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_model_is_saved_with_a_sum(tmp_path):
+    model = create_model("test_vit", "linear", 5, pretrained=False, loss="ce + 0.5*dice(stride=2)").eval()
+    model.save_pretrained(tmp_path)
+    again = SegmentationModel.from_pretrained(tmp_path)
+    images, labels = torch.randn(2, 3, 50, 75), torch.randint(0, 5, (2, 50, 75))
+    torch.testing.assert_close(again(images, labels), model(images, labels))
+    assert again.criterion.factors == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ce + dise", "no loss is called 'dise'; known: .*did you mean 'dice'"),
+        ("ce - dice", "loss must be a name, or a sum such as \"ce [+] 0.5[*]dice\".*; got 'ce - dice'"),
+        ("ce + dice*0.5", "loss must be a name, or a sum such as"),
+        ("ce +", "loss must be a name, or a sum such as"),
+        ("__import__('os').system('ls')", "loss must be a name, or a sum such as"),
+        ("ce + 0*dice", "the factor of dice in loss 'ce [+] 0[*]dice' must be above 0; got 0"),
+        ("dice(strid=2)", "loss 'dice' takes no strid; its options: stride, weight, log_loss, smooth$"),
+        ("dice(stride=0)", "stride must be 1 or more pixels; got 0"),
+        ("ohem(keep=2)", "keep must be between 0 and 1; got 2"),
+        ("ohem(threshold=-1)", "threshold must be between 0 and 1; got -1"),
+    ],
+)
+def test_wrong_sums_are_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        create_loss(text, 5)
+
+
+def test_an_option_that_no_term_has_is_refused():
+    with pytest.raises(ValueError, match="no term of loss 'dice [+] lovasz' takes label_smoothing"):
+        create_loss("dice + lovasz", 5, label_smoothing=0.1)
+    with pytest.raises(ValueError, match="DiceLoss of one class takes no weight"):
+        create_loss("dice", 1, weight=[1.0])
 
 
 # ---------------------------------------------------------------- cross-entropy
@@ -251,7 +410,7 @@ def test_a_loss_of_ones_own():
 
 def test_unknown_names_list_the_known():
     known = ", ".join(LOSSES)
-    with pytest.raises(ValueError, match=f"^no loss is called 'dise'; known: {known}"):
+    with pytest.raises(ValueError, match=f"^no loss is called 'dise'; known: {known}; did you mean 'dice'"):
         find_loss("dise")
     with pytest.raises(ValueError, match="no loss is called 'cee'; .*did you mean 'ce'"):
         create_model("test_vit", "linear", 3, pretrained=False, loss="cee")

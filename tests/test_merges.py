@@ -120,6 +120,13 @@ def test_hierarchical_attention_goes_from_coarse_to_fine():
     torch.testing.assert_close(merge([fine, middle, coarse]), expected)
 
 
+def test_learned_merges_have_the_papers_module():
+    module = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * 2 + [nn.Conv2d]  # SenFormer, Sec. 3.2, before the sigmoid
+    for modules in (ExplicitAttention(3, 5).attention, *HierarchicalAttention(3, 5).steps):
+        assert [type(layer) for layer in modules] == module
+        assert [layer.kernel_size for layer in modules if isinstance(layer, nn.Conv2d)] == [(3, 3), (3, 3), (1, 1)]
+
+
 def test_one_learner():
     (x,) = some_logits(1)
     torch.testing.assert_close(average([x]), F.log_softmax(x, 1))

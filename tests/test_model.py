@@ -5,10 +5,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from parity import assert_best_class
+from torch import nn
 
 from segheads import LinearHead, MeanShiftHead, SegmentationModel, TimmBackbone, create_model
 from segheads.classes import Classes
 from segheads.functional import upsample
+from segheads.inference import (
+    InferenceProtocol,
+    predict_labels,
+    predict_probabilities,
+    predict_with_confidence,
+    sliding_window_logits,
+)
 from segheads.pyramids import Pyramid
 
 
@@ -69,6 +77,15 @@ def test_predict_is_deterministic_and_restores_the_mode():
     torch.testing.assert_close(model.predict(images), model.predict(images))
     assert model.training
     assert model.head.training
+
+
+def test_predict_leaves_frozen_parts_frozen():
+    model = create_model("test_resnet", "linear", 5, pretrained=False)
+    model.backbone.eval()
+    modes = [module.training for module in model.modules()]
+    model.predict(torch.randn(1, 3, 32, 32))
+    assert [module.training for module in model.modules()] == modes
+    assert len(set(modes)) == 2
 
 
 class TwoPredictions(LinearHead):
@@ -238,6 +255,70 @@ def test_the_auxiliary_head_reads_the_third_stage(stretch):
     scores = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[:, :, :50, :75]
     expected = F.cross_entropy(model(images), labels) + 0.3 * F.cross_entropy(scores, labels)
     torch.testing.assert_close(model(images, labels), expected)
+
+
+class Wrapped(nn.Module):
+    """As DDP does, whose logits are upsampled."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, images):
+        return self.module(images)
+
+
+def test_the_auxiliary_loss_may_be_over_all_pixels(tmp_path):
+    options = {"auxiliary_weight": 0.5, "auxiliary_kwargs": {"drop_rate": 0.0, "channels": 8}}
+    model = create_model("test_resnet", "linear", 3, pretrained=False, auxiliary_reduction="all", **options).eval()
+    images, labels = torch.randn(1, 3, 32, 32), torch.randint(3, (1, 32, 32))
+    labels[:, :8] = 255
+    scores = model.auxiliary_head(model.backbone(images)[-2])
+    own = F.cross_entropy(F.interpolate(scores, (32, 32), mode="bilinear"), labels, ignore_index=255)
+    expected = F.cross_entropy(model(images), labels, ignore_index=255) + 0.5 * 0.75 * own
+    torch.testing.assert_close(model(images, labels), expected)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(SegmentationModel.from_pretrained(tmp_path)(images, labels), expected)
+    model.ignore_index = 254
+    assert model.auxiliary_criterion.ignore_index == 254
+
+
+@pytest.mark.parametrize("merge", ["average", "product", "majority_vote", "explicit_attention"])
+def test_an_ensembles_probabilities_are_what_is_upsampled(merge):
+    """As the published code does in its tests; a learned merge blends logits, of which the same is true."""
+    torch.manual_seed(0)
+    kwargs = {"head_kwargs": {"merge": merge}, "pyramid_kwargs": {"out_channels": 16}, "backbone_kwargs": {}}
+    model = create_model("test_resnet", "senformer", 5, pretrained=False, **kwargs).eval()
+    for parameter in model.parameters():  # logits that differ from cell to cell
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    for learner in model.head.learners:
+        learner.norm.weight.data *= 8
+    images, size = torch.randn(1, 3, 64, 96), (64, 96)
+    with torch.no_grad():
+        grid, found = model.logits(images), model(images)
+        options = {"mode": "bilinear", "align_corners": False}
+        if merge == "explicit_attention":
+            expected, other = F.interpolate(grid, size, **options), F.interpolate(grid.exp(), size, **options)
+        else:
+            expected, other = F.interpolate(grid.exp(), size, **options), F.interpolate(grid, size, **options)
+    assert_best_class(model.predict(images), expected)
+    assert_best_class(found.argmax(1), expected)
+    if merge != "explicit_attention":
+        assert (expected.argmax(1) != other.argmax(1)).any()  # else it would show nothing
+    probabilities = expected.softmax(1) if merge == "explicit_attention" else expected
+    torch.testing.assert_close(found.softmax(1), probabilities)
+    torch.testing.assert_close(predict_probabilities(model, images), probabilities[0])
+    labels, confidence = predict_with_confidence(model, images)
+    assert torch.equal(labels, model.predict(images)[0])
+    torch.testing.assert_close(confidence, probabilities[0].amax(0))
+    for protocol in (InferenceProtocol(window=32, stride=16), InferenceProtocol(scales=(0.5, 1.0), flip=True)):
+        views = predict_probabilities(model, images, protocol)
+        torch.testing.assert_close(views.sum(0), torch.ones(size))
+        torch.testing.assert_close(predict_probabilities(Wrapped(model), images, protocol), views)
+        assert_best_class(predict_labels(model, images, protocol)[None], views[None])
+    windows = sliding_window_logits(model, images, window=32, stride=16)
+    expected = predict_probabilities(model, images, InferenceProtocol(window=32, stride=16))
+    torch.testing.assert_close(windows.softmax(1)[0], expected)
 
 
 def test_uncertainty_comes_with_the_labels(ensemble):

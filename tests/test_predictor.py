@@ -192,3 +192,23 @@ def test_a_save_that_fails_leaves_the_model_that_was_there(model, tmp_path, monk
     with pytest.raises(OSError, match="no space left"):
         model.save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_files_and_pil_images_are_turned_upright(tmp_path):
+    predictor = Predictor(create_model("test_vit", "linear", 3, pretrained=False))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    expected = predictor(np.rot90(pixels, -1).copy())
+    for image in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        found = predictor(image)
+        assert found.image.size == (40, 60)
+        assert torch.equal(found.labels, expected.labels)
+        np.testing.assert_array_equal(found.image, np.rot90(pixels, -1))
+
+
+def test_a_wide_pil_image_is_refused_rather_than_clipped():
+    predictor = Predictor(create_model("test_vit", "linear", 3, pretrained=False))
+    with pytest.raises(ValueError, match="16 bit a value, the largest is 4000"):
+        predictor(Image.fromarray(np.full((40, 60), 4000, np.uint16)))

@@ -49,8 +49,11 @@ def flags(text):
 
 
 def check_logits(model, expected):
+    """Upsampled as in 0.1.0, which interpolated the logarithms of an ensemble's probabilities."""
+    H, W = expected["images"].shape[2:]
     with torch.no_grad():
-        torch.testing.assert_close(model(expected["images"]), expected["logits"], rtol=1e-4, atol=1e-4)
+        logits = segheads.functional.upsample(*model.low_resolution(expected["images"]))[:, :, :H, :W]
+    torch.testing.assert_close(logits, expected["logits"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["auxiliary", "linear", "mean_shift", "old_settings", "senformer", "smp_unet"])
@@ -59,10 +62,43 @@ def test_model_gives_the_logits_of_0_1_0(name):
     check_logits(model, load_file(FIXTURES / "models" / name / "expected.safetensors"))
 
 
+@pytest.mark.parametrize("merge", ["hierarchical_attention", "explicit_attention"])
+def test_learned_merges_of_0_1_0_are_what_they_were(tmp_path, merge):
+    """They had one convolution before the last, without a norm, and no number of a format in config.json."""
+    kwargs = {"head_kwargs": {"merge": f"light_{merge}"}, "pyramid_kwargs": {"out_channels": 16}}
+    model = segheads.create_model("test_resnet", "senformer", 3, pretrained=False, **kwargs).eval()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["format"]
+    config["model"]["head_kwargs"]["merge"] = config["settings"]["head"]["merge"] = merge
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again, images = segheads.SegmentationModel.from_pretrained(tmp_path), torch.randn(1, 3, 40, 50)
+    assert again.plan.head_kwargs["merge"] == again.head.merge == f"light_{merge}"
+    assert not any("norm" in name or "running" in name for name in again.head.learned_merge.state_dict())
+    torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+
+
+def test_feature_fusion_of_0_1_0_is_what_it_was(tmp_path):
+    """It had neither norm nor activation after its convolution."""
+    kwargs = {"head_kwargs": {"norm": False}, "pyramid_kwargs": {"out_channels": 16}}
+    model = segheads.create_model("test_resnet", "feature_fusion", 3, pretrained=False, **kwargs).eval()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["format"]
+    config["model"]["head_kwargs"] = {}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert {"head.fuse.weight", "head.fuse.bias"} <= set(model.state_dict())
+    again, images = segheads.SegmentationModel.from_pretrained(tmp_path), torch.randn(1, 3, 40, 50)
+    torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+
+
 def test_run_resumes_and_ends_as_the_uninterrupted_one(tmp_path):
+    """With its crops, whose stream of random numbers is another one now."""
+    program = "import runpy; from segheads.data import samples; samples.CROPS = 0; "
+    program += "runpy.run_path('recipes/meanshifter_ade20k.py', run_name='__main__')"
     output, final = tmp_path / "run", load_file(FIXTURES / "run" / "final.safetensors")
     shutil.copytree(FIXTURES / "run", output)
-    shown = run("recipes/meanshifter_ade20k.py", *RUN.split(), "--output", output, "--resume")
+    shown = run("-c", program, *RUN.split(), "--output", output, "--resume")
     assert "at iteration 2 of 4" in shown
     torch.testing.assert_close(load_file(output / "model" / "model.safetensors"), final, rtol=1e-4, atol=1e-4)
     before = load_file(FIXTURES / "run" / "checkpoints" / "00000002" / "model.safetensors")

@@ -311,7 +311,7 @@ class MergeTester:
         if not isinstance(merge, type):
             return merge
         module = merge(count, K)
-        return randomised(module) if trained else module
+        return (randomised(module) if trained else module).eval()
 
     @staticmethod
     def logits(count=3, K=5, size=(3, 4), scale=1.0, dtype=torch.float32):

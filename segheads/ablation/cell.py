@@ -29,6 +29,7 @@ from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate
 from segheads.files import write_json
 from segheads.inference.protocol import InferenceProtocol
+from segheads.inference.windows import pair
 from segheads.model import SegmentationModel
 from segheads.training.config import MAY_DIFFER, field_defaults
 from segheads.training.run import run_training, shown
@@ -128,7 +129,7 @@ class Cell:
     def _values(self, results: Mapping[str, Tensor], model: SegmentationModel) -> Measured:
         """All scores in percent, and what the model costs."""
         scores = {key: x.item() for key, x in results.items() if x.ndim == 0 and x.is_floating_point()}
-        size = (self.config.crop_size, self.config.crop_size)
+        size = pair("crop_size", self.config.crop_size)
         absent = int(results["IoU"].isnan().sum()) if "IoU" in results else 0
         return {
             **({ABSENT: float(absent)} if absent else {}),

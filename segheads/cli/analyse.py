@@ -292,7 +292,10 @@ def plot_distance(
 def load_model(name: str, device: str) -> SegmentationModel:
     """The model of a run, of a folder or of the hub."""
     folder = Path(name) / "model"
-    return SegmentationModel.from_pretrained(folder if folder.is_dir() else name).to(device)
+    model = SegmentationModel.from_pretrained(folder if folder.is_dir() else name)
+    if not model.image_form.is_rgb:
+        raise OptionError(f"analyse takes models of images of 3 channels and 8 bit; {name} is of {model.image_form}")
+    return model.to(device)
 
 
 def data_of(config: Config) -> Data:

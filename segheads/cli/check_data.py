@@ -4,8 +4,9 @@
     segheads check-data --dataset camvid --data-root data/camvid --output runs/check
     segheads check-data --dataset folder --data-root own --num-classes 3 --json > scan.json
 
-Reads every image and label of train and val and prints what they hold: classes, ignored pixels, sizes, channels and bit
-depths; then all that is wrong or suspicious, in one line each. With `--output`, writes scan.json and scan.png there.
+Reads every image and label of train and val and prints what they hold: classes, ignored pixels, sizes, channels, bit
+depths, mean and standard deviation of each channel; the options that say so, unless images are RGB of 8 bit; then all
+that is wrong or suspicious, in one line each. With `--output`, writes scan.json and scan.png there.
 
 The exit status is 0 for sound data, 1 for warnings, and 2 for errors, with which no training would begin. Files that
 have not changed are not read again: what was read is in ~/.cache/segheads/scans, or below SEGHEADS_CACHE.
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from segheads.data import DataConfig, DataScan, Finding, SplitScan, default_cache, find_problems, scan_splits
+from segheads.data.images import FLOATS, full_scale, used_bits
 from segheads.data.registry import open_dataset
 from segheads.drawing import LINE_COLOURS, OTHER, SMALL, save_figure, sheet
 from segheads.evaluation.tables import markdown_table, percent
@@ -74,8 +76,26 @@ def described(scan: DataScan, findings: list[Finding]) -> str:
         for index, class_name in enumerate(scan.class_names)
     ]
     parts = [markdown_table(head, rows), *(_summary(name, split) for name, split in scan.splits.items())]
+    if options := image_options(scan):
+        parts.append(f"options for these images: {options}")
     lines = [f"{finding.severity}: {finding.message}" for finding in findings]
     return "\n\n".join([*parts, "\n".join(lines) or "nothing is wrong, and nothing suspicious"])
+
+
+def image_options(scan: DataScan) -> str:
+    """The options that say what images hold, with what was measured of train; empty for 3 channels of 8 bit."""
+    train = next(iter(scan.splits.values()))
+    form, largest = train.image_form, max((x.largest or 0 for x in scan.splits.values()), default=0)
+    channels, bits = next(iter(train.channels), 3), max(split.bits for split in scan.splits.values())
+    if form.is_rgb and channels in (1, 3) and bits == 8:
+        return ""
+    is_known = form.bit_depth not in (None, 8)
+    depth = form.bit_depth if is_known else 8 if bits == 8 else used_bits(int(largest)) if bits == 16 else FLOATS
+    words = [f"--in-chans {channels}"] * (channels != 3) + [f"--bit-depth {depth}"] * (depth != 8)
+    for name, values in (("mean", train.band_mean), ("std", train.band_std)):
+        if values:
+            words.append(f"--band-{name} " + " ".join(f"{value / full_scale(depth):.4g}" for value in values))
+    return " ".join(words)
 
 
 def plot_scan(scan: DataScan, path: Path) -> None:
@@ -124,6 +144,9 @@ def _summary(name: str, split: SplitScan) -> str:
         "values in the label files": _range(sorted(split.values)) or "not known",
         "image sizes": _counts(split.image_sizes),
         "image files": _counts(split.image_kinds),
+        "largest value in images": "" if split.largest is None else f"{split.largest:g}",
+        "mean of each channel": " ".join(f"{value:.4g}" for value in split.band_mean),
+        "standard deviation": " ".join(f"{value:.4g}" for value in split.band_std),
         "label files": _counts(split.label_kinds),
     }
     return "\n".join([f"{name}:", *(f"- {title}: {value}" for title, value in lines.items() if value != "")])

@@ -21,7 +21,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from accelerate import Accelerator
@@ -31,11 +31,12 @@ from segheads import SegmentationModel
 from segheads.classes import check_names
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
 from segheads.data.config import PATHS, in_new_words
+from segheads.data.images import to_rgb
 from segheads.errors import DataError, OptionError, options_become_parts
 from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
 from segheads.evaluation.plots import Row
 from segheads.evaluation.report import score_line
-from segheads.inference.protocol import InferenceProtocol, SmallImages
+from segheads.inference.protocol import InferenceProtocol, Size, SmallImages
 from segheads.metrics import METRICS, find_metric
 from segheads.training.machine import Precision, launched_precision, share_cores
 
@@ -80,6 +81,12 @@ class Config:
     """In your own label files 0 means no class and 1 is the first class."""
     flip_pairs: tuple[str, ...] | None = None
     """Names of classes, two by two, that become each other in the mirror: "left arm" "right arm"."""
+    in_chans: int | None = None
+    """Channels of your own images; None means the model's."""
+    bit_depth: int | None = None
+    """Bits that the values of your own images use, 32 for floats; None means the model's."""
+    exif: Literal["apply", "ignore"] | None = None
+    """Whether your own labels are drawn on images turned by their EXIF orientation, or on the pixels as stored."""
     scenes_size: int | None = None
     """Side of the drawn scenes, pixels; None means 128."""
     seed: int | None = None
@@ -92,9 +99,9 @@ class Config:
     """Show the model windows of the image, also if the run showed it whole images."""
     whole: bool = False
     """Show the model whole images, also if the run showed it windows."""
-    window: int | None = None
-    """Side of the windows, pixels; None means the run's, or that of its training crops."""
-    stride: int | None = None
+    window: Size | None = None
+    """Side of the windows, pixels, or their height and width; None means the run's, or that of its training crops."""
+    stride: Size | None = None
     """Pixels between windows; None means the run's, or that of the window."""
     scales: tuple[float, ...] = (1.0,)
     """Factors of the image's size whose probabilities are averaged; the papers' are 0.5 0.75 1.0 1.25 1.5 1.75."""
@@ -168,10 +175,11 @@ def worst_rows(
     rows: list[Row] = []
     for index in worst_images(results, config.pictures):
         image, labels = samples.dataset.read(index)
+        picture = np.array(to_rgb(image))
         prediction = predict(
             accelerator, model, samples[index][0], labels.shape, views_of(config), batch_size=config.batch_size
         )
-        rows.append((samples.dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy()))
+        rows.append((samples.dataset.name(index), picture, labels.numpy(), prediction.cpu().numpy()))
     return rows
 
 
@@ -203,6 +211,7 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
         raise OptionError(f"--scales must be one or more numbers above 0; got {config.scales}")
     if config.whole and (config.slide or config.window or config.stride):
         raise OptionError("--whole shows no windows, and --slide, --window and --stride do; leave one out")
+    run = {name: tuple(x) if isinstance(x, list) else x for name, x in run.items()}
     window = None if config.whole else config.window or run.get("window")
     if config.slide:
         window = window or run.get("crop_size")
@@ -210,7 +219,7 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
         raise OptionError(f"--model {config.model} tells no size of windows; give --window PIXELS")
     stride = config.stride or (run.get("stride") if window == run.get("window") else None) or window
     for option, value in {"--window": window, "--stride": stride}.items():
-        if value is not None and value < 1:
+        if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
             raise OptionError(f"{option} must be 1 pixel or more; got {value}")
     told = in_new_words(run)
     taken = {name: told.get(name) for name in OF_THE_DATA if dataset == run.get("dataset")}
@@ -224,7 +233,18 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
 
 def load_dataset(config: Config, model: SegmentationModel) -> SegmentationDataset:
     """The data set, whose classes are those of the model: by name, or by number where either has no names."""
+    form = model.image_form
+    if not form.is_rgb and "in_chans" in DATASETS[str(config.dataset)].options:
+        config = dataclasses.replace(
+            config, in_chans=config.in_chans or form.channels, bit_depth=config.bit_depth or form.bit_depth
+        )
     dataset = open_dataset(DataConfig.from_json(vars(config)), config.split, seed=config.seed or 0)
+    theirs = dataset.image_form
+    if (theirs.channels, theirs.full_scale) != (form.channels, form.full_scale):
+        raise OptionError(
+            f"--model {config.model} takes images of {form}, and those of --dataset {config.dataset} are said to be of "
+            f"{theirs}; they must be the same"
+        )
     if dataset.num_classes != model.num_classes:
         raise OptionError(
             f"--model {config.model} tells {model.num_classes} classes apart, and --dataset {config.dataset} "

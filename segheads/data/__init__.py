@@ -10,7 +10,7 @@ from segheads.data.dataset import SegmentationDataset
 from segheads.data.download import download_ade20k
 from segheads.data.findings import Finding, find_problems
 from segheads.data.folder import FolderDataset
-from segheads.data.images import read_image
+from segheads.data.images import ImageForm, read_image
 from segheads.data.label_map import LabelMap
 from segheads.data.pascal_context import PascalContext
 from segheads.data.photometric import PhotometricDistortion, PhotometricNormalize
@@ -44,6 +44,7 @@ __all__ = [
     "EvaluationSamples",
     "Finding",
     "FolderDataset",
+    "ImageForm",
     "IterationSampler",
     "LabelMap",
     "PascalContext",

@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
 from segheads.classes import Palette
 from segheads.data.dataset import SegmentationDataset, check_split
 from segheads.data.download import FOLDER, download_ade20k
+from segheads.data.images import Picture
 from segheads.data.pairs import find_pairs, read_pair
 from segheads.errors import DataMissingError
 
@@ -98,6 +98,6 @@ class ADE20K(SegmentationDataset):
         """Return the stem of the image file."""
         return self.files[index][0].stem
 
-    def read(self, index: int) -> tuple[Image.Image, Tensor]:
+    def read(self, index: int) -> tuple[Picture, Tensor]:
         """Return the RGB image and its uint8 labels `(H, W)`, 255 for "other"."""
-        return read_pair(self.files[index], self.num_classes, first=1, ignored=(0,))
+        return read_pair(self.files[index], self.num_classes, first=1, ignored=(0,), form=self.image_form)

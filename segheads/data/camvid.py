@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
 from segheads.classes import Palette
 from segheads.data.dataset import SegmentationDataset, check_split
+from segheads.data.images import Picture
 from segheads.data.pairs import find_pairs, read_pair
 from segheads.errors import DataMissingError
 
@@ -80,6 +80,6 @@ class CamVid(SegmentationDataset):
         """Return the stem of the image file."""
         return self.files[index][0].stem
 
-    def read(self, index: int) -> tuple[Image.Image, Tensor]:
+    def read(self, index: int) -> tuple[Picture, Tensor]:
         """Return the RGB image and its uint8 labels `(H, W)`, 255 where unlabelled."""
-        return read_pair(self.files[index], self.num_classes, ignored=(UNLABELLED,))
+        return read_pair(self.files[index], self.num_classes, ignored=(UNLABELLED,), form=self.image_form)

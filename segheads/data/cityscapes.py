@@ -4,11 +4,11 @@ import os
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
 from segheads.classes import Palette
 from segheads.data.dataset import SegmentationDataset, check_split
+from segheads.data.images import Picture
 from segheads.data.labels import class_table, look_up_classes
 from segheads.data.pairs import Pair, find_pairs, read_pair, read_pair_as
 from segheads.errors import DataError, DataMissingError
@@ -116,13 +116,15 @@ class Cityscapes(SegmentationDataset):
         """Return city, sequence and frame, such as `aachen_000000_000019`."""
         return self.files[index][0].stem.removesuffix(_IMAGE)
 
-    def read(self, index: int) -> tuple[Image.Image, Tensor]:
+    def read(self, index: int) -> tuple[Picture, Tensor]:
         """Return the RGB image and its uint8 labels `(H, W)`, train ids, 255 where ignored."""
         pair = self.files[index]
         if pair[1].stem.endswith(_TRAIN_IDS):
-            return read_pair(pair, self.num_classes, ignored=(255,))
+            return read_pair(pair, self.num_classes, ignored=(255,), form=self.image_form)
         expected = "label ids of Cityscapes are 0 to 33"
-        return read_pair_as(pair, partial(look_up_classes, table=_TABLE, expected=expected, path=pair[1]))
+        return read_pair_as(
+            pair, partial(look_up_classes, table=_TABLE, expected=expected, path=pair[1]), form=self.image_form
+        )
 
 
 def _pairs_of_city(images: Path, labels: Path) -> list[Pair]:

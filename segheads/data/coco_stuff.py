@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from segheads.classes import Palette
 from segheads.data.dataset import SegmentationDataset, check_split
+from segheads.data.images import Picture
 from segheads.data.labels import class_table, look_up_classes
 from segheads.data.pairs import find_pairs, listed_pairs, read_pair, read_pair_as
 from segheads.errors import DataError, DataMissingError, PackageMissingError
@@ -127,14 +127,14 @@ class COCOStuff10K(SegmentationDataset):
         """Return the stem of the image file."""
         return self.files[index][0].stem
 
-    def read(self, index: int) -> tuple[Image.Image, Tensor]:
+    def read(self, index: int) -> tuple[Picture, Tensor]:
         """Return the RGB image and its uint8 labels `(H, W)`, 255 where unlabelled."""
         pair = self.files[index]
         if pair[1].suffix != ".mat":
-            return read_pair(pair, self.num_classes, first=1, ignored=(0, 255))
+            return read_pair(pair, self.num_classes, first=1, ignored=(0, 255), form=self.image_form)
         expected = f"COCO-Stuff's ids are 0 to 182 without {', '.join(map(str, sorted(REMOVED_IDS)))}"
         to_classes = partial(look_up_classes, table=_TABLE, expected=expected, path=pair[1])
-        return read_pair_as(pair, to_classes, read=_read_mat)
+        return read_pair_as(pair, to_classes, read=_read_mat, form=self.image_form)
 
 
 def _read_mat(path: Path) -> NDArray[np.integer]:

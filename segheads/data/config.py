@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from segheads.data.images import FLOATS, ImageForm
+from segheads.errors import OptionError, options_become_parts
 from segheads.files import readable
 
 
@@ -18,8 +20,8 @@ class DataConfig:
         ... # doctest: +NORMALIZE_WHITESPACE
         DataConfig(dataset='folder', data_root=PosixPath('mine'), image_suffix=None, label_suffix=None,
                    class_names=('a', 'b'), num_classes=None, ignore_index=None, label_values=None, label_map=None,
-                   label_colours=None, reduce_zero_label=False, flip_pairs=None, scenes_size=128, train_images=None,
-                   download=False)
+                   label_colours=None, reduce_zero_label=False, flip_pairs=None, in_chans=None, bit_depth=None,
+                   band_mean=None, band_std=None, exif=None, scenes_size=128, train_images=None, download=False)
     """
 
     dataset: str = "ade20k"
@@ -47,6 +49,19 @@ class DataConfig:
     """In your own label files 0 means no class and 1 is the first class, as in ADE20K."""
     flip_pairs: tuple[str, ...] | None = None
     """Names of classes, two by two, that become each other in the mirror: "left arm" "right arm"."""
+    in_chans: int | None = None
+    """Channels of your own images, such as the bands of a satellite; None means 3."""
+    bit_depth: int | None = None
+    """Bits that the values of your own images use, 8 to 16, also where the files have room for more; 32 for floats;
+    None means 8."""
+    band_mean: tuple[float, ...] | None = None
+    """Mean of each channel over your own images, of values divided by the largest of the bit depth (of floats: as they
+    are); None means the backbone's. segheads check-data measures it."""
+    band_std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, in the same scale."""
+    exif: Literal["apply", "ignore"] | None = None
+    """Whether your own labels are drawn on images turned by their EXIF orientation, or on the pixels as stored; None
+    goes by the label's size, and refuses a pair where both fit."""
     scenes_size: int = 128
     """Side of the drawn scenes, pixels."""
     train_images: int | None = None
@@ -60,6 +75,30 @@ class DataConfig:
                 object.__setattr__(self, name, tuple(map(readable, getattr(self, name))))
         if isinstance(self.ignore_index, tuple) and len(self.ignore_index) == 1:
             object.__setattr__(self, "ignore_index", self.ignore_index[0])  # one way to say one value
+
+    @property
+    def image_form(self) -> ImageForm:
+        """What the images hold.
+
+        Raises:
+            OptionError: A number is out of range, or mean and std do not fit the channels.
+        """
+        with options_become_parts():
+            form = ImageForm(3 if self.in_chans is None else self.in_chans, self.bit_depth, self.exif)
+        given = {name: getattr(self, name) for name in ("band_mean", "band_std")}
+        if len({values is None for values in given.values()}) > 1:
+            raise OptionError("band_mean and band_std go together; give both, or neither for the backbone's")
+        for name, values in given.items():
+            if values is not None and len(values) != form.channels:
+                raise OptionError(f"{name} has {len(values)} values for {form.channels} channels (in_chans)")
+        if any(not value > 0 for value in self.band_std or ()):
+            raise OptionError(f"band_std must be above 0; got {self.band_std}")
+        if any(not abs(value) <= 1 for value in self.band_mean or ()) and form.bit_depth != FLOATS:
+            raise OptionError(
+                f"band_mean is of values divided by {form.full_scale:g}, the largest of the bit depth, so at most 1; "
+                f"got {self.band_mean}"
+            )
+        return form
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "DataConfig":

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from segheads.data.images import Picture, size_of
 from segheads.data.resize import SCALE, rescaled_size
 
 _STRIDE = 4  # class shares of a crop are counted on every fourth row and column
@@ -39,13 +39,14 @@ class RandomScaleCrop:
         flip_pairs: Pairs of classes that a flip makes of each other, such as a left and a right arm.
 
     Shape:
-        Called with an RGB image, its labels `(H, W)` of uint8 or int16 and a generator; returns the crop `(3, h, w)`,
-        uint8, 0 where padded (right and bottom), its labels `(h, w)`, of the same type, `ignore_index` where padded or
+        Called with an image of a data set (RGB, or an array `(H, W, C)`), its labels `(H, W)` of uint8 or int16 and a
+        generator; returns the crop `(C, h, w)`, uint8 or, of more than 8 bit, float32 in the stored values' scale, 0
+        where padded (right and bottom), its labels `(h, w)`, of the same type, `ignore_index` where padded or
         ignored, and the height and width of the part that is not padding.
 
     Examples:
         >>> crop = RandomScaleCrop(64, scale=(128, 96))
-        >>> image, labels = Image.new("RGB", (160, 120)), torch.zeros(120, 160, dtype=torch.uint8)
+        >>> image, labels = np.zeros((120, 160, 3), np.uint8), torch.zeros(120, 160, dtype=torch.uint8)
         >>> pixels, classes, valid = crop(image, labels, np.random.default_rng(0))
         >>> pixels.shape, classes.shape
         (torch.Size([3, 64, 64]), torch.Size([64, 64]))
@@ -73,11 +74,11 @@ class RandomScaleCrop:
         self.flip_pairs = tuple(flip_pairs)
 
     def __call__(
-        self, image: Image.Image, labels: Tensor, rng: np.random.Generator
+        self, image: Picture, labels: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Draw one crop."""
         classes: NDArray[np.integer] = labels.numpy()
-        resized = rescaled_size(image.height, image.width, self.scale, rng.uniform(*self.ratio_range))
+        resized = rescaled_size(*size_of(image), self.scale, rng.uniform(*self.ratio_range))
         valid = (min(self.size[0], resized[0]), min(self.size[1], resized[1]))
         factors = (resized[0] / classes.shape[0], resized[1] / classes.shape[1])
         spans = [_source(valid[axis], factors[axis]) for axis in (0, 1)]
@@ -110,9 +111,9 @@ class RandomScaleCrop:
     def _pad(self, part: Tensor) -> Tensor:
         if part.shape[1:] == self.size:
             return part
-        padded = part.new_zeros((*self.size, 3))
+        padded = part.new_zeros((*self.size, len(part)))
         padded[: part.shape[1], : part.shape[2]] = part.permute(1, 2, 0)
-        return padded.permute(2, 0, 1)  # (h, w, 3) -> (3, h, w)
+        return padded.permute(2, 0, 1)  # (h, w, C) -> (C, h, w)
 
 
 def _swap(labels: NDArray[Any], pairs: Sequence[tuple[int, int]]) -> None:
@@ -140,14 +141,20 @@ def _gather(classes: NDArray[np.integer], rows: NDArray[np.intp], columns: NDArr
 
 
 def _resize_part(
-    image: Image.Image, corner: tuple[int, int], valid: tuple[int, int], factors: tuple[float, float]
+    image: Picture, corner: tuple[int, int], valid: tuple[int, int], factors: tuple[float, float]
 ) -> Tensor:
-    """Return `valid` pixels of the image resized by `factors`, from `corner` of the original on: `(3, h, w)`, uint8."""
+    """Return `valid` pixels of the image resized by `factors`, from `corner` of the original on: `(C, h, w)`."""
     top, left = corner
     height, width = (math.ceil(valid[axis] / factors[axis]) + 1 for axis in (0, 1))  # + 1: the neighbour to blend with
-    source = image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
+    rows, columns = size_of(image)
+    bottom, right = min(top + height, rows), min(left + width, columns)
+    source: Any = (
+        image[top:bottom, left:right] if isinstance(image, np.ndarray) else image.crop((left, top, right, bottom))
+    )
     # The batch axis first: only then does PyTorch see the channels-last format, for which its kernel is twice as fast.
-    part = torch.from_numpy(np.array(source))[None].permute(0, 3, 1, 2)  # (1, h, w, 3) -> (1, 3, h, w)
+    part = torch.from_numpy(np.array(source))[None].permute(0, 3, 1, 2)  # (1, h, w, C) -> (1, C, h, w)
+    if part.dtype != torch.uint8:
+        part = part.float()
     # A hair larger, lest rounding loses the last row; factors are passed since they are not those of the sizes.
     scale_factor = tuple(factor * (1 + 1e-6) for factor in factors)
     resized = F.interpolate(part, scale_factor=scale_factor, mode="bilinear", antialias=True)[0]

@@ -6,13 +6,13 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from segheads.classes import Classes, Palette, ignored_label
 from segheads.data.config import DataConfig
+from segheads.data.images import AS_STORED, ImageForm, Picture
 from segheads.errors import OptionError
 
 MOST_CLASSES = 2**15 - 1
@@ -29,11 +29,12 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
         palette: One RGB colour per class, for pictures.
 
     Shape:
-        `dataset[i]` is the image `(3, H, W)`, float32 in [0, 1], and its labels `(H, W)`, int64, 255 where ignored; -1
-        there if there are more than 255 classes.
+        `dataset[i]` is the image `(C, H, W)`, float32 in [0, 1] (floats as they are stored), and its labels `(H, W)`,
+        int64, 255 where ignored; -1 there if there are more than 255 classes. C is 3 unless `image_form` says more.
 
     Attributes:
         ignore_index: The label of "no class" in what the data set returns: `ignored_label(num_classes)`.
+        image_form: Channels and bit depth of its images, and what their EXIF orientation means.
         usual_root: Where the data set lies unless a `DataConfig` says otherwise; None for one without such a place.
         options: The fields of `DataConfig` that it heeds, of those that not every data set does.
         download_size: How much `fetch` downloads, such as "1 GB"; None where it cannot.
@@ -46,6 +47,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
     options: ClassVar[frozenset[str]] = frozenset()
     download_size: ClassVar[str | None] = None
     ignore_index: int = 255
+    image_form: ImageForm = AS_STORED
 
     def __init__(self, class_names: tuple[str, ...], palette: Palette):
         if not 1 <= len(class_names) <= MOST_CLASSES:
@@ -121,16 +123,17 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
         """Return a short name of one sample, for messages and picture files."""
 
     @abstractmethod
-    def read(self, index: int) -> tuple[Image.Image, Tensor]:
-        """Return one sample as stored: an RGB image and labels `(H, W)`, `ignore_index` where ignored.
+    def read(self, index: int) -> tuple[Picture, Tensor]:
+        """Return one sample as stored: the image and labels `(H, W)`, `ignore_index` where ignored.
 
-        Labels are uint8, or int16 where there are more than 255 classes.
+        Images of 3 channels and 8 bit are PIL's, of mode RGB; others are arrays `(H, W, C)`, as `read_image` gives
+        them. Labels are uint8, or int16 where there are more than 255 classes.
         """
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = self.read(index)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-        return pixels.contiguous().float().div_(255), labels.long()
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
+        return pixels.contiguous().float().div_(self.image_form.full_scale), labels.long()
 
 
 def check_split(split: str, known: tuple[str, ...]) -> None:

@@ -1,9 +1,11 @@
 """What a scan of labels gives cause to doubt: errors that no training should begin with, and warnings."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from segheads.data.images import FLOATS, used_bits
 from segheads.data.scan import IGNORED, DataScan, SplitScan
 
 NAMED = 3  # files or classes in a message
@@ -57,13 +59,14 @@ def unusable_files(scan: DataScan) -> Iterator[Finding]:
         scan: The scan.
     """
     for name, split in scan.splits.items():
-        for code in ("unreadable", "size", "values"):
+        for code in ("unreadable", "size", "values", "channels", "bit_depth", "exif"):
             problems = split.problems.get(code, {})
             if problems:
                 first, *others = problems.items()
                 more = f"; the same is so of {_several([path for path, _ in others], 'file')}" if others else ""
                 values = [value for value, files in split.refused.items() if set(files) & set(problems)]
                 more += f"; values out of range in all: {_several(values, 'value', 8)}" if len(values) > 1 else ""
+                more += _measured(scan, code)
                 yield Finding("error", code, f"{name}: {first[1]}{more}", tuple(problems))
 
 
@@ -221,6 +224,24 @@ def images_in_two_splits(scan: DataScan) -> Iterator[Finding]:
         )
 
 
+def unused_bits(scan: DataScan) -> Iterator[Finding]:
+    """Images of fewer bits than was told, which a model would see almost black.
+
+    Args:
+        scan: The scan.
+    """
+    forms = {split.image_form for split in scan.splits.values()}
+    form, highest = forms.pop(), _largest(scan)
+    if forms or form.bit_depth in (None, 8, FLOATS) or highest is None or not 0 <= highest < form.full_scale / 4:
+        return
+    yield Finding(
+        "warning",
+        "unused_bits",
+        f"the largest value in all images is {highest:g}, of {form.full_scale:g} that bit_depth {form.bit_depth} has: "
+        f"they are dark; --bit-depth {used_bits(int(highest))} has no more than they use",
+    )
+
+
 CHECKS: tuple[Callable[[DataScan], Iterator[Finding]], ...] = (
     unusable_files,
     jpeg_labels,
@@ -231,8 +252,31 @@ CHECKS: tuple[Callable[[DataScan], Iterator[Finding]], ...] = (
     much_ignored,
     unlabelled_images,
     images_in_two_splits,
+    unused_bits,
 )
 """What `find_problems` asks of a scan; a check of your own may be added."""
+
+
+def _largest(scan: DataScan) -> float | None:
+    """The largest value in the images of all splits."""
+    return max((split.largest for split in scan.splits.values() if split.largest is not None), default=None)
+
+
+def _measured(scan: DataScan, code: str) -> str:
+    """What all images say of a channel count or a bit depth that does not fit."""
+    if code == "channels":
+        counts: Counter[int] = Counter()
+        for split in scan.splits.values():
+            counts.update(split.channels)
+        told = [f"{count} in {images} image{'s' if images > 1 else ''}" for count, images in counts.most_common()]
+        advice = f"; --in-chans {next(iter(counts))} reads them" if len(counts) == 1 else ""
+        return f"; channels in all: {', '.join(told)}{advice}"
+    highest = _largest(scan)
+    if code == "bit_depth" and highest is not None and 0 <= highest < 65536:
+        bits = {split.bits for split in scan.splits.values()}
+        if max(bits) == 16:
+            return f"; the largest value in all images is {highest:g}: --bit-depth {used_bits(int(highest))}"
+    return ""
 
 
 def _values(scan: DataScan) -> tuple[set[int], dict[int, int]]:

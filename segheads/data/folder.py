@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 from typing_extensions import Self, override
 
 from segheads.classes import Palette, distinct_colours
 from segheads.data.config import DataConfig
 from segheads.data.dataset import SegmentationDataset
+from segheads.data.images import RGB, ImageForm, Picture
 from segheads.data.label_map import LabelMap
 from segheads.data.lists import find_split
 from segheads.data.pairs import Pair, find_pairs, read_pair, read_pair_as
@@ -25,8 +25,9 @@ class FolderDataset(SegmentationDataset):
 
     A warning names the files that are passed over.
 
-    Images may be of any format and mode that Pillow reads. Labels are single-channel images, as a rule PNG with 1 to 16
-    bit or a palette (then the indices count, not the colours), or colours that a map turns into classes.
+    Images may be of any format that `read_image` reads, all of the same channels and bit depth. Labels are
+    single-channel images, as a rule PNG with 1 to 16 bit or a palette (then the indices count, not the colours), or
+    colours that a map turns into classes.
 
     Args:
         images: Folder of images; or the files themselves, in the order of their labels.
@@ -41,6 +42,8 @@ class FolderDataset(SegmentationDataset):
             its own `ignore_index` there. None means 255, unless that is a class. With a map, what it ignores, too.
         reduce_zero_label: In the files 0 means "no class" and class 0 is stored as 1, as in ADE20K.
         label_map: Which value, or which colour, is which class; None means that value i is class i.
+        image_form: Channels and bit depth of the images, and what their EXIF orientation means; by default RGB of 8
+            bit, turned where the label has the turned size.
 
     Shape:
         As every `SegmentationDataset`.
@@ -56,6 +59,7 @@ class FolderDataset(SegmentationDataset):
         {
             *("image_suffix", "label_suffix", "class_names", "num_classes", "ignore_index"),
             *("label_values", "label_map", "label_colours", "reduce_zero_label"),
+            *("in_chans", "bit_depth", "band_mean", "band_std", "exif"),
         }
     )
 
@@ -72,6 +76,7 @@ class FolderDataset(SegmentationDataset):
         ignore_index: int | Sequence[int] | None = None,
         reduce_zero_label: bool = False,
         label_map: LabelMap | None = None,
+        image_form: ImageForm = RGB,
     ):
         names = tuple(class_names) if class_names else tuple(f"class {index}" for index in range(num_classes))
         if len(names) != num_classes:
@@ -83,6 +88,7 @@ class FolderDataset(SegmentationDataset):
         self.label_map = None if label_map is None else label_map.ignoring(given or ())
         if self.label_map is not None:
             self.label_map.check(num_classes)
+        self.image_form = image_form
         self._first = int(reduce_zero_label)
         self._ignored = _ignored_values(names, given, self._first) if label_map is None else ()
         self.files = _pairs(images, labels, image_suffix, label_suffix)
@@ -114,6 +120,7 @@ class FolderDataset(SegmentationDataset):
             ignore_index=config.ignore_index,
             reduce_zero_label=config.reduce_zero_label,
             label_map=_label_map(config, num_classes),
+            image_form=config.image_form,
         )
 
     def __len__(self) -> int:
@@ -123,13 +130,13 @@ class FolderDataset(SegmentationDataset):
         """Return the path of the image file without its ending, in the folder that holds all."""
         return readable(os.path.relpath(self.files[index][0].with_suffix(""), self._common).replace(os.sep, "/"))
 
-    def read(self, index: int) -> tuple[Image.Image, Tensor]:
-        """Return the RGB image and its labels `(H, W)`, `ignore_index` where ignored."""
+    def read(self, index: int) -> tuple[Picture, Tensor]:
+        """Return the image and its labels `(H, W)`, `ignore_index` where ignored."""
         pair = self.files[index]
         if self.label_map is None:
-            return read_pair(pair, self.num_classes, first=self._first, ignored=self._ignored)
+            return read_pair(pair, self.num_classes, first=self._first, ignored=self._ignored, form=self.image_form)
         to_classes = partial(self.label_map.to_classes, num_classes=self.num_classes, path=pair[1])
-        return read_pair_as(pair, to_classes, read=self.label_map.read_labels)
+        return read_pair_as(pair, to_classes, read=self.label_map.read_labels, form=self.image_form)
 
 
 def _several(ignore_index: int | Sequence[int] | None) -> tuple[int, ...] | None:

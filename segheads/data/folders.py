@@ -15,8 +15,8 @@ NAMED = 3  # files of each kind in a message
 # A literal list: asking Pillow loads all its plugins, and then every Image.open tries more of them.
 # fmt: off
 IMAGE_SUFFIXES = frozenset([
-    ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pcx", ".pgm", ".png", ".pnm",
-    ".ppm", ".tga", ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pbm", ".pcx", ".pgm", ".png",
+    ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 ])
 # fmt: on
 

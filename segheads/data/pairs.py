@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from segheads.data.folders import Listing, check_file, common_name, list_images, named
-from segheads.data.images import read_image
+from segheads.data.images import RGB, ImageForm, Picture, fit_label, read_stored, size_of
 from segheads.data.labels import read_labels, to_class_indices
 from segheads.errors import DataError, DataMissingError
 
@@ -96,21 +95,25 @@ def listed_pairs(listing: Path, images: Path, labels: Path, *, label_suffix: str
     return [(images / f"{name}.jpg", labels / f"{name}{label_suffix}") for name in names]
 
 
-def read_pair(pair: Pair, num_classes: int, *, first: int = 0, ignored: tuple[int, ...]) -> tuple[Image.Image, Tensor]:
-    """Read an image as RGB and its labels as classes `(H, W)`, `ignored_label(num_classes)` where ignored.
+def read_pair(
+    pair: Pair, num_classes: int, *, first: int = 0, ignored: tuple[int, ...], form: ImageForm = RGB
+) -> tuple[Picture, Tensor]:
+    """Read an image and its labels as classes `(H, W)`, `ignored_label(num_classes)` where ignored.
 
     Args:
         pair: The image file and the label file.
         num_classes: How many classes there are.
         first: The label value that means class 0.
         ignored: The label values that mean "no class".
+        form: What the image holds.
 
     Raises:
-        DataError: A file is damaged, the sizes differ, or a label value is out of range.
+        DataError: A file is damaged, the sizes differ, a label value is out of range, or the image has another form.
     """
     return read_pair_as(
         pair,
         lambda values: to_class_indices(values, num_classes, first=first, ignored=ignored, path=pair[1]),
+        form=form,
     )
 
 
@@ -118,22 +121,29 @@ def read_pair_as(
     pair: Pair,
     to_classes: Callable[[NDArray[np.integer]], NDArray[np.integer]],
     read: Callable[[Path], NDArray[np.integer]] = read_labels,
-) -> tuple[Image.Image, Tensor]:
-    """Read an image as RGB and its labels as classes `(H, W)`, where these are not numbers in a row.
+    form: ImageForm = RGB,
+) -> tuple[Picture, Tensor]:
+    """Read an image and its labels as classes `(H, W)`, where these are not numbers in a row.
+
+    The image is turned by its EXIF orientation where the label has the turned size.
 
     Args:
         pair: The image file and the label file.
         to_classes: Turns the values of the label file into classes, and those of "no class" into the ignored label.
         read: Reads the label file.
+        form: What the image holds.
 
     Raises:
-        DataError: A file is damaged, the sizes differ, or `to_classes` meets a value that is no class.
+        DataError: A file is damaged, the sizes differ, `to_classes` meets a value that is no class, or the image has
+            another form.
     """
-    image, values = read_image(pair[0]), read(pair[1])
+    (image, orientation), values = read_stored(pair[0], form), read(pair[1])
     height, width = values.shape
-    if image.size != (width, height):
+    image = fit_label(image, orientation, (height, width), form, pair[0])
+    if size_of(image) != (height, width):
+        rows, columns = size_of(image)
         raise DataError(
-            f"label {pair[1]} is {width}x{height} but its image {pair[0]} is {image.width}x{image.height} "
+            f"label {pair[1]} is {width}x{height} but its image {pair[0]} is {columns}x{rows} "
             "(width x height); make them the same size"
         )
     return image, torch.from_numpy(to_classes(values))

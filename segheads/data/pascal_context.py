@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 from typing_extensions import Self, override
 
@@ -11,6 +10,7 @@ from segheads.classes import Palette
 from segheads.data import ade20k
 from segheads.data.config import DataConfig
 from segheads.data.dataset import SegmentationDataset, check_split
+from segheads.data.images import Picture
 from segheads.data.pairs import listed_pairs, read_pair
 from segheads.errors import DataMissingError
 
@@ -91,8 +91,8 @@ class PascalContext(SegmentationDataset):
         """Return the stem of the image file."""
         return self.files[index][0].stem
 
-    def read(self, index: int) -> tuple[Image.Image, Tensor]:
+    def read(self, index: int) -> tuple[Picture, Tensor]:
         """Return the RGB image and its uint8 labels `(H, W)`, 255 where ignored."""
         if self.num_classes == 60:
-            return read_pair(self.files[index], 60, ignored=(255,))
-        return read_pair(self.files[index], 59, first=1, ignored=(0, 255))
+            return read_pair(self.files[index], 60, ignored=(255,), form=self.image_form)
+        return read_pair(self.files[index], 59, first=1, ignored=(0, 255), form=self.image_form)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segheads.data.images import ImageForm
+
 _STRIP = 128  # rows that are worked on at a time on the CPU
 _STEEP = 1000.0
 
@@ -52,7 +54,10 @@ class PhotometricDistortion:
 
 
 class PhotometricNormalize(nn.Module):
-    """8-bit images to distorted, normalised floats, with zeros where padded.
+    """Images to distorted, normalised floats, with zeros where padded.
+
+    Images of other than 3 channels, and floats, whose range is not known, are normalised alone: their colours are not
+    changed.
 
     The published code goes back to 8 bit after each of its steps; here all steps are floats, clipped where it clips, so
     results differ by a few grey levels at most. Saturation and hue are changed in closed form: in HSV the largest
@@ -61,10 +66,12 @@ class PhotometricNormalize(nn.Module):
     Args:
         mean: Per channel, for values in [0, 1]; the backbone's `data_config` knows it.
         std: Per channel, likewise.
+        bit_depth: Of the values, see `segheads.data.ImageForm`; None means 8.
 
     Shape:
-        Images `(B, 3, H, W)`, uint8; distortion `(B, 5)`, as `PhotometricDistortion` draws it, or None; valid `(B, 2)`,
-        the height and width that are not padding, or None. Returns `(B, 3, H, W)`, float32.
+        Images `(B, C, H, W)`, uint8 or float32 in the stored values' scale; distortion `(B, 5)`, as
+        `PhotometricDistortion` draws it, or None; valid `(B, 2)`, the height and width that are not padding, or None.
+        Returns `(B, C, H, W)`, float32.
 
     Examples:
         >>> prepare = PhotometricNormalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -75,15 +82,24 @@ class PhotometricNormalize(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float], *, bit_depth: int | None = None):
         super().__init__()
-        spread = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
-        self.register_buffer("scale", 1 / (255 * spread), persistent=False)
-        self.register_buffer("shift", -torch.tensor(mean, dtype=torch.float32).view(3, 1, 1) / spread, persistent=False)
+        form = ImageForm(len(mean), bit_depth)
+        self.has_colours = form.has_colours
+        self.to_grey_levels = 255 / form.full_scale if form.has_colours else 1.0  # of 255, the distortion's unit
+        spread = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+        full = form.full_scale * self.to_grey_levels
+        self.register_buffer("scale", 1 / (full * spread), persistent=False)
+        shift = -torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1) / spread
+        self.register_buffer("shift", shift, persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor, distortion: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Return the images as the backbone wants them."""
+        if self.to_grey_levels != 1:
+            images = images.float() * self.to_grey_levels
+        if not self.has_colours:
+            distortion = None
         if images.device.type == "cpu":
             x = self._on_cpu(images, distortion)
         else:

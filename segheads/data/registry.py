@@ -18,7 +18,7 @@ def open_dataset(config: DataConfig, split: str, *, seed: int = 0) -> Segmentati
     Args:
         config: Name, place and options of the data set.
         split: `"train"`, `"val"`, or what else the data set has. `train_images` counts for `"train"` alone.
-        seed: Of drawn scenes, and of the choice of `train_images`.
+        seed: Of drawn scenes to train on, and of the choice of `train_images`.
 
     Raises:
         DataMissingError: A folder or a file is missing.

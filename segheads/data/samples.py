@@ -13,11 +13,13 @@ from segheads.data.photometric import PhotometricDistortion
 from segheads.data.resize import resize_keep_ratio, to_input
 from segheads.errors import DataError
 
+CROPS = 1  # the stream of random numbers that crops and distortions come from; 0 are orders and drawn scenes
+
 _PUBLISHED = PhotometricDistortion()
 
 
 class TrainingSamples(Dataset[dict[str, Tensor]]):
-    """Crops of a data set, 8-bit, with the photometric distortion drawn but not yet done.
+    """Crops of a data set, as stored, with the photometric distortion drawn but not yet done.
 
     Indexed by `(epoch, index)`, as `IterationSampler` yields them. All randomness of a sample comes from a generator
     seeded with (seed, epoch, index), so it is the same in any worker, in any process, and after a resume.
@@ -27,11 +29,13 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         dataset: Any data set of the package.
         crop: Resize, crop and flip.
         seed: One number for the run.
-        distortion: What to draw from; None for undistorted images.
+        distortion: What to draw from; None for undistorted images. Images without 3 channels of colour, whose range is
+            known, are not distorted.
 
     Shape:
-        A dictionary of `image` `(3, h, w)`, uint8; `labels` `(h, w)`, uint8 or int16; `distortion` `(5,)`, float32;
-        `valid` `(2,)`, int64, the height and width that are not padding. `collate_samples` stacks them.
+        A dictionary of `image` `(C, h, w)`, uint8 (float32 of more than 8 bit); `labels` `(h, w)`, uint8 or int16;
+        `distortion` `(5,)`, float32; `valid` `(2,)`, int64, the height and width that are not padding.
+        `collate_samples` stacks them.
 
     Raises:
         ValueError: The crop pads labels with another value than the data set ignores.
@@ -71,9 +75,16 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
             image, labels = self.dataset.read(index)
         except DataError as error:
             raise type(error)(f"sample {index} of {type(self.dataset).__name__}: {error}") from error
-        rng = np.random.default_rng([self.seed, epoch, index])
+        # numpy takes missing numbers for 0: without the last, sample 0 would draw what shuffled its epoch, and a drawn
+        # scene's crop what drew the scene
+        rng = np.random.default_rng([self.seed, epoch, index, CROPS])
         pixels, classes, valid = self.crop(image, labels, rng)
-        drawn = self.distortion(rng) if self.distortion else torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
+        is_distorted = self.distortion is not None and self.dataset.image_form.has_colours
+        drawn = (
+            self.distortion(rng)
+            if self.distortion is not None and is_distorted
+            else torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
+        )
         return {"image": pixels, "labels": classes, "distortion": drawn, "valid": torch.tensor(valid)}
 
 
@@ -88,7 +99,10 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
             kept; None leaves them.
 
     Shape:
-        Image `(3, h, w)`, float32, and labels `(H, W)`, uint8 or int16.
+        Image `(C, h, w)`, float32, and labels `(H, W)`, uint8 or int16.
+
+    Raises:
+        ValueError: The data set's images have other channels than there are means.
     """
 
     def __init__(
@@ -98,6 +112,11 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
         std: Sequence[float],
         scale: tuple[int, int] | None = None,
     ) -> None:
+        if dataset.image_form.channels != len(mean):
+            raise ValueError(
+                f"the model takes images of {len(mean)} channels, and those of {type(dataset).__name__} have "
+                f"{dataset.image_form.channels}; in_chans must be the same for both"
+            )
         self.dataset, self.mean, self.std, self.scale = dataset, mean, std, scale
 
     def __len__(self) -> int:
@@ -107,7 +126,7 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
         image, labels = self.dataset.read(index)
         if self.scale is not None:
             image = resize_keep_ratio(image, self.scale)
-        return to_input(image, self.mean, self.std), labels
+        return to_input(image, self.mean, self.std, bit_depth=self.dataset.image_form.bit_depth), labels
 
 
 def collate_samples(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -120,7 +139,7 @@ def collate_samples(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         samples: Items of `TrainingSamples`.
 
     Shape:
-        `image` is `(B, 3, h, w)` in PyTorch's channels-last memory format; all else as usual.
+        `image` is `(B, C, h, w)` in PyTorch's channels-last memory format; all else as usual.
 
     Examples:
         >>> from segheads.data.scenes import Scenes
@@ -129,7 +148,7 @@ def collate_samples(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         torch.Size([2, 3, 64, 64])
     """
     batch: dict[str, Tensor] = default_collate([s | {"image": s["image"].permute(1, 2, 0)} for s in samples])
-    batch["image"] = batch["image"].permute(0, 3, 1, 2)  # (B, h, w, 3) -> (B, 3, h, w)
+    batch["image"] = batch["image"].permute(0, 3, 1, 2)  # (B, h, w, C) -> (B, C, h, w)
     return batch
 
 

@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from segheads.data.band_counts import BandCounts, band_statistics, count_bands
+from segheads.data.bands import read_by_pillow
 from segheads.data.dataset import SegmentationDataset
+from segheads.data.images import RGB, ImageForm, read_bands
 from segheads.data.labels import read_labels
 from segheads.data.scan_cache import ScanCache
 from segheads.data.subset import SubsetDataset
-from segheads.errors import DataError, PackageMissingError, RunError
+from segheads.errors import DataError, ImageFormError, PackageMissingError, RunError
 
 IGNORED = -1  # in a scan, whatever label the data set has for "no class"
 MOST_VALUES = 300  # of one label file that are asked for one by one
@@ -35,7 +38,8 @@ class SampleScan:
     Attributes:
         image: Path of the image, or the sample's name where there is no file.
         label: Path of the label, or the sample's name.
-        problem: `"unreadable"`, `"size"` or `"values"`; empty where the sample can be read.
+        problem: `"unreadable"`, `"size"`, `"values"`, or what an `ImageFormError` is about; empty where the sample can
+            be read.
         message: What the data set says of the problem.
         file: The file that has it.
         values: Triples of a value in the label file, the class that it is read as (-1: ignored), and its pixels. The
@@ -45,6 +49,7 @@ class SampleScan:
         image_kind: Format, channels and bit depth.
         label_kind: The same of the label.
         digest: A hash of the image's pixels.
+        bands: The image's `BandCounts` as a dict; empty where it cannot be read at all.
     """
 
     image: str
@@ -58,6 +63,7 @@ class SampleScan:
     image_kind: str = ""
     label_kind: str = ""
     digest: str = ""
+    bands: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +79,20 @@ class SplitScan:
         values: Pixels of each value in the label files, those with problems among them.
         classes: The class that each value is read as; -1 where it is ignored.
         refused: The label files that hold a value that is no class, by value.
-        problems: What data sets say of files, by kind (`"unreadable"`, `"size"`, `"values"`) and file.
+        problems: What data sets say of files, by kind (`"unreadable"`, `"size"`, `"values"`, `"channels"`,
+            `"bit_depth"`, `"exif"`) and file.
         unlabelled: Label files without a pixel of any class.
         lossy: Label files that are JPEG.
         image_sizes: How many images there are of each size, `"WIDTHxHEIGHT"`.
         image_kinds: How many images there are of each format, number of channels and bit depth.
         label_kinds: The same of labels.
         digests: An image file for each hash of an image's pixels.
+        image_form: What the data set says that images hold.
+        channels: How many images there are of each number of channels.
+        largest: The largest value in images; None where it is not known.
+        bits: Bits of a value as they are stored, the most of all images.
+        band_mean: Mean of each channel, of the stored values; empty where numbers of channels differ.
+        band_std: Standard deviation of each channel, of the stored values.
     """
 
     class_names: tuple[str, ...]
@@ -97,6 +110,12 @@ class SplitScan:
     image_kinds: Mapping[str, int] = field(default_factory=dict)
     label_kinds: Mapping[str, int] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    image_form: ImageForm = RGB
+    channels: Mapping[int, int] = field(default_factory=dict)
+    largest: float | None = None
+    bits: int = 8
+    band_mean: tuple[float, ...] = ()
+    band_std: tuple[float, ...] = ()
 
     @property
     def ignored_share(self) -> float:
@@ -193,7 +212,7 @@ def scan(
                 memory.put(pair, dataclasses.asdict(sample))
     finally:  # what was read before an interrupt need not be read again
         memory.save()
-    return summed_up([samples[index] for index in indices], dataset.class_names)
+    return summed_up([samples[index] for index in indices], dataset.class_names, dataset.image_form)
 
 
 def scan_splits(
@@ -225,12 +244,13 @@ def scan_splits(
     return DataScan(splits=found, duplicates=duplicates)
 
 
-def summed_up(samples: Sequence[SampleScan], class_names: tuple[str, ...]) -> SplitScan:
+def summed_up(samples: Sequence[SampleScan], class_names: tuple[str, ...], form: ImageForm = RGB) -> SplitScan:
     """The scan of a split from those of its samples.
 
     Args:
         samples: One for each sample.
         class_names: One name per class.
+        form: What images are said to hold.
     """
     pixels: Counter[int] = Counter()
     images: Counter[int] = Counter()
@@ -270,6 +290,8 @@ def summed_up(samples: Sequence[SampleScan], class_names: tuple[str, ...]) -> Sp
         image_kinds=dict(Counter(s.image_kind for s in samples if s.image_kind).most_common()),
         label_kinds=dict(Counter(s.label_kind for s in samples if s.label_kind).most_common()),
         digests={s.digest: s.image for s in reversed(samples) if s.digest},
+        image_form=form,
+        **band_statistics([BandCounts(**s.bands) for s in samples if s.bands]),
     )
 
 
@@ -298,6 +320,15 @@ def scan_sample(dataset: SegmentationDataset, index: int) -> SampleScan:
         picture, classes = np.ascontiguousarray(image), labels.numpy()
     except PackageMissingError:
         raise
+    except ImageFormError as error:
+        return SampleScan(
+            file=image_path,
+            problem=error.kind,
+            message=" ".join(str(error).split()),
+            size=size,
+            bands=dataclasses.asdict(count_bands(read_bands(image_path))) if pair else {},
+            **about,
+        )
     except Exception as error:  # whatever a damaged file makes a reader raise: it is named, and the scan goes on
         words = str(error) if isinstance(error, DataError | OSError) else f"{type(error).__name__}: {error}"
         named = [str(path) in words for path in cast(Any, dataset).files[index][:2]] if pair else []
@@ -316,7 +347,11 @@ def scan_sample(dataset: SegmentationDataset, index: int) -> SampleScan:
         )
     digest = hashlib.blake2b(repr(picture.shape).encode() + picture.tobytes(), digest_size=16).hexdigest()
     return SampleScan(
-        values=_joined(raw, classes, dataset.ignore_index), size=picture.shape[1::-1], digest=digest, **about
+        values=_joined(raw, classes, dataset.ignore_index),
+        size=picture.shape[1::-1],
+        digest=digest,
+        bands=dataclasses.asdict(count_bands(image)),
+        **about,
     )
 
 
@@ -387,6 +422,12 @@ def _pair(dataset: SegmentationDataset, index: int) -> tuple[str, str] | None:
 def _looked_at(path: str) -> tuple[tuple[int, int] | tuple[()], str]:
     """Size in pixels, and format with channels and bit depth; nothing for what is no image."""
     try:
+        if path and not read_by_pillow(path):
+            values = read_bands(path)
+            height, width, count = values.shape
+            what = "floats" if values.dtype.kind == "f" else f"{8 * values.dtype.itemsize} bit"
+            ending = "TIFF" if Path(path).suffix.lower() != ".npy" else "NPY"
+            return (width, height), f"{ending}, {count} channel{'s' if count > 1 else ''}, {what}"
         with Image.open(path) as image:
             bands = image.getbands()
             channels = f"{len(bands)} channel{'s' if len(bands) > 1 else ''}"
@@ -441,8 +482,9 @@ def _refused(dataset: SegmentationDataset, index: int, counted: Sequence[tuple[i
     pair, probe = _pair(dataset, index) or ("", ""), cast(Any, copy.copy(dataset))
     with tempfile.TemporaryDirectory() as folder:
         image, label = (Path(folder, place, Path(path).name) for place, path in zip("il", pair, strict=True))
+        image = image.with_suffix(".png")
         try:
-            probe.files = [(image, label)]
+            probe.files, probe.image_form = [(image, label)], RGB
         except AttributeError:  # a property
             return []
         for path in (image, label):

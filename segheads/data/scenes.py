@@ -73,9 +73,9 @@ class Scenes(SegmentationDataset):
     @classmethod
     @override
     def open(cls, config: DataConfig, split: str, *, seed: int = 0) -> Self:
-        """Open 2000 square scenes for training, or 100 for validation."""
+        """Open 2000 square scenes for training, drawn by the seed, or for validation 100 that are always the same."""
         size = (config.scenes_size, config.scenes_size)
-        return cls(split, size=size, length=100 if split == "val" else 2000, seed=seed)
+        return cls(split, size=size, **({"length": 100} if split == "val" else {"length": 2000, "seed": seed}))
 
     @classmethod
     @override

@@ -1,10 +1,11 @@
 """A part of a data set, drawn at random but always the same."""
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
+from typing_extensions import Self
 
 from segheads.data.dataset import SegmentationDataset
+from segheads.data.images import Picture
 
 
 class SubsetDataset(SegmentationDataset):
@@ -37,7 +38,20 @@ class SubsetDataset(SegmentationDataset):
             raise ValueError(f"a subset must have 1 to {len(dataset)} images, which are all there are; got {length}")
         self.dataset = dataset
         self.ignore_index = dataset.ignore_index
+        self.image_form = dataset.image_form
         self.indices: list[int] = sorted(np.random.default_rng(seed).permutation(len(dataset))[:length].tolist())
+
+    @classmethod
+    def spaced(cls, dataset: SegmentationDataset, length: int) -> Self:
+        """So many images at equal distances, the first and the last among them; all, if there are no more.
+
+        Args:
+            dataset: Any data set of the package.
+            length: How many images.
+        """
+        subset = cls(dataset, min(length, len(dataset)))
+        subset.indices = np.linspace(0, len(dataset) - 1, len(subset)).round().astype(int).tolist()
+        return subset
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -46,6 +60,6 @@ class SubsetDataset(SegmentationDataset):
         """Return the sample's name in the data set."""
         return self.dataset.name(self.indices[index])
 
-    def read(self, index: int) -> tuple[Image.Image, Tensor]:
+    def read(self, index: int) -> tuple[Picture, Tensor]:
         """Return the sample as the data set has it."""
         return self.dataset.read(self.indices[index])

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from einops import rearrange
-from torch import Tensor
+from timm.utils import distribute_bn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
@@ -44,9 +45,9 @@ def evaluate(
 ) -> dict[str, Tensor]:
     """aAcc, mAcc, mIoU and per-class values, each label map at its own size; on demand more.
 
-    Every process takes its share of the images, none twice, and counts are summed, so that the result does not depend
-    on the number of processes. No metric changes a label. Calibration takes the memory of one more `(K, H, W)` for an
-    image.
+    Every process takes its share of the images, none twice, with the first process' batch-norm statistics, and counts
+    are summed, so that the result does not depend on the number of processes. No metric changes a label. Calibration
+    takes the memory of one more `(K, H, W)` for an image.
 
     Args:
         accelerator: Tells the process, the device and the precision.
@@ -117,10 +118,26 @@ def evaluate_each(
     measured = [_Measured(accelerator, names, model.num_classes, samples, per_image) for model in models]
     function = predict_with_confidence if measured and measured[0].needs_confidence else _labels_alone
     predicted = partial(_predict, function, accelerator, protocol=protocol, batch_size=batch_size)
+    share_statistics(accelerator, models)
     with evaluating(*models):
         bad = _count_own_images(accelerator, samples, count, workers, measured, lambda: in_turn(models), predicted)
     _refuse_together(samples, bad)
     return [of_model.compute(count) for of_model in measured]
+
+
+def share_statistics(accelerator: Accelerator, models: Iterable[nn.Module]) -> None:
+    """Give all processes the first one's batch-norm statistics, which are those that a run saves.
+
+    DDP hands them out as a forward pass begins, so that after a step each process has what its own images added.
+    Averages would change what is saved with every evaluation; the first one's stay as they are.
+
+    Args:
+        accelerator: Tells how many processes there are.
+        models: Any modules, not prepared or unwrapped.
+    """
+    if accelerator.num_processes > 1 and torch.distributed.is_initialized():
+        for model in models:
+            distribute_bn(model, accelerator.num_processes, reduce=False)
 
 
 def _count_own_images(

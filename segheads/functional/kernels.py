@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -58,8 +57,9 @@ class Cosine(Kernel):
     """
 
     def measured(self, r: Tensor) -> Tensor:
-        """The tokens' directions."""
-        return F.normalize(r, dim=-1)
+        """The tokens' directions; one shorter than 1e-4 has none, and a gradient like that of one of length 1."""
+        length = r.norm(dim=-1, keepdim=True)
+        return r / length.where(length > 1e-4, 1)
 
     def default_bandwidth(self, shift_channels: int) -> float:  # noqa: ARG002 for the others
         """`sqrt(0.1)`, an inverse temperature of 10, for any width."""

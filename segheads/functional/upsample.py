@@ -78,13 +78,19 @@ def upsample_cross_entropy(
     b, s = weight, None
     if weight is not None:
         b = weight = weight.detach().to(logits.device, wide(logits.dtype))
-    divisor = _divisor(labels, ignore_index, reduction, weight)
+    divisor = pixel_divisor(labels, ignore_index, reduction, weight)
+    divisor = torch.where(divisor > 0, divisor, 1)
     if _is_at_size(logits, labels):
         return plain_cross_entropy_sum(logits, labels, weight, label_smoothing, ignore_index) / divisor
     if label_smoothing:
         ones = logits.new_ones(logits.shape[1], dtype=wide(logits.dtype)) if weight is None else weight
         b, s = (1 - label_smoothing) * ones, label_smoothing / logits.shape[1] * ones
     return cross_entropy_sum(logits, labels, b, s, ignore_index) / divisor
+
+
+def log_of(probabilities: Tensor) -> Tensor:
+    """The logarithm of probabilities, finite where they are 0."""
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
 
 
 @overload
@@ -195,14 +201,21 @@ def _is_at_size(logits: Tensor, labels: Tensor) -> bool:
     return logits.shape[2:] == labels.shape[1:] and labels.numel() > 0 and not traces_on_cpu
 
 
-def _divisor(labels: Tensor, ignore_index: int, reduction: str, weight: Tensor | None) -> Tensor | int:
+def pixel_divisor(labels: Tensor, ignore_index: int, reduction: Reduction, weight: Tensor | None = None) -> Tensor:
+    """What a sum over pixels is divided by, a scalar, 0 where every pixel is ignored: see `upsample_cross_entropy`.
+
+    Args:
+        labels: Class of each pixel, or `ignore_index`.
+        ignore_index: The label that is left out.
+        reduction: `"valid"` or `"all"`.
+        weight: Weight of each class, `(K,)`.
+    """
     if reduction == "all":
-        return max(labels.numel(), 1)
+        return torch.full((), labels.numel(), device=labels.device)
     valid = is_valid(labels, ignore_index)
     if weight is None:
-        return valid.sum().clamp(min=1)
-    total = torch.where(valid, weight[torch.where(valid, labels, 0).long().clamp(0, len(weight) - 1)], 0).sum()
-    return torch.where(total > 0, total, 1)
+        return valid.sum()
+    return torch.where(valid, weight[torch.where(valid, labels, 0).long().clamp(0, len(weight) - 1)], 0).sum()
 
 
 def _check(logits: Tensor, labels: Tensor, reduction: str, weight: Tensor | None, label_smoothing: float) -> None:

@@ -61,6 +61,11 @@ class Head(nn.Module, ABC):
     def forward(self, x: Any) -> Tensor:
         """Logits `(B, K, h, w)` of a feature map `(B, C, h, w)`, or of a list of them."""
 
+    @property
+    def averages_probabilities(self) -> bool:
+        """Whether predictions interpolate and average not logits but the probabilities whose logarithms these are."""
+        return False
+
     def predictions(self, x: Any) -> list[Tensor]:
         """The logits that training supervises, the final ones first; a plain head has one entry."""
         return [self(x)]

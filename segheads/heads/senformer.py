@@ -23,8 +23,11 @@ class SenFormerHead(Head):
     and mean shift of each level's tokens before its learner.
 
     Learners' logits are resized to the finest level's grid and then merged, as published. The result is the logarithm
-    of the merged probabilities; the published code returns their plain sum over learners. Training supervises the
-    merged prediction and each learner. `merge` and `levels` may be changed on a trained head.
+    of the merged probabilities, which the published training upsamples, too. Its predictions upsample the probabilities
+    themselves and average these over windows; so do a model's with this head. Learned merges blend logits, and
+    predictions upsample those. The published code sums learners where Eq. 3 averages, and at several scales averages
+    the softmax of that sum; here it is the probabilities. Training supervises the merged prediction and each learner.
+    `merge` and `levels` may be changed on a trained head.
 
     Args:
         in_channels: Channels of each map, fine to coarse.
@@ -33,7 +36,7 @@ class SenFormerHead(Head):
             `num_classes` and returns one.
         learner_kwargs: Further arguments of a learner given by name, such as `{"num_layers": 3}`.
         merge: A name in `segheads.merges.MERGES`: `"average"`, `"product"`, `"majority_vote"`, or the learned
-            `"hierarchical_attention"` and `"explicit_attention"`.
+            `"hierarchical_attention"` and `"explicit_attention"`, with `"light_"` before them as in version 0.1.0.
         share: What learners have in common (the paper's Table 2): `"none"`; `"decoder"`, all but the class embeddings;
             or `"class_embeddings"` alone.
         shift: Mean shift of each level's tokens before its learners, in the options of `MeanShift`; None means none.
@@ -102,6 +105,11 @@ class SenFormerHead(Head):
         _check_merge(merge, len(self._levels) * self.learners_per_level)
         self._check_learned(merge, self._levels)
         self._merge = merge
+
+    @property
+    def averages_probabilities(self) -> bool:
+        """Whether predictions upsample probabilities: with a learned merge, which blends logits, they do not."""
+        return self.learned_merge is None or self._merge != self._learned
 
     @property
     def levels(self) -> list[int]:

@@ -135,6 +135,11 @@ class SenUPer(Head):
         self.ensemble.merge = merge
 
     @property
+    def averages_probabilities(self) -> bool:
+        """Whether predictions upsample probabilities, see `SenFormerHead`."""
+        return self.ensemble.averages_probabilities
+
+    @property
     def levels(self) -> list[int]:
         """The levels whose learners vote, 0 the finest."""
         return self.ensemble.levels

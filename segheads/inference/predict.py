@@ -48,7 +48,7 @@ def average_views(
     """Mean of the class probabilities of several views of one image: the part of `predict_probabilities` after scaling.
 
     For views that were scaled elsewhere, say from the original file instead of the resized image. Each view's logits
-    are resized to `size` before the softmax; all views weigh the same.
+    are resized to `size` before the softmax, or an ensemble's probabilities; all views weigh the same.
 
     Args:
         model: from images (n, 3, h, w) to logits (n, K, h, w); a module is in evaluation mode meanwhile.
@@ -252,20 +252,20 @@ def _scores_in_tiles(
     batch_size: int,
     flip_pairs: Pairs | None,
 ) -> Iterator[tuple[tuple[slice, slice], Tensor, bool]]:
-    """Tile by tile what orders the classes, `(R, K, C)`: logits (True) of one view, else probabilities."""
+    """Tile by tile what orders the classes, `(R, K, C)`, and whether it is logits, of one view; else probabilities."""
     views = _views(image, protocol)
     if len(protocol.scales) == 1 and not protocol.flip:  # the softmax of one view changes no order
         ((view, _),) = views
         grid = view_grid(model, view, size, protocol, batch_size)
         check_finite(grid.finite)
         for at, (scores,) in scores_in_tiles([grid], size):
-            yield at, scores, True
+            yield at, scores, not grid.are_probabilities
     elif gives_low_resolution(model):
         pairs = _pairs(model, flip_pairs)
         grids = [_grid(model, view, flipped and pairs, size, protocol, batch_size) for view, flipped in views]
         check_finite([flag for grid in grids for flag in grid.finite])
         for at, each in scores_in_tiles(grids, size):
-            yield at, _mean(scores.softmax(1) for scores in each), False
+            yield at, _mean(x if g.are_probabilities else x.softmax(1) for x, g in zip(each, grids, strict=True)), False
     else:
         mean = average_views(model, views, size, protocol, batch_size=batch_size, flip_pairs=flip_pairs)
         for at, (probabilities,) in scores_in_tiles([Grid(mean, *size)], size):
@@ -290,7 +290,8 @@ def _add_probabilities(total: Tensor | None, grid: Grid, size: tuple[int, int]) 
     if total is None:
         total = grid.logits.new_zeros((len(grid.logits), *size), dtype=wide(grid.logits.dtype))
     for (rows, columns), (scores,) in scores_in_tiles([grid], size):
-        total[:, rows, columns] += scores.to(total.dtype).softmax(1).transpose(0, 1)  # (R, K, C) -> (K, R, C)
+        scores = scores.to(total.dtype) if grid.are_probabilities else scores.to(total.dtype).softmax(1)
+        total[:, rows, columns] += scores.transpose(0, 1)  # (R, K, C) -> (K, R, C)
     return total
 
 

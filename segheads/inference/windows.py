@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from segheads.functional.bilinear import Tile, bilinear_weights, tiles, wide
+from segheads.functional.upsample import log_of
 from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import InferenceProtocol, Size
 from segheads.modules import evaluating
@@ -22,13 +23,15 @@ class Grid(NamedTuple):
     """Logits `(K, h, w)` whose scores at the pixels are `rows @ logits @ columnsᵀ`; or h and w, if they are upsampled.
 
     Averaging overlapping windows, cropping padding and resizing are all linear and separable, so the windows' logits,
-    side by side, are one grid, and what happens to them on the way to the pixels is in the weights.
+    side by side, are one grid, and what happens to them on the way to the pixels is in the weights. Of a model that
+    averages probabilities, these stand in the place of logits.
     """
 
     logits: Tensor
     rows: Tensor | int  # (H, h), float64 on the CPU
     columns: Tensor | int  # (W, w)
     finite: Sequence[Tensor] = ()  # whether the model's scores are, as `all_finite` says
+    are_probabilities: bool = False
 
     def flipped(self, pairs: Sequence[tuple[int, int]] = ()) -> "Grid":
         """The grid whose scores are left to right what this one's are right to left; paired classes change places."""
@@ -86,12 +89,19 @@ def view_grid(model: Model, image: Tensor, size: tuple[int, int], protocol: Infe
         image = _enlarge(image, pair("window", window))
     if gives_low_resolution(model):
         return _grid_of_windows(model, image, size, window, stride, batch_size)
+    of_probabilities = averages_probabilities(model)
     if window is None:
         logits = model(image)
         finite = [all_finite(logits)]
+        logits = logits.exp() if of_probabilities else logits
     else:
         logits, finite = _sliding_window(model, image, window, stride, batch_size)
-    return Grid(logits[0], logits.shape[2], logits.shape[3], finite)
+    return Grid(logits[0], logits.shape[2], logits.shape[3], finite, of_probabilities)
+
+
+def averages_probabilities(model: Model) -> bool:
+    """Whether a model's logits are logarithms of what is to be averaged; also asked of one in DDP or compiled."""
+    return bool(getattr(getattr(model, "module", model), "averages_probabilities", False))
 
 
 @torch.no_grad()
@@ -99,6 +109,8 @@ def sliding_window_logits(
     model: Model, images: Tensor, *, window: Size, stride: Size | None = None, batch_size: int = 8
 ) -> Tensor:
     """Logits of large images, averaged over the overlapping windows that the model is shown.
+
+    Of an ensemble the probabilities are averaged, and the result is their logarithm.
 
     Windows start at 0, s, 2s, ...; the last is moved back to end at the border. Where an image is smaller than the
     window, the window shrinks to it, as in MMSegmentation. Memory: the result and one batch of windows.
@@ -127,7 +139,7 @@ def sliding_window_logits(
     with evaluation_of(model):
         logits, finite = _sliding_window(model, images, window, stride, batch_size)
     check_finite(finite)
-    return logits
+    return log_of(logits) if averages_probabilities(model) else logits
 
 
 def evaluation_of(model: Model) -> AbstractContextManager[None]:
@@ -138,7 +150,7 @@ def evaluation_of(model: Model) -> AbstractContextManager[None]:
 def _sliding_window(
     model: Model, images: Tensor, window: Size, stride: Size | None, batch_size: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """The averaged logits, and whether those of each batch of windows are finite."""
+    """The averaged logits, or probabilities, and whether the logits of each batch of windows are finite."""
     (height, width), (down, right) = _window_and_stride(window, stride)
     check_positive("batch_size", batch_size)
     B, _, H, W = images.shape
@@ -169,7 +181,9 @@ def _grid_of_windows(
         parts.append(logits)
     grid = rearrange(torch.cat(parts), "(t l) k h w -> k (t h) (l w)", t=len(tops))
     rows = _weights(logits.shape[2], covered[0], tuple(tops), h, H, size[0])
-    return Grid(grid, rows, _weights(logits.shape[3], covered[1], tuple(lefts), w, W, size[1]), [all_finite(grid)])
+    columns = _weights(logits.shape[3], covered[1], tuple(lefts), w, W, size[1])
+    finite, of_probabilities = [all_finite(grid)], averages_probabilities(model)
+    return Grid(grid.exp_() if of_probabilities else grid, rows, columns, finite, of_probabilities)
 
 
 @lru_cache(maxsize=32)
@@ -199,9 +213,10 @@ def _add_windows(total: Tensor, model: Model, images: Tensor, places: list[tuple
     if total.numel() == 0:
         shape = (len(images), logits.shape[1], *images.shape[-2:])
         total = logits.new_zeros(shape, dtype=wide(logits.dtype))  # sums of bfloat16 lose digits
-    for place, window_logits in zip(places, logits, strict=True):
-        total[place].add_(window_logits)
-    return total, all_finite(logits)
+    finite = all_finite(logits)
+    for place, window in zip(places, logits.exp() if averages_probabilities(model) else logits, strict=True):
+        total[place].add_(window)
+    return total, finite
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -49,6 +49,12 @@ class ProbeConfig(TrainingConfig):
         Raises:
             OptionError: If an option of the training of one model is set.
         """
+        if not self.data.image_form.is_rgb or self.data.band_mean is not None:
+            own = " with band_mean" if self.data.band_mean is not None else ""
+            raise OptionError(
+                "probes take images of 3 channels and 8 bit as the backbone normalises them; got "
+                f"{self.data.image_form}{own}: train a model for each head"
+            )
         if self.machine.mixed_precision == "fp16":
             raise OptionError(
                 "mixed_precision fp16 scales the loss by one factor, which one head's overflow would change for all; "

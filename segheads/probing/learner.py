@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from segheads.data import PhotometricNormalize
+from segheads.modules import start_training
 from segheads.probing.backbone import SharedBackbone
 from segheads.probing.features import FeatureCache
 from segheads.probing.probes import Probe
@@ -110,7 +111,7 @@ class ProbeLearner:
     Args:
         accelerator: What prepared the heads and their optimizers.
         shared: The backbone whose views they have.
-        probes: The heads; they are put into training mode.
+        probes: The heads; those in evaluation mode are put into training mode.
         schedule: Learning rate as a function of the number of updates made and a head's own rate.
         seed: Of what is dropped.
         max_grad_norm: Clip the norm of each head's gradient to this.
@@ -134,7 +135,7 @@ class ProbeLearner:
             for probe in probes:
                 probe.diverged_at = record.get("diverged", {}).get(probe.name, probe.diverged_at)
         for probe in probes:
-            probe.model.train()
+            start_training(probe.model)
 
     def step(self, iteration: int, batches: Sequence[FeatureBatch]) -> Tensor:
         """One update of every head at its rate; returns a loss for each, NaN of one that rests."""

@@ -10,8 +10,10 @@ from accelerate import Accelerator
 
 from segheads.build import create_model
 from segheads.data import EvaluationSamples, PhotometricNormalize, TrainingSamples, collate_samples
+from segheads.data.samples import CROPS
 from segheads.errors import options_become_parts
 from segheads.evaluation.report import score_record, scores
+from segheads.inference.windows import pair
 from segheads.model import SegmentationModel
 from segheads.plan import HeadChoice
 from segheads.probing.backbone import SharedBackbone
@@ -33,7 +35,7 @@ from segheads.training.batches import batch_loader, sampler_options, training_sa
 from segheads.training.config import as_launched
 from segheads.training.loop import train
 from segheads.training.machine import paths_line
-from segheads.training.run import shown
+from segheads.training.run import evaluation_samples, shown
 from segheads.training.setup import Run, open_run
 
 log = logging.getLogger(__name__)
@@ -58,13 +60,13 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
         with options_become_parts():
             shared, probes, samples, cache = _build(run, config)
         mean, std = (shared.backbone.data_config[key] for key in ("mean", "std"))
+        images, some = evaluation_samples(run, mean, std)
         evaluate = partial(
             evaluate_probes,
             run.accelerator,
             shared,
             probes,
-            EvaluationSamples(run.validation_set, mean, std, config.protocol.scale),
-            shown(config),
+            protocol=shown(config),
             workers=config.machine.workers,
         )
         start = run.start()
@@ -85,9 +87,9 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
         batches = feature_batches(
             run.accelerator, loader, prepare, shared, cache=cache, channels_last=shared.channels_last
         )
-        train(run, learner, batches, config.loop, start=start, evaluate=partial(_evaluated, config, probes, evaluate))
+        train(run, learner, batches, config.loop, start=start, evaluate=partial(_evaluated, probes, evaluate, some))
         names = run.validation_set.class_names
-        rows = probe_rows(probes, [score_record(results, names) for results in evaluate()])
+        rows = probe_rows(probes, [score_record(results, names) for results in evaluate(images)])
         if run.accelerator.is_main_process:
             _report(run, config, shared, probes, rows)
     return rows
@@ -148,9 +150,9 @@ def _rate(config: ProbeConfig, iteration: int, learning_rate: float) -> float:
     return config.optimization.rate_at(iteration, config.loop.iterations, learning_rate)
 
 
-def _evaluated(config: ProbeConfig, probes: list[Probe], evaluate: Any) -> dict[str, Any]:
+def _evaluated(probes: list[Probe], evaluate: Any, samples: EvaluationSamples) -> dict[str, Any]:
     """The scores of every head that learns, for the log."""
-    results = zip(probes, evaluate(limit=config.loop.evaluate_images), strict=True)
+    results = zip(probes, evaluate(samples), strict=True)
     return {"scores": {probe.name: scores(found) for probe, found in results if probe.diverged_at is None}}
 
 
@@ -190,9 +192,9 @@ def open_cache(
     Raises:
         ValueError: If there is no room.
     """
-    size = config.crop_size
+    height, width = pair("crop_size", config.crop_size)
     with accelerator.autocast():
-        maps = shared.compute(torch.zeros(1, 3, size, size, device=accelerator.device))
+        maps = shared.compute(torch.zeros(1, 3, height, width, device=accelerator.device))
     about = {
         "backbone": config.model.backbone,
         "weights": fingerprint_module(shared.backbone),
@@ -200,8 +202,8 @@ def open_cache(
         "dataset": config.data.dataset,
         "samples": fingerprint_data(samples.dataset),
         "scale": config.protocol.scale,
-        "crop_size": size,
-        "seed": config.seed,
+        "crop_size": config.crop_size,
+        "seed": [config.seed, CROPS],
         "maps": [f"{x.dtype} {tuple(x.shape[1:])}" for x in maps],
         **({} if config.training_flip else {"training_flip": False}),
         **({"flip_pairs": samples.crop.flip_pairs} if samples.crop.flip_pairs else {}),
@@ -216,7 +218,7 @@ def open_cache(
     batches, processes = sampler(config, len(samples)), accelerator.num_processes
     pieces = (keys for process in range(processes) for keys in batches.parts(process, processes))
     bytes_per_image = sum(x.numel() * x.element_size() for x in maps)
-    bytes_per_image += size * size * (1 if samples.dataset.num_classes <= 255 else 2)
+    bytes_per_image += height * width * (1 if samples.dataset.num_classes <= 255 else 2)
     with accelerator.main_process_first():
         cache.prepare(pieces, bytes_per_image, round(config.cache_gb * 1e9))
     return cache

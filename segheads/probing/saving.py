@@ -12,7 +12,7 @@ from segheads.files import write_json
 from segheads.model import SegmentationModel
 from segheads.probing.backbone import SharedBackbone
 from segheads.probing.probes import Probe
-from segheads.saving import read_model, restore_settings, settings_of, write_weights
+from segheads.saving import FORMAT, read_model, restore_settings, settings_of, write_weights
 
 BACKBONE_FILE, HEAD_FILE, HEAD_CONFIG_FILE = "backbone.safetensors", "head.safetensors", "config.json"
 
@@ -35,6 +35,7 @@ def save_probes(folder: str | Path, shared: SharedBackbone, probes: Sequence[Pro
             raise ValueError(f"head {probe.name} was assembled from parts; only one of create_model can be saved")
         write_weights(own / HEAD_FILE, probe.model)
         about = {
+            "format": FORMAT,
             "name": probe.name,
             "learning_rate": probe.learning_rate,
             "model": dataclasses.asdict(probe.model.plan),
@@ -62,7 +63,7 @@ def join_head(folder: str | Path, slug: str) -> SegmentationModel:
         known = sorted(path.parent.name for path in Path(folder).glob(f"heads/*/{HEAD_FILE}"))
         raise FileNotFoundError(f"{folder} holds no head {slug!r}; it holds {', '.join(known) or 'none'}")
     about = json.loads((own / HEAD_CONFIG_FILE).read_text(encoding="utf-8"))
-    model = SegmentationModel.from_plan(read_model(about["model"]))
+    model = SegmentationModel.from_plan(read_model(about["model"], version=about.get("format", 1)))
     state = load_file(own / HEAD_FILE)
     state |= {f"backbone.{key}": value for key, value in load_file(Path(folder) / BACKBONE_FILE).items()}
     try:

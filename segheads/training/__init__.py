@@ -2,7 +2,7 @@
 
 from segheads.training.batches import training_batches
 from segheads.training.config import DEMO_RUN, MAY_DIFFER, LoopConfig, ModelConfig, TrainingConfig, changed, flat
-from segheads.training.loop import Learner, ModelLearner, train, train_step
+from segheads.training.loop import Learner, ModelLearner, train, train_step, update_shares
 from segheads.training.machine import MachineConfig
 from segheads.training.optimization import (
     OptimizationConfig,
@@ -38,5 +38,6 @@ __all__ = [
     "train",
     "train_step",
     "training_batches",
+    "update_shares",
     "write_report",
 ]

@@ -17,9 +17,10 @@ from segheads.data import (
 )
 from segheads.errors import OptionError
 from segheads.evaluation.tables import SHOWN, named
+from segheads.model import SegmentationModel
 from segheads.training.config import TrainingConfig
 
-Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) and labels (B, H, W)
+Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B, H, W)
 
 
 def training_samples(config: TrainingConfig, dataset: SegmentationDataset) -> TrainingSamples:
@@ -118,6 +119,16 @@ def explain_batch(config: TrainingConfig, dataset: SegmentationDataset, iteratio
     return f"where labels are none of the {K} classes (0 to {K - 1}) nor {ignored} (ignored): {found}"
 
 
+def normalization(model: SegmentationModel) -> PhotometricNormalize:
+    """What makes a model's input of crops: its mean, standard deviation and bit depth.
+
+    Args:
+        model: The model.
+    """
+    config = model.data_config
+    return PhotometricNormalize(config["mean"], config["std"], bit_depth=model.image_form.bit_depth)
+
+
 def training_batches(
     loader: Iterable[dict[str, Tensor]], prepare: PhotometricNormalize, *, channels_last: bool = False
 ) -> Iterator[Batch]:
@@ -132,7 +143,7 @@ def training_batches(
         channels_last: Yield images in PyTorch's channels-last memory format, for a model that is in it.
 
     Shape:
-        Yields images `(B, 3, H, W)`, float32, and labels `(B, H, W)`, int64.
+        Yields images `(B, C, H, W)`, float32, and labels `(B, H, W)`, int64.
     """
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
 

@@ -12,7 +12,7 @@ from segheads.classes import ignored_label
 from segheads.data.config import DataConfig
 from segheads.errors import OptionError
 from segheads.functional.upsample import Reduction
-from segheads.inference.protocol import InferenceProtocol
+from segheads.inference.protocol import InferenceProtocol, Size
 from segheads.training.machine import MachineConfig, check_launcher, launched_precision
 from segheads.training.optimization import OptimizationConfig
 
@@ -28,6 +28,9 @@ MAY_DIFFER = {
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
     *("window", "stride", "scales", "flip", "small_images"),
 }
+
+# What options that came later stand for in an older config.json, where that is not their default
+OLDER: dict[str, Any] = {"auxiliary_reduction": "valid"}
 
 # What the recipes' demos share: AdamW on 96 x 96 scenes that the code draws
 DEMO_RUN: dict[str, Any] = {
@@ -77,14 +80,14 @@ class ModelConfig:
     drop_path_rate: float
     """Stochastic depth of the backbone."""
     loss: str = "ce"
-    """Any of segheads.losses.LOSSES: ce is cross-entropy."""
+    """Any of segheads.losses.LOSSES, or a sum: ce (cross-entropy), "ce + 0.5*dice", "focal(gamma=3) + ohem"."""
     label_smoothing: float = 0.0
     """Share of the target that the loss spreads over all classes."""
     class_weights: str | tuple[float, ...] | None = None
     """Weights of the classes in the loss: balanced, effective (segheads.data.class_weights), the path of a JSON file,
     or the numbers themselves."""
     loss_reduction: Reduction
-    """Divide the loss by all pixels, or by the valid ones."""
+    """Divide the loss by all pixels, or by the valid ones, of the whole update."""
 
     def loss_options(self) -> dict[str, Any]:
         """What the loss is told beside its name and reduction.
@@ -112,7 +115,7 @@ class LoopConfig:
     evaluate_every: int = 16_000
     """Iterations between evaluations; 0 evaluates at the end alone."""
     evaluate_images: int | None = None
-    """Evaluate on the first so many images during training; the last evaluation is always on all."""
+    """Evaluate on so many images, at equal distances in the set, during training; the last evaluation is on all."""
     calibration: bool = False
     """Also measure the expected calibration error of the final evaluation."""
     checkpoint_every: int = 1000
@@ -140,8 +143,8 @@ class TrainingConfig:
     """Go on with the run in `output`."""
     seed: int = 0
     """Of the initial weights, the samples and their distortions, and what is dropped."""
-    crop_size: int = 512
-    """Side of the training crops, pixels."""
+    crop_size: Size = 512
+    """Side of the training crops, pixels, or their height and width (Cityscapes: 512 1024)."""
     training_flip: bool = True
     """Mirror half of the training crops; --flip is that of evaluations."""
     tracker: str = "tensorboard"
@@ -202,6 +205,7 @@ class TrainingConfig:
             num_classes: Of the data set, whose label of "no class" is told then, too.
         """
         ignored = {} if num_classes is None else {"ignore_index": ignored_label(num_classes)}
+        channels = self.data.image_form.channels
         sizes = {"patch_size": self.model.patch_size, "depth": self.model.depth}
         return {
             "pretrained": not self.model.init_from and (self.model.backbone_weights or self.model.pretrained),
@@ -209,6 +213,7 @@ class TrainingConfig:
                 "img_size": self.crop_size,
                 "drop_path_rate": self.model.drop_path_rate,
                 "model_kwargs": {key: value for key, value in sizes.items() if value is not None},
+                **({} if channels == 3 else {"in_chans": channels}),
             },
             "loss": self.model.loss,
             "loss_kwargs": self.model.loss_options(),

@@ -15,12 +15,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from segheads.errors import DivergedError
 from segheads.evaluation.tables import SHOWN, named
+from segheads.modules import start_training
 from segheads.training.batches import Batch
 from segheads.training.config import LoopConfig
 from segheads.training.optimization import set_learning_rate
 from segheads.training.setup import Run
 
 log = logging.getLogger(__name__)
+MAX_SKIPPED = 20  # steps in a row that fp16 may skip for a loss that is not finite
 
 
 class Learner(Protocol):
@@ -31,7 +33,7 @@ class Learner(Protocol):
 
         Args:
             iteration: Number of updates made before.
-            batches: What one update is made of: one batch, or several whose gradients are averaged.
+            batches: What one update is made of: one batch, or several parts of it.
 
         Returns:
             Losses `(n,)` without gradient, on the device; nothing waits for them.
@@ -58,11 +60,14 @@ class ModelLearner:
 
     Args:
         accelerator: What prepared both.
-        model: `model(images, labels)` gives the loss; it is put into training mode.
+        model: As `train_step` takes it; it is put into training mode if it is in evaluation mode, and
+            otherwise its parts keep theirs, such as frozen batch norms.
         optimizer: Its learning rate is set before each step.
         schedule: Learning rate as a function of the number of updates made.
         max_grad_norm: Clip the norm of the gradient to this.
         explain: What is known of the batches of an iteration, in words, for the error of a loss that is not finite.
+
+    In fp16 the scaler skips a step whose forward pass overflowed; more than `MAX_SKIPPED` of them in a row end the run.
     """
 
     def __init__(
@@ -75,14 +80,23 @@ class ModelLearner:
         max_grad_norm: float | None = None,
         explain: Callable[[int], str] | None = None,
     ) -> None:
-        self.accelerator, self.model, self.optimizer = accelerator, model.train(), optimizer
+        start_training(accelerator.unwrap_model(model))
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.schedule, self.max_grad_norm, self.explain = schedule, max_grad_norm, explain
+        self._last = self._skipped = torch.zeros((), device=accelerator.device)
 
     def step(self, iteration: int, batches: Sequence[Batch]) -> Tensor:
         """One update at the schedule's rate; returns the loss `(1,)`."""
         set_learning_rate(self.optimizer, self.schedule(iteration))
         loss = train_step(self.accelerator, self.model, self.optimizer, batches, max_grad_norm=self.max_grad_norm)
-        return loss[None]
+        return (loss if self.accelerator.scaler is None else self._without_overflows(loss))[None]
+
+    def _without_overflows(self, loss: Tensor) -> Tensor:
+        """The last finite loss where this one is not: the scaler of fp16 has skipped the step; not so for ever."""
+        finite = loss.isfinite()
+        self._skipped = torch.where(finite, 0, self._skipped + 1)
+        self._last = torch.where(finite | (self._skipped > MAX_SKIPPED), loss, self._last)
+        return self._last
 
     def record(self, iteration: int, means: Sequence[float], first_bad: Sequence[int | None]) -> dict[str, Any]:
         """Loss and learning rate.
@@ -119,22 +133,26 @@ def train_step(
     *,
     max_grad_norm: float | None = None,
 ) -> Tensor:
-    """One update of the weights.
+    """One update of the weights, the same whether its images are one batch, or parts of it here and in other processes.
 
     Args:
         accelerator: What prepared the model and the optimizer.
-        model: `model(images, labels)` gives the loss.
+        model: `model(images, labels)` gives the loss. One with `divisors`, such as a `SegmentationModel`, also takes
+            the shares of its loss's terms (see `update_shares`); of any other, parts are averaged.
         optimizer: Makes one step.
-        batches: Images and labels; the gradients of several are averaged (gradient accumulation).
+        batches: Images and labels of each part (gradient accumulation).
         max_grad_norm: Clip the norm of the gradient to this.
 
     Returns:
-        The loss, averaged over `batches`: a scalar without gradient, on the device, for which nothing waits.
+        The loss: a scalar without gradient, on the device, for which nothing waits; its mean over the processes is that
+        of the update.
     """
     total = torch.zeros((), device=accelerator.device)
+    shares = update_shares(accelerator, model, [labels for _, labels in batches])
     for number, (images, labels) in enumerate(batches, 1):
         with nullcontext() if number == len(batches) else accelerator.no_sync(model):
-            loss = model(images, labels) / len(batches)
+            own = () if shares is None else (shares[number - 1],)
+            loss = model(images, labels, *own) / (len(batches) if shares is None else 1)
             accelerator.backward(loss)
             total += loss.detach()
     if max_grad_norm is not None:
@@ -142,6 +160,27 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     return total
+
+
+def update_shares(accelerator: Accelerator, model: nn.Module, labels: Sequence[Tensor]) -> Tensor | None:
+    """The factors that make losses of the parts of an update add up to the loss of the whole.
+
+    A loss over valid pixels divides by their number, and parts differ in it: their mean is not the loss of the whole.
+
+    Args:
+        accelerator: Connects the processes, over which gradients are averaged.
+        model: Its `divisors`, as those of a `SegmentationModel`, say what each term of its loss divides by.
+        labels: Of each part of the update in this process.
+
+    Returns:
+        Factors `(parts, terms)`; None where the update is one batch of one process, or the model has no divisors.
+    """
+    divisors = getattr(accelerator.unwrap_model(model), "divisors", None)
+    if divisors is None or (len(labels) == 1 and accelerator.num_processes == 1):
+        return None
+    own = torch.stack([divisors(part).float() for part in labels])
+    whole: Any = accelerator.reduce(own.sum(0), reduction="sum")
+    return own * accelerator.num_processes / torch.where(whole > 0, whole, 1)
 
 
 def train(

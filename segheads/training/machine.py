@@ -1,5 +1,6 @@
 """The machine that a run has: processes, threads, precision, memory format."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import timm.layers
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from torch import nn
 
 from segheads.errors import OptionError
@@ -17,6 +19,7 @@ from segheads.functional.paths import driver_version, path_of_loss
 from segheads.mean_shift import MeanShift
 from segheads.version import VERSION
 
+log = logging.getLogger(__name__)
 Precision = Literal["no", "bf16", "fp16"]
 
 
@@ -36,6 +39,8 @@ class MachineConfig:
     convolutions alone."""
     cudnn_benchmark: bool = False
     """Let cuDNN try its convolutions for each new size and keep the quickest; runs then differ in the last bits."""
+    sync_batchnorm: bool = False
+    """Batch norms see the batch of all processes, on GPUs; accumulated parts they see one by one."""
     threads: int | None = None
     """CPU threads of each training process; None shares all cores out (accelerate launch alone would give 1)."""
     workers: int = 4
@@ -84,6 +89,7 @@ def start_accelerator(machine: MachineConfig, *, tracker: str = "none", folder: 
     accelerator = Accelerator(
         mixed_precision=machine.mixed_precision,
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the launcher's would divide once more
         log_with=None if tracker == "none" else tracker,
         project_dir=folder,
     )
@@ -170,6 +176,27 @@ def share_cores(accelerator: Accelerator, threads: int | None) -> None:
     """
     if accelerator.device.type == "cpu":
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+
+
+def share_batch_norms(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Let batch norms see the batch of all processes; torch has that on GPUs only, and elsewhere a warning says so.
+
+    Args:
+        model: Its batch norms are exchanged, in place.
+        accelerator: Tells device and processes; with one process nothing happens.
+    """
+    if accelerator.num_processes == 1 or not any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()
+    ):
+        return model
+    if accelerator.device.type != "cuda":
+        log.warning(
+            "sync_batchnorm: torch has it on GPUs only; here the batch norms of each of %d processes see its own batch",
+            accelerator.num_processes,
+        )
+        return model
+    shared: nn.Module = timm.layers.convert_sync_batchnorm(model)
+    return shared
 
 
 def is_convolutional(backbone: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,18 +11,19 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from segheads.data import EvaluationSamples, PhotometricNormalize
+from segheads.data import EvaluationSamples, SubsetDataset
+from segheads.data.images import to_rgb
 from segheads.errors import options_become_parts
 from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty
 from segheads.evaluation.plots import plot_uncertainty
 from segheads.evaluation.report import score_line, score_record
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
-from segheads.training.batches import explain_batch, training_batches, training_loader
+from segheads.training.batches import explain_batch, normalization, training_batches, training_loader
 from segheads.training.config import TrainingConfig, as_launched
 from segheads.training.init_from import init_from
 from segheads.training.loop import ModelLearner, train
-from segheads.training.machine import is_convolutional, paths_line
+from segheads.training.machine import is_convolutional, paths_line, share_batch_norms
 from segheads.training.report import write_report
 from segheads.training.setup import Run, open_run
 
@@ -59,16 +60,15 @@ def run_training(
         with options_become_parts():
             model = build_model(run.model_config(config), run.training_set.num_classes)
         run.check_labels(model.ignore_index)
-        model.classes = run.validation_set.classes
+        run.tell_input(model)
         if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
             init_from(model, config.model.init_from, run.training_set.classes)
-        samples = EvaluationSamples(
-            run.validation_set, model.data_config["mean"], model.data_config["std"], config.protocol.scale
-        )
+        mean, std = model.data_config["mean"], model.data_config["std"]
+        samples, some = evaluation_samples(run, mean, std)
         names = run.validation_set.class_names
-        evaluate_now = partial(evaluate, run.accelerator, model, samples, shown(config), workers=config.machine.workers)
-        _train(run, model, lambda: score_record(evaluate_now(limit=config.loop.evaluate_images), names))
-        results = evaluate_now(metrics=("iou", "calibration") if config.loop.calibration else ("iou",))
+        evaluate_now = partial(evaluate, run.accelerator, model, protocol=shown(config), workers=config.machine.workers)
+        _train(run, model, lambda: score_record(evaluate_now(some), names))
+        results = evaluate_now(samples, metrics=("iou", "calibration") if config.loop.calibration else ("iou",))
         run.log(config.loop.iterations, score_record(results, names))
         if run.accelerator.is_main_process:
             report(run, model, samples, results)
@@ -81,6 +81,8 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
     machine = config.machine
     channels_last = is_convolutional(model.backbone) if machine.channels_last is None else machine.channels_last
     model.to(accelerator.device)
+    if machine.sync_batchnorm:
+        share_batch_norms(model, accelerator)
     if channels_last:
         model.to(memory_format=torch.channels_last)
     with options_become_parts():
@@ -90,7 +92,7 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
     start = run.start()
     loader = training_loader(config, run.training_set, start)
     _say(run, model, channels_last)
-    prepare = PhotometricNormalize(model.data_config["mean"], model.data_config["std"]).to(accelerator.device)
+    prepare = normalization(model).to(accelerator.device)
     if machine.compile:
         model.compile()
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -111,7 +113,7 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
 
 def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
     """What begins, in words."""
-    config, optimization = run.config, run.config.optimization
+    config, optimization, form = run.config, run.config.optimization, run.training_set.image_form
     log.info(
         f"{config.model.head} on {config.model.backbone}: "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
@@ -120,9 +122,25 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} "
         f"(backbone times {optimization.backbone_lr_scale:g}), weight decay {optimization.weight_decay:g}, "
-        f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}\n"
-        f"{paths_line(run.accelerator, [model], run.images_per_step())}"
+        f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}"
+        + ("" if form.has_colours else f"\nimages of {form}: crops are resized and mirrored, no colours are changed")
+        + f"\n{paths_line(run.accelerator, [model], run.images_per_step())}"
     )
+
+
+def evaluation_samples(
+    run: Run, mean: Sequence[float], std: Sequence[float]
+) -> tuple[EvaluationSamples, EvaluationSamples]:
+    """The validation images, and those of them on which the run is evaluated on its way.
+
+    Args:
+        run: The run.
+        mean: The backbone's, per channel.
+        std: The backbone's, per channel.
+    """
+    count, scale = run.config.loop.evaluate_images, run.config.protocol.scale
+    some = run.validation_set if count is None else SubsetDataset.spaced(run.validation_set, count)
+    return EvaluationSamples(run.validation_set, mean, std, scale), EvaluationSamples(some, mean, std, scale)
 
 
 def shown(config: TrainingConfig) -> InferenceProtocol:
@@ -139,20 +157,19 @@ def report(run: Run, model: SegmentationModel, samples: EvaluationSamples, resul
 
     Args:
         run: The run.
-        model: What was trained; it is put into evaluation mode.
+        model: What was trained.
         samples: What it was evaluated on.
         results: What `evaluate` gave.
     """
     config, dataset, folder = run.config, samples.dataset, run.folder.path
     model.classes, model.protocol = dataset.classes, config.protocol
     model.save_pretrained(folder / "model")
-    model.eval()
     rows: list[Any] = []
     doubts: list[Any] = []
     for index in np.linspace(0, len(dataset) - 1, min(config.pictures, len(dataset))).astype(int).tolist():
         (image, labels), tensor = dataset.read(index), samples[index][0]
         prediction = predict(run.accelerator, model, tensor, labels.shape, shown(config))
-        rows.append((dataset.name(index), np.array(image), labels.numpy(), prediction.cpu().numpy()))
+        rows.append((dataset.name(index), np.array(to_rgb(image)), labels.numpy(), prediction.cpu().numpy()))
         if model.head.is_ensemble:
             maps = predict_uncertainty(run.accelerator, model, tensor, labels.shape, shown(config))
             doubts.append((*rows[-1], maps))

@@ -8,9 +8,12 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
-from segheads.data import SegmentationDataset, open_dataset
-from segheads.errors import OptionError
-from segheads.training.config import ENVIRONMENT, MAY_DIFFER, TrainingConfig, changed, field_defaults
+from segheads.data import SegmentationDataset, SubsetDataset, open_dataset
+from segheads.data.images import FLOATS
+from segheads.data.label_map import LabelMap
+from segheads.errors import OptionError, options_become_parts
+from segheads.model import SegmentationModel
+from segheads.training.config import ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults
 from segheads.training.labels import keep_weights, look_at_labels
 from segheads.training.machine import environment, start_accelerator
 from segheads.training.run_folder import RunFolder
@@ -91,6 +94,32 @@ class Run:
                     f"ignore_index={dataset.ignore_index}"
                 )
 
+    def tell_input(self, model: SegmentationModel) -> None:
+        """Tell the model what the data set is: its classes, and what its images and label files hold.
+
+        Args:
+            model: Of the run.
+
+        Raises:
+            OptionError: The model takes other channels, or images of other channels or of floats have no mean and
+                standard deviation.
+        """
+        data, form = self.config.data, self.training_set.image_form
+        if model.backbone.in_chans != form.channels:
+            raise OptionError(
+                f"the model takes {model.backbone.in_chans} channels, and images have {form.channels}; build the "
+                f"backbone with in_chans={form.channels}, as TrainingConfig.model_options says"
+            )
+        if data.band_mean is None and (form.channels not in (1, 3) or form.bit_depth == FLOATS):
+            raise OptionError(
+                f"images of {form} need band_mean and band_std, which the backbone's do not fit; segheads check-data "
+                "measures them"
+            )
+        with options_become_parts():
+            model.set_input(bit_depth=form.bit_depth, mean=data.band_mean, std=data.band_std)
+        model.classes = self.validation_set.classes
+        model.label_map = label_map_of(self.training_set)
+
     def log(self, iteration: int, values: Mapping[str, Any]) -> None:
         """Keep a record in the folder and in the trackers; to be called by every process.
 
@@ -128,7 +157,7 @@ def open_run(
         config.as_json(),
         resume=config.resume,
         may_differ=may_differ,
-        defaults=field_defaults(config),
+        defaults={**field_defaults(config), **OLDER},
         keep=config.loop.keep_checkpoints,
     )
     sets = open_data(accelerator, config)
@@ -160,6 +189,17 @@ def open_data(accelerator: Accelerator, config: TrainingConfig) -> tuple[Segment
             ", ".join(training_set.classes.sides[:4]),
         )
     return training_set, validation_set
+
+
+def label_map_of(dataset: SegmentationDataset) -> LabelMap | None:
+    """The map of a data set, or of the one that it is a part of; None where value i is class i.
+
+    Args:
+        dataset: Any data set.
+    """
+    while isinstance(dataset, SubsetDataset):
+        dataset = dataset.dataset
+    return getattr(dataset, "label_map", None)
 
 
 def flat_record(values: Mapping[str, Any], *path: str) -> dict[str, float]:

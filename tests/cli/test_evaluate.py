@@ -144,6 +144,13 @@ def test_whole_images_and_slides(recipe, run):
     whole = {"dataset": "scenes", "window": None, "stride": None, "crop_size": 64}
     config = recipe.complete(recipe.Config(model="x", slide=True), whole)
     assert (config.window, config.stride) == (64, 64)
+    config = recipe.complete(recipe.Config(model="x", slide=True), whole | {"crop_size": [32, 64]})
+    assert (config.window, config.stride) == ((32, 64), (32, 64))
+    wide = tyro.cli(recipe.Config, args=["--model", "x", "--window", "512", "1024", "--stride", "384"])
+    assert (wide.window, wide.stride) == ((512, 1024), 384)
+    assert recipe.complete(wide, whole).window == (512, 1024)
+    with pytest.raises(SegheadsError, match=r"--window must be 1 pixel or more; got \(32, 0\)"):
+        recipe.complete(recipe.Config(model="x", window=(32, 0)), whole)
     config = recipe.complete(recipe.Config(model="x", slide=True, window=48), whole | {"window": 32, "stride": 8})
     assert (config.window, config.stride) == (48, 48)
     config = recipe.complete(recipe.Config(model="x"), whole)

@@ -142,7 +142,7 @@ def test_suffixes_are_options_of_a_folder_alone(tmp_path):
 def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
     images = draw(tmp_path / "i", "a.jpg", ".b.jpg", ".cache/c.jpg", "sub/b.jpg")
     labels = draw(tmp_path / "l", "a.png", "sub/b.png", *(f"{k}.png" for k in range(5)))
-    for path in (images / "sub/b.heic", images / "a.txt", labels / "x\ny.npy"):
+    for path in (images / "sub/b.heic", images / "a.txt", labels / "x\ny.npz"):
         path.write_bytes(b"x")
     FolderDataset(images, labels, 2)
     assert [(record.name.split(".")[0], record.levelno) for record in caplog.records] == [
@@ -153,7 +153,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
     assert ".b.jpg, .cache/ (hidden)" in first
     assert "a.txt, sub/b.heic (no image by the ending)" in first
     assert second == (
-        f"6 files passed over in {labels}: 'x\\ny.npy' (no image by the ending); "
+        f"6 files passed over in {labels}: 'x\\ny.npz' (no image by the ending); "
         "0.png, 1.png, 2.png, ... (label without an image)"
     )
 

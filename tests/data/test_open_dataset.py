@@ -171,3 +171,10 @@ def test_messages_speak_of_fields(path):
     """No flags and no exits in the library: the command line translates. Findings are what check-data prints."""
     assert "SystemExit" not in path.read_text()
     assert "--" not in path.read_text() or path.stem == "findings"
+
+
+def test_the_seed_draws_scenes_to_train_on_and_leaves_those_to_evaluate_on():
+    config = DataConfig(dataset="scenes", scenes_size=32)
+    for split, same in {"train": False, "val": True}.items():
+        first, second = (open_dataset(config, split, seed=seed).read(0)[1] for seed in (0, 1))
+        assert first.equal(second) == same

@@ -91,3 +91,23 @@ def test_draws_are_the_published_ones():
 
 def test_nothing_to_save():
     assert PhotometricNormalize(MEAN, STD).state_dict() == {}
+
+
+def test_twelve_bits_are_distorted_as_the_same_picture_of_eight():
+    eight = torch.randint(0, 256, (2, 3, 6, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    drawn = torch.tensor([[20.0, 1.2, 1.0, 0.7, 24.0], [-10.0, 1.0, 0.8, 1.3, -20.0]])
+    twelve = eight.float() * (4095 / 255)
+    expected = PhotometricNormalize(MEAN, STD)(eight, drawn)
+    torch.testing.assert_close(
+        PhotometricNormalize(MEAN, STD, bit_depth=12)(twelve, drawn), expected, atol=2e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize(("channels", "bit_depth"), [(5, None), (1, 12), (3, 32)])
+def test_colours_of_what_is_no_colour_stay(channels, bit_depth):
+    images = torch.rand(1, channels, 4, 5) * (1 if bit_depth == 32 else 200)
+    mean, std = [0.3] * channels, [0.2] * channels
+    drawn = torch.tensor([[20.0, 1.2, 1.0, 0.7, 24.0]])
+    full = {None: 255, 12: 4095, 32: 1}[bit_depth]
+    found = PhotometricNormalize(mean, std, bit_depth=bit_depth)(images, drawn)
+    torch.testing.assert_close(found, (images / full - 0.3) / 0.2)

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -128,7 +130,7 @@ def test_real_images(shared_data):
 
 
 def test_collated_batches_are_the_plain_ones_in_channels_last():
-    samples = TrainingSamples(Scenes("train", length=8), RandomScaleCrop(96, scale=(128, 128)), seed=0)
+    samples = TrainingSamples(Scenes("train", length=8), RandomScaleCrop(96, scale=(128, 128)), seed=1)
     drawn = [samples[0, index] for index in range(8)]
     assert {tuple(sample["valid"].tolist()) == (96, 96) for sample in drawn} == {True, False}  # padded ones, too
     batch, plain = collate_samples(drawn), default_collate(drawn)
@@ -136,3 +138,18 @@ def test_collated_batches_are_the_plain_ones_in_channels_last():
     for key, value in plain.items():
         torch.testing.assert_close(batch[key], value, rtol=0, atol=0, check_stride=False)
     assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_crops_draw_other_numbers_than_orders_and_scenes():
+    """numpy takes missing numbers for 0, so that [seed, epoch] and [seed, epoch, 0] were one stream."""
+    drawn = []
+
+    class Spy(RandomScaleCrop):
+        def __call__(self, image, labels, rng):
+            drawn.append(copy.deepcopy(rng).random(4).tolist())
+            return super().__call__(image, labels, rng)
+
+    samples = TrainingSamples(Scenes(length=2, size=(32, 32), seed=3), Spy(16, scale=(32, 32)), seed=3)
+    samples[0, 0], samples[0, 1]
+    others = [np.random.default_rng(key).random(4).tolist() for key in ([3, 0], [3, 0, 0], [3, 0, 1])]
+    assert not any(numbers in others for numbers in drawn)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from segheads.data import CamVid, COCOStuff10K, FolderDataset, Scenes, SegmentationDataset, SubsetDataset
 from segheads.data import scan as scan_module
+from segheads.data.findings import find_problems
+from segheads.data.images import ImageForm
 from segheads.data.scan import has_files, scan, scan_sample, scan_splits, summed_up
 from segheads.data.scan_cache import ScanCache, default_cache
 from segheads.errors import DataError, PackageMissingError, RunError
@@ -328,3 +330,44 @@ def test_the_sum_of_no_samples():
 def test_a_sample_by_itself(folder):
     sample = scan_sample(opened(folder), 0)
     assert (sample.problem, tuple(sample.size)) == ("", SIZE)
+
+
+def test_an_orientation_that_is_not_decided_is_found_before_training(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for kind, options in (("images", {"exif": exif}), ("labels", {})):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / kind / "a.png", **options)
+    dataset = FolderDataset(tmp_path / "images", tmp_path / "labels", 2)
+    (finding,) = (x for x in find_problems(scan_splits({"train": dataset}, workers=0)) if x.severity == "error")
+    assert finding.code == "exif"
+    assert finding.files == (str(tmp_path / "images/a.png"),)
+    assert "EXIF orientation 3" in finding.message
+
+
+def test_images_of_other_channels_are_named_with_all_counts(tmp_path):
+    for index, bands in enumerate((3, 3, 4)):
+        for kind in ("images", "labels"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+        np.save(tmp_path / f"images/{index}.npy", np.zeros((6, 8, bands), np.uint8))
+        Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / f"labels/{index}.png")
+    found = scan_splits({"train": FolderDataset(tmp_path / "images", tmp_path / "labels", 2)}, workers=0)
+    assert found.splits["train"].image_kinds == {"NPY, 3 channels, 8 bit": 2, "NPY, 4 channels, 8 bit": 1}
+    (finding,) = (x for x in find_problems(found) if x.severity == "error")
+    assert finding.code == "channels"
+    assert "2.npy has 4 channels, and in_chans is 3" in finding.message
+    assert finding.message.endswith("channels in all: 3 in 2 images, 4 in 1 image")
+
+
+def test_statistics_of_channels_are_those_of_a_slow_reference(tmp_path):
+    values = np.random.default_rng(0).integers(0, 1000, (2, 6, 8, 2)).astype(np.uint16)
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for index, image in enumerate(values):
+        np.save(tmp_path / f"images/{index}.npy", image)
+        Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / f"labels/{index}.png")
+    form = ImageForm(2, 10)
+    found = scan(FolderDataset(tmp_path / "images", tmp_path / "labels", 2, image_form=form), workers=0)
+    assert (found.largest, found.bits, found.channels) == (values.max(), 16, {2: 2})
+    np.testing.assert_allclose(found.band_mean, values.mean((0, 1, 2)))
+    np.testing.assert_allclose(found.band_std, values.std((0, 1, 2)))

@@ -28,3 +28,10 @@ def test_items_are_the_data_sets():
 def test_a_size_that_cannot_be_is_named(length):
     with pytest.raises(ValueError, match=f"must have 1 to 50 images, which are all there are; got {length}"):
         SubsetDataset(Scenes(length=50), length)
+
+
+@pytest.mark.parametrize(
+    ("length", "indices"), [(1, [0]), (3, [0, 4, 9]), (10, list(range(10))), (99, list(range(10)))]
+)
+def test_images_at_equal_distances(length, indices):
+    assert SubsetDataset.spaced(Scenes(length=10), length).indices == indices

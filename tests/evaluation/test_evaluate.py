@@ -128,6 +128,14 @@ def test_a_late_look_names_the_image(model, monkeypatch, bad):
     assert len(seen) == (4 if bad < 4 else 6)
 
 
+def test_evaluation_leaves_frozen_parts_frozen(model):
+    model.backbone.eval()
+    modes = [module.training for module in model.modules()]
+    evaluate(Accelerator(cpu=True), model, EvaluationSamples(Scenes("val", size=(32, 48), length=1), HALF, HALF))
+    assert [module.training for module in model.modules()] == modes
+    assert len(set(modes)) == 2
+
+
 def test_limit(model):
     samples = EvaluationSamples(Scenes("val", size=(32, 48), length=9), HALF, HALF)
     assert evaluate(Accelerator(cpu=True), model, samples, limit=2)["pixels"].sum() == 2 * 32 * 48

@@ -127,3 +127,14 @@ def test_a_kernel_of_ones_own(monkeypatch):
     torch.testing.assert_close(mean_shift(x, weight, kernel="sharp"), mean_shift(x, weight, bandwidth=1.0))
     with pytest.raises(ValueError, match="kernel must be one of .*, sharp; got 'blunt'"):
         MeanShift(4, kernel="blunt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_token_of_zeros_has_a_gradient_like_others(dtype):
+    """It has no direction; its gradient was that of a division by 1e-12."""
+    tokens = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]], dtype=dtype, requires_grad=True)
+    directions = KERNELS["cosine"].measured(tokens)
+    torch.testing.assert_close(directions, torch.tensor([[[0.0, 0.0], [0.6, 0.8]]], dtype=dtype))
+    directions.sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert tokens.grad.abs().max() <= 1

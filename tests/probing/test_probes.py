@@ -446,3 +446,15 @@ def test_every_step_drops_something_else():
     seeds = {step_seed(*of) for of in [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (0, 1, 1), (1, 0, 0)]}
     assert len(seeds) == 6
     assert step_seed(3, 1, 4) == step_seed(3, 1, 4)
+
+
+def test_a_learner_leaves_frozen_parts_frozen():
+    shared, (probe,) = probes_of("test_resnet", ["fcn(channels=8)"])
+    probe.model.head.eval()
+    norms = [x.clone() for x in probe.model.head.buffers()]
+    learner = ProbeLearner(Accelerator(cpu=True), shared, [probe], schedule=lambda _, rate: rate, seed=0)
+    images, labels = batches_of(1)[0]
+    learner.step(0, [(shared.compute(images), labels)])
+    assert norms
+    assert all(torch.equal(x, y) for x, y in zip(norms, probe.model.head.buffers(), strict=True))
+    assert probe.model.training

@@ -45,6 +45,14 @@ def test_every_training_has_a_folder_of_its_own(recipe):
     assert all("/" not in folder and " " not in folder for folder in folders)
 
 
+def test_rows_are_the_papers(recipe):
+    names = {key: [row.name for row in table.rows] for key, table in recipe.tables(recipe.Config()).items()}
+    assert names["3"] == ["1", "3", "6", "9"]
+    assert names["12"] == ["1", "2"]
+    assert "one block" in names["2"]
+    assert "none, pre-norm" in names["13"]
+
+
 def test_every_row_can_be_built(recipe):
     config = recipe.Config.from_flat(backbone="test_resnet", pretrained=False, width=16, crop_size=32)
     models = {}
@@ -109,7 +117,7 @@ def test_deviations_over_seeds(recipe):
 
 
 def test_the_papers_numbers_stand_beside_ours(recipe):
-    text = markdown(recipe.tables(recipe.Config())["2"], [[None]] * 4)
+    text = markdown(recipe.tables(recipe.Config())["2"], [[None]] * 5)
     assert "| | mIoU, paper | mIoU | aAcc | mAcc | parameters, M, paper | parameters, M |" in text
     assert "| repeated block | 44.38 | not yet | – | – | 55 | – | 179 | – |" in text
     assert "| separate blocks | 44.6 | not yet | – | – | 144 | – | 179 | – |" in text

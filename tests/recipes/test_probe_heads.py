@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 
 from segheads import SegmentationModel
 from segheads.cli.run import parse
-from segheads.data import RandomScaleCrop, Scenes, TrainingSamples
+from segheads.data import EvaluationSamples, RandomScaleCrop, Scenes, TrainingSamples
 from segheads.errors import SegheadsError
+from segheads.evaluation import evaluate
 from segheads.heads import list_heads
 from segheads.plan import parse_head
-from segheads.probing import SharedBackbone, build_probes, run_probing
+from segheads.probing import SharedBackbone, build_probes, join_head, run_probing
 from segheads.probing import run as probing
 from segheads.training import RunFolder, changed, setup
 
@@ -202,6 +203,14 @@ def test_two_processes_are_one_run(recipe, tmp_path):
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2 + 4
     one, two = (weights(tmp_path / name)[SLUGS[1]] for name in "12")
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+    # the scores are the saved head's, whose batch norms saw the first process' images
+    model = join_head(tmp_path / "2", "fcn_channels=4_at_0.01")
+    mean, std = (model.data_config[key] for key in ("mean", "std"))
+    samples = EvaluationSamples(Scenes("val", size=(32, 32), length=100), mean, std)
+    found = evaluate(Accelerator(cpu=True), model, samples)
+    rows = json.loads((tmp_path / "2" / "heads.json").read_text())
+    (row,) = (row for row in rows if (row["head"], row["learning_rate"]) == ("fcn(channels=4)", 0.01))
+    assert row["mIoU"] == pytest.approx(100 * float(found["mIoU"]), abs=1e-5)
 
 
 @pytest.mark.parametrize(

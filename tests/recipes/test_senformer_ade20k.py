@@ -2,17 +2,24 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from segheads import SegmentationModel
 from segheads.cli.run import parse
+from segheads.data import EvaluationSamples, Scenes
 from segheads.errors import SegheadsError
+from segheads.evaluation import evaluate
 from segheads.training import changed, flat
+from segheads.training.batches import training_samples
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "senformer_ade20k.py"
 TINY = ["--backbone", "test_resnet", "--scenes-size", "32", "--scale", "32", "32", "--crop-size", "32"]
@@ -33,7 +40,7 @@ def test_defaults_are_the_published_ones(recipe):
     assert (config.optimizer, config.power, config.min_learning_rate) == ("adamw", 1.0, 0.0)
     assert (config.warmup_iterations, config.iterations, config.batch_size) == (1500, 160_000, 16)
     assert (config.crop_size, config.scale, config.window, config.stride) == (512, (2048, 512), None, None)
-    assert config.loss_reduction == "valid"
+    assert (config.loss_reduction, config.auxiliary_reduction) == ("valid", "all")
 
 
 RESNET, OTHERS = (1e-4, 0.1, 1e-4, 3.0, 0.0), (6e-5, 1.0, 0.01, 1.0, 0.3)
@@ -165,3 +172,45 @@ def test_help_describes_inherited_options(recipe, capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "The rate at the start of the decay. None: 1e-4 for ResNets, 6e-5 for others. (default: None)" in text
     assert "Images of one update, over all processes and accumulated batches. (default: 16)" in text
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_scores_are_those_of_the_saved_model(recipe, tmp_path, processes, own_run):
+    """Batch norms see the images of their own process alone; what is measured and saved are the first one's."""
+    options = ["--head", "fcn", "--auxiliary-weight", "0", "--learning-rate", "0.01", "--batch-size", "4"]
+    options += ["--evaluate-every", "1", "--output", str(tmp_path)]
+    if processes == 1:
+        recipe.main(tiny(recipe, *options))
+    else:  # accelerate launch starts several CPU processes through MPI only
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        command = [*launch, str(RECIPE), "--demo", *TINY, *options]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    model = SegmentationModel.from_pretrained(tmp_path / "model")
+    mean, std = (model.data_config[key] for key in ("mean", "std"))
+    found = evaluate(
+        Accelerator(cpu=True), model, EvaluationSamples(Scenes("val", size=(32, 32), length=100), mean, std)
+    )
+    reported = json.loads((tmp_path / "results.json").read_text())
+    for name in ("aAcc", "mAcc", "mIoU"):
+        assert reported[name] == pytest.approx(float(found[name]), abs=1e-7)
+
+
+def test_crops_and_windows_may_be_rectangles(recipe, tmp_path, own_run):
+    options = ["--crop-size", "16", "32", "--window", "16", "32", "--stride", "16", "24", "--output", str(tmp_path)]
+    config = tiny(recipe, *options)
+    recipe.main(config)
+    assert training_samples(config, Scenes(length=2))[0, 1]["image"].shape == (3, 16, 32)
+    assert json.loads((tmp_path / "config.json").read_text())["crop_size"] == [16, 32]
+    assert SegmentationModel.from_pretrained(tmp_path / "model").protocol.window == (16, 32)
+
+
+def test_an_older_run_keeps_its_auxiliary_loss(recipe, tmp_path, own_run):
+    options = ["--head", "fcn", "--output", str(tmp_path)]
+    recipe.main(tiny(recipe, *options))
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["auxiliary_reduction"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(SegheadsError, match="auxiliary_reduction was 'valid' and is 'all'"):
+        recipe.main(tiny(recipe, *options, "--resume"))

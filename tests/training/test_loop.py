@@ -69,19 +69,20 @@ def test_the_authors_training_run_step_by_step(golden):
 
 
 class Slope(nn.Module):
-    """Loss mean(w * x); a label of 1 makes it infinite, a label of 2 its gradient alone."""
+    """Loss mean(w * x); a label of 1 makes it infinite, a label of 2 its gradient alone, 3 both."""
 
     def __init__(self):
         super().__init__()
         self.w = nn.Parameter(torch.ones(3))
 
     def forward(self, images, labels):
-        extra = {0: 0.0, 1: torch.inf, 2: (0 * self.w).sqrt().sum()}[labels.max().item()]
+        extra = {0: 0.0, 1: torch.inf, 2: (0 * self.w).sqrt().sum(), 3: torch.inf * self.w.sum()}[labels.max().item()]
         return (self.w * images).mean() + extra
 
 
-def run_slope(tmp_path, batches, iterations, evaluate=None, max_grad_norm=None, **options):
+def run_slope(tmp_path, batches, iterations, evaluate=None, max_grad_norm=None, scaler=None, **options):
     accelerator = Accelerator(cpu=True)
+    accelerator.scaler = scaler
     model, optimizer = accelerator.prepare(Slope(), torch.optim.SGD(Slope().parameters(), lr=1.0))
     optimizer = accelerator.prepare(torch.optim.SGD(model.parameters(), lr=1.0))
     folder = RunFolder(tmp_path, {})
@@ -154,9 +155,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_why_is_asked_of_the_first_such_iteration():
-    learner = ModelLearner(None, nn.Linear(1, 1), None, schedule=None, explain=lambda n: f"whose images were of {n}")
+    options = {"schedule": None, "explain": lambda n: f"whose images were of {n}"}
+    learner = ModelLearner(Accelerator(cpu=True), nn.Linear(1, 1), None, **options)
     with pytest.raises(DivergedError, match="not finite at iteration 7, whose images were of 7; the run stopped"):
         learner.record(10, [0.0], [7])
+
+
+def test_a_scaler_skips_steps_that_overflow(tmp_path):
+    """As in fp16; but not every step for ever."""
+    overflow, options = batch(1, label=3), {"log_every": 1, "checkpoint_every": 0}
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    folder, model = run_slope(tmp_path / "a", [batch(3), overflow, overflow], 3, scaler=scaler, **options)
+    torch.testing.assert_close(model.w.detach(), torch.full((3,), 0.9))  # as after the first step
+    assert [record["loss"] for record in folder.records()] == [3.0] * 3
+    assert scaler.get_scale() == 1.0
+    scaler = torch.amp.GradScaler("cpu")
+    with pytest.raises(DivergedError, match="loss was not finite at iteration 21; the run stopped"):
+        run_slope(tmp_path / "b", [overflow] * 30, 30, scaler=scaler, **options)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
@@ -297,3 +312,20 @@ def test_a_gpu_makes_batches_beside_the_step(monkeypatch):
         expected += ["step: keep for step"] * 2 + [f"step: train on {number}"]  # images and labels
     assert streams.log == expected
     assert streams.current == "step"
+
+
+def test_a_learner_leaves_frozen_parts_frozen():
+    """A model in evaluation mode is put into training mode; in one that trains, frozen batch norms stay as they are."""
+    model = create_model("test_resnet", "linear", 3, pretrained=False)
+    model.backbone.eval()
+    norms = {name: x.clone() for name, x in model.backbone.named_buffers() if x.is_floating_point()}
+    accelerator = Accelerator(cpu=True)
+    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1))
+    learner = ModelLearner(accelerator, prepared, optimizer, schedule=lambda _: 0.1)
+    learner.step(0, [(torch.randn(2, 3, 32, 32), torch.randint(3, (2, 32, 32)))])
+    assert norms
+    assert all(torch.equal(dict(model.backbone.named_buffers())[name], x) for name, x in norms.items())
+    assert model.training
+    assert model.head.training
+    ModelLearner(accelerator, prepared.eval(), optimizer, schedule=lambda _: 0.1)
+    assert model.backbone.training

@@ -14,8 +14,8 @@ from segheads.errors import OptionError
 from segheads.functional.paths import Verdict
 from segheads.mean_shift import MeanShift
 from segheads.training import DEMO_RUN, TrainingConfig, run_training
-from segheads.training.config import as_launched
-from segheads.training.machine import MachineConfig, environment, installed_version, paths_line, start_accelerator
+from segheads.training.config import MachineConfig, as_launched
+from segheads.training.machine import environment, installed_version, paths_line, start_accelerator
 
 SMALL = {
     **DEMO_RUN,
@@ -83,6 +83,9 @@ def test_the_line_of_paths(monkeypatch):
 def test_the_same_accumulation_is_no_contradiction(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
     as_launched(config(tmp_path, gradient_accumulation=2))
+    weight = torch.ones(1, requires_grad=True)
+    start_accelerator(MachineConfig()).backward(3 * weight.sum())
+    assert weight.grad.item() == 3  # divided by nothing: train_step does it
 
 
 @pytest.fixture

@@ -44,7 +44,8 @@ def create_model(
     Args:
         backbone: Any name of `timm.list_models()`, with or without a pretrained tag.
         head: A name of `list_heads()`.
-        num_classes: Number of classes K.
+        num_classes: Number of classes K. 1, with `loss="bce"`, is one class and its background: one logit for each
+            pixel, whose sigmoid is the probability of the class; labels are 0 and 1, and so are predicted ones.
         pretrained: timm's pretrained backbone weights (True), none (False), or the path of a checkpoint.
         pyramid: `"auto"`, a name in `segheads.pyramids.PYRAMIDS`, or None for the backbone's maps as they are.
         backbone_kwargs: Further arguments of `TimmBackbone`.
@@ -54,15 +55,15 @@ def create_model(
             UPerNet: 0.4); 0 builds none.
         auxiliary_kwargs: Further arguments of the auxiliary head; SenFormer's has `{"channels": 512}`.
         ignore_index: The label that the loss leaves out; no class, so above 255 classes -1, say.
-        loss: A name in `segheads.losses.LOSSES`.
+        loss: A name in `segheads.losses.LOSSES`; `"bce"` with `num_classes=1`.
         loss_kwargs: Options of the loss, such as `{"label_smoothing": 0.1}`.
         loss_reduction: `"valid"` or `"all"`, see `segheads.losses.PixelLoss`.
         auxiliary_reduction: The same of the auxiliary head's loss; None means `loss_reduction`, SenFormer has `"all"`.
         stretch_logits: See `SegmentationModel`.
 
     Raises:
-        ValueError: If a name is unknown, `num_classes` is below 2, `ignore_index` is a class, parts do not fit, or the
-            loss refuses an option.
+        ValueError: If a name is unknown, `num_classes` is below 1, `ignore_index` is a class, parts do not fit, or the
+            loss refuses the number of classes (one of a softmax, several of a sigmoid) or an option.
         PretrainedWeightsError: If pretrained weights cannot be had.
 
     Examples:

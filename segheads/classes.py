@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 SHOWN = 3  # differences in a message
 Pairs = tuple[tuple[int, int], ...]
 Palette = tuple[tuple[int, int, int], ...]
+BACKGROUND = "background"
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Classes:
         names: One name per class.
         palette: One RGB colour (0 to 255) per class; empty for distinct colours.
         flip_pairs: Pairs of classes, by index, that become each other in the mirror, such as a left and a right arm.
+        has_background: Whether class 0 is what is none of the others; `Prediction.overlay` leaves it unpainted.
 
     Raises:
         ValueError: If there are no names, not one colour for each, or pairs that are not of two classes of their own.
@@ -31,6 +33,7 @@ class Classes:
     names: tuple[str, ...]
     palette: Palette = ()
     flip_pairs: Pairs = ()
+    has_background: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -86,12 +89,40 @@ class Classes:
 
     @classmethod
     def numbered(cls, num_classes: int) -> "Classes":
-        """Classes without names of their own: `class 0`, `class 1`, ...
+        """Classes without names of their own: `class 0`, `class 1`, ...; of a single class, it and its background.
 
         Args:
-            num_classes: Number of classes K.
+            num_classes: Number of classes K of a model.
+
+        Examples:
+            >>> Classes.numbered(1).names
+            ('class 0', 'class 1')
         """
-        return cls(tuple(f"class {index}" for index in range(num_classes)))
+        names = tuple(f"class {index}" for index in range(num_labels(num_classes)))
+        return cls(names) if num_classes > 1 else cls.binary(names[1], background=names[0])
+
+    @classmethod
+    def binary(
+        cls, name: str, colour: tuple[int, int, int] | None = None, *, background: str = BACKGROUND
+    ) -> "Classes":
+        """One class and its background, labels 1 and 0: what a model with `num_classes=1` tells apart.
+
+        Args:
+            name: Of the class.
+            colour: Of the class; the background is black.
+            background: Name of what is not of the class.
+
+        Raises:
+            ValueError: If both have the same name.
+
+        Examples:
+            >>> Classes.binary("building")
+            Classes(names=('background', 'building'), palette=((0, 0, 0), (229, 57, 57)), flip_pairs=(),
+                    has_background=True)
+        """
+        if name == background:
+            raise ValueError(f"a single class needs a name other than {background!r}, which is that of label 0")
+        return cls((background, name), ((0, 0, 0), colour or distinct_colours(1)[0]), has_background=True)
 
 
 def check_names(own: Classes, others: Classes) -> None:
@@ -159,6 +190,21 @@ def check_ignore_index(ignore_index: int, num_classes: int) -> None:
         )
 
 
+def num_labels(num_classes: int) -> int:
+    """How many labels a model's label maps have: of a single class, 0 for the background and 1 for the class.
+
+    A model of one class gives one logit for each pixel, whose sigmoid is the probability of the class.
+
+    Args:
+        num_classes: Number of classes K, that is of logits.
+
+    Examples:
+        >>> num_labels(150), num_labels(1)
+        (150, 2)
+    """
+    return max(num_classes, 2)
+
+
 def check_several_classes(num_classes: int) -> None:
     """Refuse one class where scores go through a softmax, which makes the probability of a single class 1 everywhere.
 
@@ -171,7 +217,8 @@ def check_several_classes(num_classes: int) -> None:
     if num_classes == 1:
         raise ValueError(
             "num_classes 1 leaves nothing to learn: the softmax of one score is 1 at every pixel; give two classes, "
-            "the first of them background, with labels 0 and 1"
+            "the first of them background, with labels 0 and 1, or loss 'bce', the sigmoid of one score with these "
+            "labels"
         )
 
 

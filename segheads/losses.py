@@ -8,14 +8,15 @@ import difflib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segheads.classes import check_ignore_index, check_several_classes
+from segheads.classes import check_ignore_index, check_several_classes, num_labels
 from segheads.functional import upsample_cross_entropy
+from segheads.functional.binary import with_background
 from segheads.functional.cross_entropy import holding, is_valid
 from segheads.functional.sampled import hardest_pixels, upsample_sampled
 from segheads.functional.upsample import Reduction, pixel_divisor
@@ -33,14 +34,30 @@ class PixelLoss(nn.Module, ABC):
     Shape:
         logits `(B, K, h, w)`, labels `(B, H, W)` of an integer type; a scalar, fp32 or wider.
 
+    Attributes:
+        is_binary: Whether the loss is of one class, K = 1: labels are 0 for its background and 1 for the class, and
+            the sigmoid of the logit is its probability. Other losses are of several classes and their softmax.
+        may_be_binary: Whether the loss is of one class where K is 1, and of several elsewhere.
+
     Raises:
-        ValueError: If there is no class, `ignore_index` is a class, or `reduction` is unknown.
+        ValueError: If there is no class, `ignore_index` is a class, `reduction` is unknown, or K is 1 where the loss is
+            of several classes, or the other way round.
     """
+
+    is_binary: ClassVar[bool] = False
+    may_be_binary: ClassVar[bool] = False
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255, reduction: Reduction = "valid") -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more; got {num_classes}")
+        if self.is_binary and num_classes != 1:
+            raise ValueError(
+                f"{type(self).__name__} is of one class and its background, labels 1 and 0, so num_classes must be 1; "
+                f"got {num_classes}: take loss 'ce'"
+            )
+        if not self.is_binary and not self.may_be_binary:
+            check_several_classes(num_classes)
         if reduction not in ("valid", "all"):
             raise ValueError(f'reduction must be "valid" or "all"; got {reduction!r}')
         self.num_classes = num_classes
@@ -54,7 +71,7 @@ class PixelLoss(nn.Module, ABC):
 
     @ignore_index.setter
     def ignore_index(self, value: int) -> None:
-        check_ignore_index(value, self.num_classes)
+        check_ignore_index(value, num_labels(self.num_classes))
         self._ignore_index = value
 
     def forward(
@@ -146,24 +163,12 @@ class CrossEntropy(PixelLoss):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(num_classes, ignore_index=ignore_index, reduction=reduction)
-        check_several_classes(num_classes)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be 0 or more and below 1; got {label_smoothing}")
-        values = _weights(weight, num_classes)
-        self.register_buffer("weight", values, persistent=False)  # an argument, no part of a saved state
-        self.label_smoothing = label_smoothing
+        self.register_buffer("weight", _weights(weight, num_classes), persistent=False)  # no part of a saved state
+        self.label_smoothing = _smoothing(label_smoothing)
 
     def compute(self, logits: Tensor, labels: Tensor, pixels: int) -> Tensor:
         """The cross-entropy; `"all"` counts the pixels of the images, not of their padding."""
-        loss = upsample_cross_entropy(
-            logits,
-            labels,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            weight=self.weight,
-            label_smoothing=self.label_smoothing,
-        )
-        return loss * (labels.shape[1] * labels.shape[2] / pixels) if self.reduction == "all" else loss
+        return _cross_entropy(self, logits, labels, pixels)
 
     def divisors(self, labels: Tensor) -> Tensor:
         """Valid pixels, or the sum of their weights, or all pixels; `(1,)`."""
@@ -171,8 +176,66 @@ class CrossEntropy(PixelLoss):
 
     def extra_repr(self) -> str:
         """Adds the options to the module's representation."""
-        weight = None if self.weight is None else self.weight.tolist()
-        return f"{super().extra_repr()}, weight={weight}, label_smoothing={self.label_smoothing}"
+        return f"{super().extra_repr()}, {_shown(self)}"
+
+
+class BinaryCrossEntropy(PixelLoss):
+    """Binary cross-entropy of the upsampled logits of one class, in no more memory than `CrossEntropy`.
+
+    Equal to `F.binary_cross_entropy_with_logits` of `F.interpolate(logits, size, mode="bilinear")`: the sigmoid of a
+    logit z is the softmax of the scores 0 and z, whose cross-entropy it is.
+
+    Args:
+        num_classes: 1.
+        ignore_index: The label that is left out.
+        reduction: Divide by the `"valid"` pixels (with `weight`, by the sum of their weights), or by `"all"`.
+        weight: Weights of background and class, 2 numbers; `[1.0, w]` is PyTorch's `pos_weight` w, but for the divisor
+            of `"valid"`. None weighs both the same.
+        label_smoothing: Share of the target that is spread over background and class.
+
+    Shape:
+        logits `(B, 1, h, w)`, labels `(B, H, W)` of an integer type, 0 for background and 1 for the class; a scalar,
+        fp32 or wider.
+
+    Raises:
+        ValueError: If there are several classes, there are not 2 weights, one is negative or not finite, all are 0, or
+            `label_smoothing` is not 0 or more and below 1.
+
+    Examples:
+        >>> loss = BinaryCrossEntropy(1, weight=[1.0, 3.0])
+        >>> loss(torch.zeros(1, 1, 4, 4), torch.ones(1, 64, 64, dtype=torch.long))
+        tensor(0.6931)
+    """
+
+    is_binary = True
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int = 1,
+        *,
+        ignore_index: int = 255,
+        reduction: Reduction = "valid",
+        weight: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(num_classes, ignore_index=ignore_index, reduction=reduction)
+        self.register_buffer("weight", _weights(weight, 2), persistent=False)
+        self.label_smoothing = _smoothing(label_smoothing)
+
+    def compute(self, logits: Tensor, labels: Tensor, pixels: int) -> Tensor:
+        """The binary cross-entropy; `"all"` counts the pixels of the images, not of their padding."""
+        if logits.shape[1] != 1:
+            raise ValueError(f"binary cross-entropy takes logits (B, 1, h, w) of one class; got {tuple(logits.shape)}")
+        return _cross_entropy(self, with_background(logits), labels, pixels)
+
+    def divisors(self, labels: Tensor) -> Tensor:
+        """Valid pixels, or the sum of their weights, or all pixels; `(1,)`."""
+        return pixel_divisor(labels, self.ignore_index, self.reduction, self.weight).reshape(1)
+
+    def extra_repr(self) -> str:
+        """Adds the options to the module's representation."""
+        return f"{super().extra_repr()}, {_shown(self)}"
 
 
 class OhemCrossEntropy(PixelLoss):
@@ -211,7 +274,6 @@ class OhemCrossEntropy(PixelLoss):
         weight: Sequence[float] | None = None,
     ) -> None:
         super().__init__(num_classes, ignore_index=ignore_index, reduction=reduction)
-        check_several_classes(num_classes)
         for name, value in (("threshold", threshold), ("keep", keep)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1; got {value}")
@@ -256,6 +318,7 @@ class SmpLoss(PixelLoss):
         ValueError: If `stride` is below 1, or smp refuses an option.
     """
 
+    may_be_binary = True
     name = ""
 
     def __init__(
@@ -485,6 +548,8 @@ class LossSum(PixelLoss):
         terms: Factor and loss of each term.
     """
 
+    may_be_binary = True
+
     def __init__(self, terms: Sequence[tuple[float, PixelLoss]]) -> None:
         first = terms[0][1]
         super().__init__(first.num_classes, ignore_index=first.ignore_index, reduction=first.reduction)
@@ -526,6 +591,7 @@ LOSSES: dict[str, Callable[..., PixelLoss]] = {
     "tversky": Tversky,
     "lovasz": Lovasz,
     "focal": Focal,
+    "bce": BinaryCrossEntropy,
 }
 """The losses by the names that `create_model` and `--loss` take; a name of your own may be added."""
 
@@ -578,6 +644,8 @@ def create_loss(
     built = []
     for term, own in zip(terms, known, strict=True):
         given = {name: value for name, value in options.items() if own is None or name in own}
+        if num_classes == 1 and getattr(find_loss(term.name), "may_be_binary", False):
+            given.pop("weight", None)  # smp has none there
         built.append((term.factor, _build(term.name, num_classes, common, {**given, **term.options})))
     return LossSum(built)
 
@@ -653,18 +721,6 @@ def _options(build: Callable[..., PixelLoss]) -> list[str] | None:
     return [name for name in known if name not in ("num_classes", "ignore_index", "reduction")]
 
 
-def _weights(weight: Sequence[float] | None, num_classes: int) -> Tensor | None:
-    """Weights of classes as a tensor `(K,)`, looked at."""
-    if weight is None:
-        return None
-    values = torch.as_tensor(weight, dtype=torch.float32)
-    if values.shape != (num_classes,):
-        raise ValueError(f"weight must have one value for each of {num_classes} classes; got {weight}")
-    if not values.isfinite().all() or values.min() < 0 or values.max() == 0:
-        raise ValueError(f"weight must be finite numbers of 0 or more, not all of them 0; got {weight}")
-    return values
-
-
 def _images(labels: Tensor) -> Tensor:
     return torch.full((1,), float(len(labels)), device=labels.device)
 
@@ -683,6 +739,58 @@ def find_loss(name: str) -> Callable[..., PixelLoss]:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"no loss is called {name!r}; known: {', '.join(LOSSES)}{hint}")
     return LOSSES[name]
+
+
+def is_binary(loss: str | Callable[..., PixelLoss]) -> bool:
+    """Whether a loss is of one class, with which a model gives one logit for each pixel.
+
+    Args:
+        loss: What `create_loss` takes; of a sum one such term is enough.
+
+    Raises:
+        ValueError: If no loss has that name; the message lists the known ones.
+
+    Examples:
+        >>> is_binary("bce + dice"), is_binary("ce")
+        (True, False)
+    """
+    built = [find_loss(term.name) for term in parse_loss(loss)] if isinstance(loss, str) else [loss]
+    return any(getattr(one, "is_binary", False) for one in built)
+
+
+def _cross_entropy(loss: CrossEntropy | BinaryCrossEntropy, scores: Tensor, labels: Tensor, pixels: int) -> Tensor:
+    value = upsample_cross_entropy(
+        scores,
+        labels,
+        ignore_index=loss.ignore_index,
+        reduction=loss.reduction,
+        weight=loss.weight,
+        label_smoothing=loss.label_smoothing,
+    )
+    return value * (labels.shape[1] * labels.shape[2] / pixels) if loss.reduction == "all" else value
+
+
+def _weights(weight: Sequence[float] | None, count: int) -> Tensor | None:
+    """Weights as a tensor, if there are `count` good ones."""
+    if weight is None:
+        return None
+    values = torch.as_tensor(weight, dtype=torch.float32)
+    if values.shape != (count,):
+        raise ValueError(f"weight must have one value for each of {count} classes; got {weight}")
+    if not values.isfinite().all() or values.min() < 0 or values.max() == 0:
+        raise ValueError(f"weight must be finite numbers of 0 or more, not all of them 0; got {weight}")
+    return values
+
+
+def _smoothing(value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError(f"label_smoothing must be 0 or more and below 1; got {value}")
+    return value
+
+
+def _shown(loss: CrossEntropy | BinaryCrossEntropy) -> str:
+    weight = None if loss.weight is None else loss.weight.tolist()
+    return f"weight={weight}, label_smoothing={loss.label_smoothing}"
 
 
 def _name(loss: str | Callable[..., PixelLoss]) -> str:

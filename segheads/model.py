@@ -11,12 +11,13 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from segheads.backbones import TimmBackbone
-from segheads.classes import Classes, check_several_classes
+from segheads.classes import Classes, num_labels
 from segheads.data.images import ImageForm
 from segheads.data.label_map import LabelMap
 from segheads.functional import upsample, upsample_argmax
+from segheads.functional.binary import with_background
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
-from segheads.functional.upsample import Reduction, log_of
+from segheads.functional.upsample import Reduction, log_of, probabilities_of
 from segheads.heads import FCNHead, Head, find_head
 from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
@@ -62,8 +63,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             value i was class i.
 
     Raises:
-        ValueError: If a part takes other channels than the one before it gives, the head has one class alone,
-            `ignore_index` is a class, or the loss is unknown or refuses an option.
+        ValueError: If a part takes other channels than the one before it gives, `ignore_index` is a class, or
+            the loss is unknown or refuses the number of classes or an option.
 
     Examples:
         >>> from segheads import create_model
@@ -91,7 +92,6 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         stretch_logits: bool = False,
     ) -> None:
         super().__init__()
-        check_several_classes(head.num_classes)
         channels, strides = list(backbone.channels), [float(stride) for stride in backbone.strides]
         self._auxiliary_level = max(len(channels) - 2, 0)
         self._auxiliary_stride = strides[self._auxiliary_level]
@@ -124,7 +124,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
 
     @property
     def num_classes(self) -> int:
-        """Number of classes K."""
+        """Number of classes K, that is of logits for each pixel."""
         return self.head.num_classes
 
     @property
@@ -151,6 +151,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     @loss_reduction.setter
     def loss_reduction(self, value: Reduction) -> None:
         self.criterion.reduction = value
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels the label maps have: K, or of a single class 2, 0 for its background and 1 for the class."""
+        return num_labels(self.num_classes)
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -267,7 +272,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     def predict(self, images: Tensor, *, return_uncertainty: bool = False) -> Tensor | tuple[Tensor, Uncertainty]:
         """Label map of images, in evaluation mode (the mode is restored afterwards) and without gradients.
 
-        For windows, scales and flips see `segheads.inference`.
+        For windows, scales and flips see `segheads.inference`. Of a single class the label is 1 where its probability
+        is above `protocol.threshold`, and 0 elsewhere.
 
         Args:
             images: Normalised images (see `data_config`).
@@ -290,10 +296,10 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             if not return_uncertainty:
                 logits, covered = self.low_resolution(images)
                 check_finite([all_finite(logits)])
-                return upsample_argmax(self._averaged(logits), covered)[:, :H, :W]
+                return upsample_argmax(self._comparable(logits), covered)[:, :H, :W]
             (logits, *learners), covered = self.predictions(images)
             check_finite([all_finite(x) for x in (logits, *learners)])
-            labels = upsample_argmax(self._averaged(logits), covered)[:, :H, :W]
+            labels = upsample_argmax(self._comparable(logits), covered)[:, :H, :W]
             maps = torch.stack(ensemble_uncertainty(logits, learners), dim=1)  # (B, 3, h, w)
             return labels, Uncertainty(*upsample(maps, covered)[:, :, :H, :W].unbind(1))
 
@@ -340,7 +346,17 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
 
     def _averaged(self, logits: Tensor) -> Tensor:
         """What predictions interpolate: logits, or the probabilities whose logarithms they are."""
-        return logits.exp() if self.averages_probabilities else logits
+        return probabilities_of(logits) if self.averages_probabilities else logits
+
+    def _comparable(self, logits: Tensor) -> Tensor:
+        """What predictions interpolate to choose the pixel's label, that of the highest."""
+        scores = self._averaged(logits)
+        if self.num_classes > 1:
+            return scores
+        threshold = self.protocol.threshold
+        if self.averages_probabilities:
+            return torch.cat([torch.full_like(scores, threshold), scores], dim=1)
+        return with_background(scores, threshold)
 
     def _loss(
         self,
@@ -411,7 +427,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         Args:
             pretrained_model_name_or_path: A local folder, or a model's name on the Hugging Face hub.
             num_classes: Another number of classes than the saved model's: what depends on it is new and random, which
-                a warning in the log lists, and the model has no class names. None keeps the saved one's.
+                a warning in the log lists, and the model has no class names. 1 is one class and its background, for
+                which cross-entropy is that of a sigmoid. None keeps the saved one's.
             revision: Branch, tag or commit on the hub.
             token: Of the hub, for a private model.
             cache_dir: Where downloads are kept.

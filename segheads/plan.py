@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from segheads.classes import check_ignore_index, check_several_classes
+from segheads.classes import check_ignore_index, num_labels
 from segheads.functional.upsample import Reduction
 from segheads.heads import find_head
 from segheads.losses import create_loss
@@ -27,8 +27,8 @@ class ModelPlan:
     The rest is as in `create_model`.
 
     Raises:
-        ValueError: If a name is unknown, a number out of range, there is one class alone, `ignore_index` is a class, or
-            the loss refuses an option.
+        ValueError: If a name is unknown, a number out of range, `ignore_index` is a class, or the loss refuses the
+            number of classes or an option.
     """
 
     backbone: str
@@ -53,8 +53,7 @@ class ModelPlan:
             find_pyramid(str(self.pyramid))
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more; got {self.num_classes}")
-        check_several_classes(self.num_classes)
-        check_ignore_index(self.ignore_index, self.num_classes)
+        check_ignore_index(self.ignore_index, num_labels(self.num_classes))
         if self.auxiliary_weight < 0:
             raise ValueError(f"auxiliary_weight must be 0 or more; got {self.auxiliary_weight}")
         if self.pyramid is None and self.pyramid_kwargs:
@@ -67,14 +66,17 @@ class ModelPlan:
     def with_classes(self, num_classes: int) -> "ModelPlan":
         """The plan for another number of classes; what the loss has for each class is left out.
 
+        Cross-entropy becomes that of a sigmoid for one class, and that of a softmax again for several.
+
         Args:
             num_classes: Number of classes K.
         """
         if num_classes == self.num_classes:
             return self
         lists = {key for key, x in self.loss_kwargs.items() if isinstance(x, (list, tuple))}
-        loss = {key: x for key, x in self.loss_kwargs.items() if key not in lists}
-        return dataclasses.replace(self, num_classes=num_classes, loss_kwargs=loss)
+        options = {key: x for key, x in self.loss_kwargs.items() if key not in lists}
+        loss = {"ce": "bce"}.get(self.loss, self.loss) if num_classes == 1 else {"bce": "ce"}.get(self.loss, self.loss)
+        return dataclasses.replace(self, num_classes=num_classes, loss=loss, loss_kwargs=options)
 
     def backbone_options(self) -> dict[str, Any]:
         """Arguments of `TimmBackbone`: what is wanted of a plain ViT unless it was said."""

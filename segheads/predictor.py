@@ -58,7 +58,7 @@ class Prediction:
         return Image.fromarray(table[self.labels.numpy()])
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The image under the colours of its classes.
+        """The image under the colours of its classes; a background, see `Classes`, is left unpainted.
 
         Args:
             opacity: Of the colours: 0 shows the image alone, 1 the colours alone.
@@ -68,7 +68,10 @@ class Prediction:
         """
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity must be from 0 to 1; got {opacity}")
-        return Image.blend(self.image, self.colours(), opacity)
+        painted = Image.blend(self.image, self.colours(), opacity)
+        if self.classes.has_background:
+            painted.paste(self.image, mask=Image.fromarray((self.labels == 0).numpy().astype(np.uint8) * 255))
+        return painted
 
     def save(self, path: str | Path) -> None:
         """Write the labels as a PNG whose pixels are class indices, shown in the classes' colours.
@@ -119,8 +122,9 @@ class Predictor:
         self.model = model
         self.classes = classes or model.classes or Classes.numbered(model.num_classes)
         self.protocol = protocol or model.protocol
-        if len(self.classes) != model.num_classes:
-            raise ValueError(f"the model has {model.num_classes} classes; got {len(self.classes)} names")
+        if len(self.classes) != model.num_labels:
+            raise ValueError(f"the model has {model.num_labels} classes; got {len(self.classes)} names")
+        self.protocol.check_threshold(model.num_classes)
 
     @classmethod
     def from_pretrained(

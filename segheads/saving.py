@@ -92,7 +92,17 @@ def write_folder(
 
 def _classes_as_json(classes: Classes) -> dict[str, Any]:
     pairs = {"flip_pairs": classes.flip_pairs} if classes.flip_pairs else {}
-    return {"names": classes.names, "palette": classes.palette, **pairs}
+    background = {"has_background": True} if classes.has_background else {}
+    return {"names": classes.names, "palette": classes.palette, **pairs, **background}
+
+
+def _classes_from_json(named: Mapping[str, Any]) -> Classes:
+    return Classes(
+        tuple(named["names"]),
+        tuple(map(tuple, named["palette"])),
+        tuple(map(tuple, named.get("flip_pairs", ()))),
+        bool(named.get("has_background", False)),
+    )
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
@@ -148,8 +158,7 @@ def read_folder(name: str, **hub_options: Any) -> SavedModel:
         version = config.get("format", 1)
         plan, settings = read_model(config["model"], version=version), config["settings"]
         named = config.get("classes")
-        pairs = () if named is None else tuple(map(tuple, named.get("flip_pairs", ())))
-        classes = None if named is None else Classes(tuple(named["names"]), tuple(map(tuple, named["palette"])), pairs)
+        classes = None if named is None else _classes_from_json(named)
         protocol = InferenceProtocol(**config["protocol"]) if "protocol" in config else WHOLE
         mapped = config.get("label_map")
         label_map = None if mapped is None else LabelMap.from_json(mapped)

@@ -41,7 +41,7 @@ def labels(*shape, dtype=torch.int64):
         lambda k, i: ModelPlan(backbone="test_vit", head="linear", num_classes=k, ignore_index=i),
         lambda k, i: upsample_cross_entropy(torch.zeros(1, k, 2, 2), labels(1, 4, 4), ignore_index=i),
         lambda k, i: compare_labels(*(labels(4, 4) for _ in range(2)), k, labels(4, 4), ignore_index=i),
-        *(lambda k, i, name=name: create_loss(name, k, ignore_index=i) for name in LOSSES),
+        *(lambda k, i, name=name: create_loss(name, k, ignore_index=i) for name in LOSSES if name != "bce"),
         *(lambda k, i, kind=kind: kind(k, ignore_index=i) for kind in METRICS.values()),
     ],
 )
@@ -86,10 +86,11 @@ def test_one_class_is_refused(build):
 def test_padding_is_ignored_whatever_the_type_of_labels(name, dtype):
     """uint8 has no -1, and 255 there is no -1 either."""
     logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    criterion = create_loss(name, 3, ignore_index=-1)
-    by_hand = F.pad(labels(2, 29, 31), (0, 1, 0, 3), value=-1)
+    K = 1 if name == "bce" else 3
+    criterion, logits = create_loss(name, K, ignore_index=-1), logits[:, :K]
+    by_hand = F.pad(labels(2, 29, 31) % max(K, 2), (0, 1, 0, 3), value=-1)
     expected = criterion(logits, by_hand)
-    torch.testing.assert_close(criterion(logits, labels(2, 29, 31, dtype=dtype), (32, 32)), expected)
+    torch.testing.assert_close(criterion(logits, labels(2, 29, 31, dtype=dtype) % max(K, 2), (32, 32)), expected)
 
 
 def test_255_in_8_bit_is_not_minus_1():

@@ -10,7 +10,7 @@ from torch import nn
 
 from segheads import LinearHead, SegmentationModel, TimmBackbone, create_model
 from segheads.classes import ignored_label
-from segheads.losses import LOSSES, CrossEntropy, PixelLoss, create_loss, find_loss
+from segheads.losses import LOSSES, CrossEntropy, PixelLoss, create_loss, find_loss, is_binary
 from segheads.plan import ModelPlan
 
 ALL = pytest.mark.parametrize("name", list(LOSSES))
@@ -20,9 +20,14 @@ REDUCTIONS = pytest.mark.parametrize("reduction", ["valid", "all"])
 def some(K=5, grid=(3, 4), size=(48, 64)):
     """Logits of which a gradient is wanted, and labels with ignored rows."""
     torch.manual_seed(0)
-    logits, labels = torch.randn(2, K, *grid, requires_grad=True), torch.randint(0, K, (2, *size))
+    logits, labels = torch.randn(2, K, *grid, requires_grad=True), torch.randint(0, max(K, 2), (2, *size))
     labels[:, :16] = 255
     return logits, labels
+
+
+def kind(name, K=5):
+    """The number of classes that a loss takes."""
+    return 1 if is_binary(name) else K
 
 
 def gradient(loss, logits):
@@ -37,6 +42,7 @@ def gradient(loss, logits):
 @REDUCTIONS
 @pytest.mark.parametrize("K", [2, 5, 300])
 def test_a_scalar_with_a_gradient(name, reduction, K):
+    K = kind(name, K)
     logits, labels = some(K)
     criterion = create_loss(name, K, reduction=reduction, ignore_index=ignored_label(K))
     loss = criterion(logits, labels.where(labels != 255, ignored_label(K)))
@@ -49,8 +55,8 @@ def test_a_scalar_with_a_gradient(name, reduction, K):
 
 @ALL
 def test_training_makes_it_smaller(name):
-    logits, labels = some()
-    criterion = create_loss(name, 5)
+    logits, labels = some(kind(name))
+    criterion = create_loss(name, kind(name))
     start = criterion(logits, labels)
     with torch.no_grad():
         moved = logits - 0.1 * gradient(start, logits).sign()
@@ -60,9 +66,9 @@ def test_training_makes_it_smaller(name):
 @ALL
 @REDUCTIONS
 def test_logits_of_ignored_pixels_change_nothing(name, reduction):
-    logits, labels = some(grid=(4, 4), size=(64, 64))
+    logits, labels = some(kind(name), grid=(4, 4), size=(64, 64))
     labels[:, 24:] = 255
-    criterion = create_loss(name, 5, reduction=reduction)
+    criterion = create_loss(name, kind(name), reduction=reduction)
     with torch.no_grad():
         other = logits.clone()
         other[:, :, 3] = 100.0  # cells from which no labelled pixel is interpolated
@@ -73,33 +79,35 @@ def test_logits_of_ignored_pixels_change_nothing(name, reduction):
 @ALL
 @REDUCTIONS
 def test_all_ignored_is_no_loss(name, reduction):
-    logits, labels = some()
-    loss = create_loss(name, 5, reduction=reduction)(logits, torch.full_like(labels, 255))
+    logits, labels = some(kind(name))
+    loss = create_loss(name, kind(name), reduction=reduction)(logits, torch.full_like(labels, 255))
     assert loss == 0
     assert not gradient(loss, logits).any()
 
 
 @ALL
 def test_another_ignore_index(name):
-    logits, labels = some()
-    expected = create_loss(name, 5)(logits, labels)
-    torch.testing.assert_close(create_loss(name, 5, ignore_index=-1)(logits, labels.where(labels != 255, -1)), expected)
+    logits, labels = some(kind(name))
+    expected = create_loss(name, kind(name))(logits, labels)
+    torch.testing.assert_close(
+        create_loss(name, kind(name), ignore_index=-1)(logits, labels.where(labels != 255, -1)), expected
+    )
 
 
 @ALL
 def test_padding_counts_as_ignored_pixels(name):
-    logits, labels = some()
-    criterion, cropped = create_loss(name, 5), labels[:, :41, :50]
+    logits, labels = some(kind(name))
+    criterion, cropped = create_loss(name, kind(name)), labels[:, :41, :50]
     by_hand = F.pad(cropped, (0, 14, 0, 7), value=255)
     torch.testing.assert_close(criterion(logits, cropped, (48, 64)), criterion(logits, by_hand))
 
 
 @ALL
 def test_mixed_precision(name):
-    logits, labels = some()
-    expected = create_loss(name, 5)(logits, labels)
+    logits, labels = some(kind(name))
+    expected = create_loss(name, kind(name))(logits, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = create_loss(name, 5)(logits.bfloat16(), labels)
+        loss = create_loss(name, kind(name))(logits.bfloat16(), labels)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.02)
     assert gradient(loss, logits).isfinite().all()
@@ -107,7 +115,7 @@ def test_mixed_precision(name):
 
 @ALL
 def test_holds_no_logits_of_full_size(name):
-    logits, labels = some(K=8, grid=(4, 4), size=(512, 512))
+    logits, labels = some(kind(name, 8), grid=(4, 4), size=(512, 512))
     largest = 0
 
     class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
@@ -121,24 +129,24 @@ def test_holds_no_logits_of_full_size(name):
         return isinstance(x, torch.Tensor) and x.is_floating_point()
 
     with Sizes():
-        gradient(create_loss(name, 8)(logits, labels), logits)
+        gradient(create_loss(name, kind(name, 8))(logits, labels), logits)
     assert 0 < largest < 8 * 2 * 512 * 512 / 2
 
 
 @ALL
 def test_model_is_saved_with_its_loss(name, tmp_path):
-    model = create_model("test_vit", "linear", 5, pretrained=False, loss=name).eval()
+    model = create_model("test_vit", "linear", kind(name), pretrained=False, loss=name).eval()
     model.save_pretrained(tmp_path)
     again = SegmentationModel.from_pretrained(tmp_path)
-    images, labels = torch.randn(2, 3, 50, 75), torch.randint(0, 5, (2, 50, 75))
+    images, labels = torch.randn(2, 3, 50, 75), torch.randint(0, 2, (2, 50, 75))
     assert type(again.criterion) is type(model.criterion) is LOSSES[name]
     torch.testing.assert_close(again(images, labels), model(images, labels))
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "lovasz"])  # which looks at what it sorts
 def test_compiles(name):
-    model = create_model("test_vit", "linear", 5, pretrained=False, loss=name).eval()
-    images, labels = torch.randn(2, 3, 40, 40), torch.randint(0, 5, (2, 40, 40))
+    model = create_model("test_vit", "linear", kind(name), pretrained=False, loss=name).eval()
+    images, labels = torch.randn(2, 3, 40, 40), torch.randint(0, 2, (2, 40, 40))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images, labels), model(images, labels))
 

@@ -99,6 +99,14 @@ class HeadTester:
         head = self.build(name, 1, 1).eval()
         assert head(self.maps(name, 1, 1)).shape == (1, 1, 3 * head.upsampling, 4 * head.upsampling)
 
+    def test_logits_of_one_class_differ_from_place_to_place(self, name):
+        torch.manual_seed(0)
+        head, x = self.build(name, num_classes=1), self.maps(name, 1, h=9, w=12)
+        for parameter in head.parameters():
+            if parameter.ndim >= 2:
+                nn.init.normal_(parameter, std=0.3)
+        assert head.eval()(x).std() > 1e-3
+
     def test_gradients_reach_every_parameter_and_the_input(self, name):
         head, x = self.build(name).train(), self.maps(name, 2, h=9, w=12, requires_grad=True)
         torch.manual_seed(0)  # stochastic depth may drop a block; not with this seed

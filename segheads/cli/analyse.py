@@ -239,7 +239,7 @@ def draw_disagreement(draw: "Drawer", of: Subject) -> None:
     other, device, ignored = load_model(of.config.other, of.config.device), of.config.device, of.dataset.ignore_index
     check_classes(other, of.dataset, of.config.other)
     labels = other.predict(normalised(other, of.sample.picture, device)[None])[0]
-    found = compare_labels(of.seen.cpu(), labels.cpu(), of.model.num_classes, of.sample.truth, ignore_index=ignored)
+    found = compare_labels(of.seen.cpu(), labels.cpu(), of.model.num_labels, of.sample.truth, ignore_index=ignored)
     titles, names = (Path(of.config.model).name, Path(of.config.other).name), of.dataset.class_names
     draw("disagreement", lambda: plot_disagreement(found, of.sample.picture, names, titles, palette=of.palette))
 
@@ -322,9 +322,9 @@ def load_dataset(data: Data, model: SegmentationModel, name: str) -> Segmentatio
 
 def check_classes(model: SegmentationModel, dataset: SegmentationDataset, name: str) -> None:
     """End the run where a model was trained for other classes."""
-    if model.num_classes != dataset.num_classes:
+    if model.num_labels != dataset.num_classes:
         raise OptionError(
-            f"{name} has {model.num_classes} classes, and the data set {dataset.num_classes}; "
+            f"{name} has {model.num_labels} classes, and the data set {dataset.num_classes}; "
             "give the one it was trained on with --dataset"
         )
 

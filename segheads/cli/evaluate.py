@@ -109,6 +109,8 @@ class Config:
     """Average with the mirrored image, too."""
     small_images: SmallImages = "shrink_window"
     """Make the window smaller for an image below its size (MMSegmentation), or enlarge the image (Segmenter)."""
+    threshold: float | None = None
+    """Of a model of one class: the probability above which a pixel is of it; None means the model's own."""
 
     # The scores
     metrics: tuple[str, ...] = tuple(METRICS)
@@ -134,6 +136,10 @@ def main(config: Config) -> dict[str, Tensor]:
     where, run = find_model(config.model)
     config = complete(config, run)
     model = SegmentationModel.from_pretrained(where).to(accelerator.device)
+    if config.threshold is None:
+        config = dataclasses.replace(config, threshold=model.protocol.threshold)
+    with options_become_parts():
+        views_of(config).check_threshold(model.num_classes)
     dataset = load_dataset(config, model)
     samples = EvaluationSamples(dataset, model.data_config["mean"], model.data_config["std"], config.scale)
     count, views = len(dataset) if config.limit is None else min(config.limit, len(dataset)), views_of(config)
@@ -150,7 +156,9 @@ def main(config: Config) -> dict[str, Tensor]:
         raise OptionError(f"--dataset {config.dataset}: {error}") from error
     if accelerator.is_main_process:
         output, rows = output_folder(config), worst_rows(accelerator, config, model, samples, results)
-        write_evaluation(output, results, protocol(config, accelerator, count), dataset, rows)
+        write_evaluation(
+            output, results, protocol(config, accelerator, count, is_single=model.num_classes == 1), dataset, rows
+        )
         log.info(score_line(results, dataset.class_names))
         log.info("tables and pictures are in %s", output)
     accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
@@ -245,9 +253,9 @@ def load_dataset(config: Config, model: SegmentationModel) -> SegmentationDatase
             f"--model {config.model} takes images of {form}, and those of --dataset {config.dataset} are said to be of "
             f"{theirs}; they must be the same"
         )
-    if dataset.num_classes != model.num_classes:
+    if dataset.num_classes != model.num_labels:
         raise OptionError(
-            f"--model {config.model} tells {model.num_classes} classes apart, and --dataset {config.dataset} "
+            f"--model {config.model} tells {model.num_labels} classes apart, and --dataset {config.dataset} "
             f"has {dataset.num_classes}; give the data set that it was trained on"
         )
     if model.classes is not None:
@@ -271,7 +279,7 @@ def output_folder(config: Config) -> Path:
     return folder / "evaluation" if folder.is_dir() else Path("evaluation") / config.model.replace("/", "--")
 
 
-def protocol(config: Config, accelerator: Accelerator, count: int) -> dict[str, Any]:
+def protocol(config: Config, accelerator: Accelerator, count: int, *, is_single: bool) -> dict[str, Any]:
     """How it was measured, as the files say it."""
     return {
         "model": config.model,
@@ -284,6 +292,7 @@ def protocol(config: Config, accelerator: Accelerator, count: int) -> dict[str, 
         "scales": list(config.scales),
         "flip": config.flip,
         "images below the window": config.small_images,
+        **({"threshold": config.threshold} if is_single else {}),
         "precision": accelerator.mixed_precision,
     }
 

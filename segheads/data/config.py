@@ -34,7 +34,8 @@ class DataConfig:
     label_suffix: str | None = None
     """What follows it in those of your own labels, such as _mask or _gtFine_labelIds."""
     class_names: tuple[str, ...] | None = None
-    """The classes of your own folder, in the order of the values in its label files; those of no class have no name."""
+    """The classes of your own folder, in the order of the values in its label files; those of no class have no name.
+    One name is that of label 1, and label 0 is its background."""
     num_classes: int | None = None
     """How many classes your own folder has, in place of their names; or 59 for pascal_context without background."""
     ignore_index: int | tuple[int, ...] | None = None

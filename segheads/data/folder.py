@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self, override
 
-from segheads.classes import Palette, distinct_colours
+from segheads.classes import BACKGROUND, Classes, Palette, distinct_colours, num_labels
 from segheads.data.config import DataConfig
 from segheads.data.dataset import SegmentationDataset
 from segheads.data.images import RGB, ImageForm, Picture
@@ -32,7 +32,8 @@ class FolderDataset(SegmentationDataset):
     Args:
         images: Folder of images; or the files themselves, in the order of their labels.
         labels: Folder of label images; or the files.
-        num_classes: How many classes there are, the ignored label not among them.
+        num_classes: How many classes there are, the ignored label not among them. One is a class and its background:
+            labels 1 and 0, so that the data set has two.
         class_names: One name per class; by default `class 0`, `class 1`, ...
         palette: One RGB colour per class; by default distinct colours.
         image_suffix: What follows the common name in the files of images, such as `_leftImg8bit`; files without it are
@@ -78,10 +79,18 @@ class FolderDataset(SegmentationDataset):
         label_map: LabelMap | None = None,
         image_form: ImageForm = RGB,
     ):
+        binary = None
         names = tuple(class_names) if class_names else tuple(f"class {index}" for index in range(num_classes))
         if len(names) != num_classes:
             raise ValueError(f"num_classes is {num_classes} but {len(names)} class names came; give one name per class")
+        if num_classes == 1:
+            if reduce_zero_label:
+                raise ValueError("reduce_zero_label ignores 0, which is the background of a single class; leave it out")
+            binary = Classes.binary(names[0], palette[-1] if palette else None) if class_names else Classes.numbered(1)
+            names, palette, num_classes = binary.names, binary.palette, 2
         super().__init__(names, tuple(palette) if palette else distinct_colours(num_classes))
+        if binary is not None:
+            self.classes = binary
         given = _several(ignore_index)
         if label_map is not None and reduce_zero_label:
             raise ValueError("reduce_zero_label and a label map both say what 0 means; leave one out")
@@ -111,6 +120,7 @@ class FolderDataset(SegmentationDataset):
         if names and count not in (None, len(names)):
             raise OptionError(f"num_classes {count} came with {len(names)} names in class_names; give the names alone")
         num_classes = len(names or ()) if count is None else count
+        labels = (BACKGROUND, *names) if names and len(names) == 1 else names
         pairs = find_split(root, split, image_suffix=config.image_suffix or "", label_suffix=config.label_suffix or "")
         return cls(
             [image for image, _ in pairs],
@@ -119,8 +129,8 @@ class FolderDataset(SegmentationDataset):
             class_names=names,
             ignore_index=config.ignore_index,
             reduce_zero_label=config.reduce_zero_label,
-            label_map=_label_map(config, num_classes),
             image_form=config.image_form,
+            label_map=_label_map(config, num_labels(num_classes), labels),
         )
 
     def __len__(self) -> int:
@@ -163,7 +173,7 @@ def _ignored_values(names: tuple[str, ...], given: tuple[int, ...] | None, first
     return tuple(dict.fromkeys((0, *given) if first else given))
 
 
-def _label_map(config: DataConfig, num_classes: int) -> LabelMap | None:
+def _label_map(config: DataConfig, num_classes: int, names: tuple[str, ...] | None) -> LabelMap | None:
     """What the configuration says of values or colours."""
     given = [name for name in ("label_values", "label_map", "label_colours") if getattr(config, name) is not None]
     if len(given) > 1:
@@ -174,7 +184,7 @@ def _label_map(config: DataConfig, num_classes: int) -> LabelMap | None:
         return LabelMap.from_values(config.label_values)
     for path, colours in ((config.label_map, False), (config.label_colours, True)):
         if path is not None:
-            return LabelMap.read(path, config.class_names, colours=colours)
+            return LabelMap.read(path, names, colours=colours)
     return None
 
 

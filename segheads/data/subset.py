@@ -36,7 +36,7 @@ class SubsetDataset(SegmentationDataset):
         super().__init__(dataset.class_names, dataset.palette)
         if not 1 <= length <= len(dataset):
             raise ValueError(f"a subset must have 1 to {len(dataset)} images, which are all there are; got {length}")
-        self.dataset = dataset
+        self.classes, self.dataset = dataset.classes, dataset
         self.ignore_index = dataset.ignore_index
         self.image_form = dataset.image_form
         self.indices: list[int] = sorted(np.random.default_rng(seed).permutation(len(dataset))[:length].tolist())

@@ -115,7 +115,7 @@ def evaluate_each(
     """
     count = len(samples) if limit is None else min(limit, len(samples))
     names = _in_order([*metrics, *([IOU] if per_image else [])])
-    measured = [_Measured(accelerator, names, model.num_classes, samples, per_image) for model in models]
+    measured = [_Measured(accelerator, names, model.num_labels, samples, per_image) for model in models]
     function = predict_with_confidence if measured and measured[0].needs_confidence else _labels_alone
     predicted = partial(_predict, function, accelerator, protocol=protocol, batch_size=batch_size)
     share_statistics(accelerator, models)

@@ -71,7 +71,8 @@ def plot_worst(
         wrong = labelled & (truth != prediction)
         axis[3].imshow(_differences(image, wrong, ~labelled), interpolation="nearest")
         share = wrong.sum() / max(labelled.sum(), 1)
-        axis[3].set_title(f"mIoU {percent(score)} %, {100 * share:.0f} % of pixels wrong", fontsize=8)
+        over = f"over {len(np.unique(truth[labelled]))} of {dataset.num_classes} classes"
+        axis[3].set_title(f"mIoU {percent(score)} % {over}, {100 * share:.0f} % of pixels wrong", fontsize=8)
     _class_legend(figure, rows, dataset, Patch(facecolor=WRONG, label="(wrong)"))
     save_figure(figure, path, dpi=110)
 

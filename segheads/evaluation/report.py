@@ -231,6 +231,8 @@ def _class_table(results: Mapping[str, Tensor], class_names: Sequence[str]) -> s
 def write_images(path: Path, results: Mapping[str, Tensor], dataset: SegmentationDataset) -> None:
     """Write a table with one line for each image, in the order of the data set; fractions, empty where there is none.
 
+    mIoU is over so many `classes`, those in the image's labels, `of classes` in all.
+
     Args:
         path: The CSV file.
         results: What `evaluate(..., per_image=True)` gave.
@@ -239,11 +241,17 @@ def write_images(path: Path, results: Mapping[str, Tensor], dataset: Segmentatio
     iou = results["image_IoU"]
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", "mIoU", "aAcc", "pixels", "classes", "lowest class", "its IoU"])
+        writer.writerow(["image", "mIoU", "aAcc", "pixels", "classes", "of classes", "lowest class", "its IoU"])
         for index, (own, mean) in enumerate(zip(iou, results["image_mIoU"].tolist(), strict=True)):
             present = int((~own.isnan()).sum())
             lowest = int(own.nan_to_num(2).argmin())
-            scores = [mean, results["image_aAcc"][index].item(), int(results["image_pixels"][index]), present]
+            scores = [
+                mean,
+                results["image_aAcc"][index].item(),
+                int(results["image_pixels"][index]),
+                present,
+                iou.shape[1],
+            ]
             rest = [dataset.class_names[lowest], own[lowest].item()] if present else ["", ""]
             writer.writerow([dataset.name(index), *("" if x != x else x for x in (*scores, *rest))])
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segheads.functional.binary import with_background
 from segheads.functional.cross_entropy import is_valid
 
 
@@ -42,7 +43,7 @@ def ensemble_uncertainty(merged: Tensor, learners: Sequence[Tensor]) -> Uncertai
     learners.
 
     Args:
-        merged: Log-probabilities of the merged prediction.
+        merged: Log-probabilities of the merged prediction; of a single class, K = 1, its logit.
         learners: Each learner's logits, on the same grid.
 
     Shape:
@@ -63,6 +64,9 @@ def ensemble_uncertainty(merged: Tensor, learners: Sequence[Tensor]) -> Uncertai
             "uncertainty takes the merged prediction (B, K, h, w) and the logits of one learner or more of that shape; "
             f"got {tuple(merged.shape)} and {shapes}"
         )
+    if merged.shape[1] == 1:
+        merged = with_background(merged.float()).log_softmax(1)
+        learners = [with_background(x) for x in learners]
     entropy = _entropy_(merged.float().exp())
     mean = torch.zeros_like(merged, dtype=torch.float32)
     own_entropy = torch.zeros_like(entropy)

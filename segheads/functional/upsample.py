@@ -88,9 +88,17 @@ def upsample_cross_entropy(
     return cross_entropy_sum(logits, labels, b, s, ignore_index) / divisor
 
 
+def probabilities_of(logits: Tensor) -> Tensor:
+    """The probabilities `(..., K, h, w)` whose logarithms an ensemble gives; of a single class, K = 1, its logits."""
+    return logits.sigmoid() if logits.shape[-3] == 1 else logits.exp()
+
+
 def log_of(probabilities: Tensor) -> Tensor:
-    """The logarithm of probabilities, finite where they are 0."""
-    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+    """What an ensemble would give for probabilities `(..., K, h, w)`; finite where they are 0."""
+    smallest = torch.finfo(probabilities.dtype).tiny
+    if probabilities.shape[-3] == 1:
+        return probabilities.clamp(min=smallest).log() - (1 - probabilities).clamp(min=smallest).log()
+    return probabilities.clamp(min=smallest).log()
 
 
 @overload

@@ -3,7 +3,7 @@
 Every score of a full-resolution pixel is made from its four corners where it is needed, and forgotten. Nothing is added
 atomically: two runs give the same bits. Without Triton (macOS, say) the module imports, and `obstacle` says so.
 
-Tested in Triton's interpreter and on an H100, compiled for compute capability 7.5 to 10.0. The block sizes follow from
+Tested in Triton's interpreter and on an H100, compiled for compute capability 7.5 to 12.0. The block sizes follow from
 counting registers and instructions; others have not been measured.
 """
 

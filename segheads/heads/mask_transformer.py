@@ -6,6 +6,8 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from segheads.classes import num_labels
+from segheads.functional.binary import without_background
 from segheads.heads.base import Head
 
 
@@ -17,6 +19,9 @@ class MaskTransformerHead(Head):
     to all, and the mask of a class is the scalar product of its normalised token with each normalised patch token.
 
     As in the published code, and unlike the paper's equation, there is no softmax before the LayerNorm over classes.
+    The LayerNorm of a single mask would be constant: with `num_classes=1` the background has an embedding of its own,
+    and the logit is the difference of both masks.
+
     L2 norms have an eps of 1e-12 (MMSegmentation), where the official code has none.
 
     Args:
@@ -61,13 +66,14 @@ class MaskTransformerHead(Head):
         if num_layers < 1:
             raise ValueError(f"num_layers must be 1 or more; got {num_layers}")
         self.project = nn.Linear(in_channels, D)
-        self.class_embeddings = nn.Parameter(torch.zeros(1, num_classes, D))
+        masks = num_labels(num_classes)
+        self.class_embeddings = nn.Parameter(torch.zeros(1, masks, D))
         rates = torch.linspace(0, drop_path_rate, num_layers).tolist()
         self.blocks = nn.Sequential(*(_block(D, heads, mlp_ratio, drop_rate, rate) for rate in rates))
         self.norm = nn.LayerNorm(D)
         self.project_patches = nn.Linear(D, D, bias=False)
         self.project_classes = nn.Linear(D, D, bias=False)
-        self.mask_norm = nn.LayerNorm(num_classes)
+        self.mask_norm = nn.LayerNorm(masks)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -87,11 +93,12 @@ class MaskTransformerHead(Head):
         patches = self.project(x.flatten(2).transpose(1, 2))  # (B, C, h, w) -> (B, N, D)
         classes = self.class_embeddings.expand(B, -1, -1).to(patches.dtype)
         tokens = self.norm(self.blocks(torch.cat([patches, classes], dim=1)))  # (B, N + K, D)
-        patches, classes = tokens.split([h * w, self.num_classes], dim=1)
+        patches, classes = tokens.split([h * w, classes.shape[1]], dim=1)
         patches = F.normalize(self.project_patches(patches), dim=-1)
         classes = F.normalize(self.project_classes(classes), dim=-1)
         masks = self.mask_norm(patches @ classes.transpose(1, 2))  # (B, N, K)
-        return masks.transpose(1, 2).reshape(B, self.num_classes, h, w)
+        logits = masks.transpose(1, 2).reshape(B, -1, h, w)
+        return without_background(logits) if self.num_classes == 1 else logits
 
 
 def default_num_heads(embed_dim: int) -> int:

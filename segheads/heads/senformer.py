@@ -6,7 +6,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from segheads.classes import num_labels
 from segheads.functional import upsample
+from segheads.functional.binary import with_background, without_background
 from segheads.heads.base import Head
 from segheads.heads.registry import find_head
 from segheads.mean_shift import MeanShift, ShiftOptions
@@ -27,6 +29,7 @@ class SenFormerHead(Head):
     themselves and average these over windows; so do a model's with this head. Learned merges blend logits, and
     predictions upsample those. The published code sums learners where Eq. 3 averages, and at several scales averages
     the softmax of that sum; here it is the probabilities. Training supervises the merged prediction and each learner.
+    With `num_classes=1` probabilities of class and background are merged, and the result is the logit of the class.
     `merge` and `levels` may be changed on a trained head.
 
     Args:
@@ -91,7 +94,7 @@ class SenFormerHead(Head):
         _tie(list(self.learners), share)
         self.shifts = nn.ModuleList(MeanShift(C, **(shift or {})) for C in (widths if shift is not None else []))
         is_learned = isinstance(MERGES.get(merge), type)
-        self.learned_merge = MERGES[merge](len(self.learners), num_classes) if is_learned else None
+        self.learned_merge = MERGES[merge](len(self.learners), num_labels(num_classes)) if is_learned else None
         self._merge = self._learned = merge if self.learned_merge is not None else "average"
         self.merge = merge
 
@@ -173,9 +176,13 @@ class SenFormerHead(Head):
         return {"merge": self._merge, "levels": self.levels}  # restored in this order, every step is a valid state
 
     def _merged(self, logits: list[Tensor]) -> Tensor:
-        if self._merge == self._learned and self.learned_merge is not None:
-            return self.learned_merge(logits)
-        return MERGES[self._merge](logits)
+        is_learned = self._merge == self._learned and self.learned_merge is not None
+        merge: Any = self.learned_merge if is_learned else MERGES[self._merge]
+        if self.num_classes == 1:
+            merged: Tensor = without_background(merge([with_background(x) for x in logits]))
+            return merged
+        result: Tensor = merge(logits)
+        return result
 
     def _check_learned(self, merge: str, levels: Sequence[int]) -> None:
         if not isinstance(MERGES[merge], type):

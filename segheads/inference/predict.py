@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from segheads.classes import Classes, Pairs
 from segheads.functional.bilinear import wide
+from segheads.functional.binary import above, probabilities
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import best_class
 from segheads.inference.finite import check_finite
@@ -98,6 +99,8 @@ def predict_probabilities(
 ) -> Tensor:
     """Class probabilities of one image, averaged over scales and mirror images.
 
+    The softmax of the logits; of a single class, K = 1, their sigmoid.
+
     The published multi-scale protocol has `scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True`.
 
     Args:
@@ -138,6 +141,8 @@ def predict_labels(
 ) -> Tensor:
     """The most probable class of every pixel; arguments as of `predict_probabilities`.
 
+    Of a single class it is 1 where its probability is above `protocol.threshold`, and 0 elsewhere.
+
     Shape:
         image (3, H, W) or (1, 3, H, W) -> labels (H0, W0) of int64.
 
@@ -149,8 +154,8 @@ def predict_labels(
     size = _output_size(image, size)
     labels = image.new_empty(size, dtype=torch.int64)
     with evaluation_of(model):
-        for at, scores, _ in _scores_in_tiles(model, image, size, protocol, batch_size, flip_pairs):
-            labels[at] = best_class(scores)
+        for at, scores, are_logits in _scores_in_tiles(model, image, size, protocol, batch_size, flip_pairs):
+            labels[at] = _best(scores, are_logits, protocol)
     return labels
 
 
@@ -179,8 +184,12 @@ def predict_with_confidence(
     labels, confidence = image.new_empty(size, dtype=torch.int64), image.new_empty(size, dtype=wide(image.dtype))
     with evaluation_of(model):
         for at, scores, are_logits in _scores_in_tiles(model, image, size, protocol, batch_size, flip_pairs):
-            labels[at] = best_class(scores)  # of the logits, as in predict_labels: the softmax's rounding makes ties
-            confidence[at] = (scores.to(confidence.dtype).softmax(1) if are_logits else scores).amax(1)
+            labels[at] = _best(scores, are_logits, protocol)  # of the logits: the softmax's rounding makes ties
+            shares = probabilities(scores.to(confidence.dtype)) if are_logits else scores
+            is_single = shares.shape[1] == 1
+            confidence[at] = (
+                torch.where(labels[at] == 1, shares[:, 0], 1 - shares[:, 0]) if is_single else shares.amax(1)
+            )
     return labels, confidence
 
 
@@ -265,11 +274,20 @@ def _scores_in_tiles(
         grids = [_grid(model, view, flipped and pairs, size, protocol, batch_size) for view, flipped in views]
         check_finite([flag for grid in grids for flag in grid.finite])
         for at, each in scores_in_tiles(grids, size):
-            yield at, _mean(x if g.are_probabilities else x.softmax(1) for x, g in zip(each, grids, strict=True)), False
+            of_views = (x if g.are_probabilities else probabilities(x) for x, g in zip(each, grids, strict=True))
+            yield at, _mean(of_views), False
     else:
         mean = average_views(model, views, size, protocol, batch_size=batch_size, flip_pairs=flip_pairs)
-        for at, (probabilities,) in scores_in_tiles([Grid(mean, *size)], size):
-            yield at, probabilities, False
+        for at, (shares,) in scores_in_tiles([Grid(mean, *size)], size):
+            yield at, shares, False
+
+
+def _best(scores: Tensor, are_logits: bool, protocol: InferenceProtocol) -> Tensor:
+    """The label of each pixel from logits or probabilities `(R, K, C)`."""
+    protocol.check_threshold(scores.shape[1])
+    if scores.shape[1] > 1:
+        return best_class(scores)
+    return (above(scores[:, 0], protocol.threshold) > 0 if are_logits else scores[:, 0] > protocol.threshold).long()
 
 
 def _pairs(model: Model, flip_pairs: Pairs | None) -> Pairs:
@@ -290,7 +308,7 @@ def _add_probabilities(total: Tensor | None, grid: Grid, size: tuple[int, int]) 
     if total is None:
         total = grid.logits.new_zeros((len(grid.logits), *size), dtype=wide(grid.logits.dtype))
     for (rows, columns), (scores,) in scores_in_tiles([grid], size):
-        scores = scores.to(total.dtype) if grid.are_probabilities else scores.to(total.dtype).softmax(1)
+        scores = scores.to(total.dtype) if grid.are_probabilities else probabilities(scores.to(total.dtype))
         total[:, rows, columns] += scores.transpose(0, 1)  # (R, K, C) -> (K, R, C)
     return total
 

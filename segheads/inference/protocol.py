@@ -21,9 +21,11 @@ class InferenceProtocol:
         scales: The image's sides are multiplied by each, and probabilities averaged.
         flip: Every scale also left to right.
         small_images: `"shrink_window"` to an image below its size (MMSegmentation), or `"enlarge"` that (Segmenter).
+        threshold: Of a model of one class: the label is 1 where the probability of the class is above it, else 0.
 
     Raises:
-        ValueError: For sizes and scales that are not positive, a stride without a window or above it.
+        ValueError: For sizes and scales that are not positive, a stride without a window or above it, a threshold that
+            is not between 0 and 1.
 
     Examples:
         >>> InferenceProtocol(window=512, stride=384, scales=(0.75, 1.0, 1.25), flip=True).as_json()["scales"]
@@ -36,6 +38,7 @@ class InferenceProtocol:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     small_images: SmallImages = "shrink_window"
+    threshold: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("scale", "window", "stride", "scales"):
@@ -54,6 +57,8 @@ class InferenceProtocol:
         if self.small_images not in get_args(SmallImages):
             known = ", ".join(get_args(SmallImages))
             raise ValueError(f"small_images must be one of {known}, got {self.small_images!r}; choose one")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must be between 0 and 1, got {self.threshold}; 0.5 is the more probable label")
         if self.stride is None:
             return
         if self.window is None:
@@ -65,6 +70,21 @@ class InferenceProtocol:
     def as_json(self) -> dict[str, Any]:
         """JSON values from which `InferenceProtocol(**values)` is the same again."""
         return {name: list(x) if isinstance(x, tuple) else x for name, x in dataclasses.asdict(self).items()}
+
+    def check_threshold(self, num_classes: int) -> None:
+        """Refuse a threshold of its own where several classes are told apart, of which the most probable is taken.
+
+        Args:
+            num_classes: Number of classes K of a model.
+
+        Raises:
+            ValueError: If there are several, and the threshold is not 0.5.
+        """
+        if num_classes > 1 and self.threshold != 0.5:
+            raise ValueError(
+                f"a threshold is for models of one class, and this one has {num_classes}, of which the most probable "
+                f"is taken; got threshold {self.threshold}: leave it out"
+            )
 
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of an image after it is resized into `scale`, by the rule of `segheads.data.resize.rescaled_size`.

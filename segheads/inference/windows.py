@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from segheads.functional.bilinear import Tile, bilinear_weights, tiles, wide
-from segheads.functional.upsample import log_of
+from segheads.functional.upsample import log_of, probabilities_of
 from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import InferenceProtocol, Size
 from segheads.modules import evaluating
@@ -45,6 +45,8 @@ def _swapped(logits: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     """Logits `(K, h, w)` in which the classes of each pair have changed places."""
     if not pairs:
         return logits
+    if len(logits) == 1:  # one class and what is not: the pair are these two
+        return -logits
     order = list(range(len(logits)))
     for a, b in pairs:
         order[a], order[b] = b, a
@@ -93,7 +95,7 @@ def view_grid(model: Model, image: Tensor, size: tuple[int, int], protocol: Infe
     if window is None:
         logits = model(image)
         finite = [all_finite(logits)]
-        logits = logits.exp() if of_probabilities else logits
+        logits = probabilities_of(logits) if of_probabilities else logits
     else:
         logits, finite = _sliding_window(model, image, window, stride, batch_size)
     return Grid(logits[0], logits.shape[2], logits.shape[3], finite, of_probabilities)
@@ -183,7 +185,7 @@ def _grid_of_windows(
     rows = _weights(logits.shape[2], covered[0], tuple(tops), h, H, size[0])
     columns = _weights(logits.shape[3], covered[1], tuple(lefts), w, W, size[1])
     finite, of_probabilities = [all_finite(grid)], averages_probabilities(model)
-    return Grid(grid.exp_() if of_probabilities else grid, rows, columns, finite, of_probabilities)
+    return Grid(probabilities_of(grid) if of_probabilities else grid, rows, columns, finite, of_probabilities)
 
 
 @lru_cache(maxsize=32)
@@ -214,7 +216,9 @@ def _add_windows(total: Tensor, model: Model, images: Tensor, places: list[tuple
         shape = (len(images), logits.shape[1], *images.shape[-2:])
         total = logits.new_zeros(shape, dtype=wide(logits.dtype))  # sums of bfloat16 lose digits
     finite = all_finite(logits)
-    for place, window in zip(places, logits.exp() if averages_probabilities(model) else logits, strict=True):
+    for place, window in zip(
+        places, probabilities_of(logits) if averages_probabilities(model) else logits, strict=True
+    ):
         total[place].add_(window)
     return total, finite
 

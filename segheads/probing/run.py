@@ -100,7 +100,7 @@ def _build(run: Run, config: ProbeConfig) -> tuple[SharedBackbone, list[Probe], 
     samples = training_samples(config, run.training_set)
     sampler(config, len(samples))  # refuses what is out of range
     shared, probes = build_probes(
-        partial(create_head, run.model_config(config), run.training_set.num_classes),
+        partial(create_head, run.model_config(config), run.num_classes),
         config.choices(),
         config.learning_rates,
         seed=config.seed,

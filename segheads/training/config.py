@@ -27,7 +27,7 @@ MAY_DIFFER = {
     *("workers", "threads", "channels_last", "compile", "tf32", "cudnn_benchmark", ENVIRONMENT),
     *("tracker", "pictures", "calibration"),
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
-    *("window", "stride", "scales", "flip", "small_images"),
+    *("window", "stride", "scales", "flip", "small_images", "threshold"),
 }
 
 # What decides which model is the best: where there is one, a resumed run may not change it
@@ -84,7 +84,8 @@ class ModelConfig:
     drop_path_rate: float
     """Stochastic depth of the backbone."""
     loss: str = "ce"
-    """Any of segheads.losses.LOSSES, or a sum: ce (cross-entropy), "ce + 0.5*dice", "focal(gamma=3) + ohem"."""
+    """Any of segheads.losses.LOSSES, or a sum: ce (cross-entropy), "ce + 0.5*dice", "focal(gamma=3) + ohem"; bce, or
+    "bce + dice", is of one class against its background, labels 1 and 0, with one logit for each pixel."""
     label_smoothing: float = 0.0
     """Share of the target that the loss spreads over all classes."""
     class_weights: str | tuple[float, ...] | None = None

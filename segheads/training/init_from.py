@@ -28,7 +28,8 @@ def init_from(model: SegmentationModel, place: str, classes: Classes) -> None:
     folder = Path(place) / "model"
     saved = find_folder(str(folder if folder.is_dir() else place))
     count = saved.plan.num_classes
-    same = saved.classes.names == classes.names if saved.classes is not None else count == len(classes)
+    named_so = saved.classes is None or saved.classes.names == classes.names
+    same = count == model.num_classes and named_so
     new = [] if same else model.weights_of_classes()
     try:
         load_weights(model, saved.weights, new=new)

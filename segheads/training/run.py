@@ -61,7 +61,8 @@ def run_training(
     with open_run(config, may_differ=may_differ, is_last=is_last) as run:
         set_seed(config.seed)
         with options_become_parts():
-            model = build_model(run.model_config(config), run.training_set.num_classes)
+            model = build_model(run.model_config(config), run.num_classes)
+            config.protocol.check_threshold(model.num_classes)
         run.check_labels(model.ignore_index)
         run.tell_input(model)
         if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
@@ -133,7 +134,7 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
     log.info(
         f"{config.model.head} on {config.model.backbone}: "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
-        f"{len(run.training_set)} training and {len(run.validation_set)} validation images of {model.num_classes} "
+        f"{len(run.training_set)} training and {len(run.validation_set)} validation images of {model.num_labels} "
         f"classes; {run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
         f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} "

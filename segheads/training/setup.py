@@ -12,6 +12,7 @@ from segheads.data import SegmentationDataset, SubsetDataset, open_dataset
 from segheads.data.images import FLOATS
 from segheads.data.label_map import LabelMap
 from segheads.errors import OptionError, options_become_parts
+from segheads.losses import is_binary
 from segheads.model import SegmentationModel
 from segheads.training.config import ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults
 from segheads.training.labels import keep_weights, look_at_labels
@@ -41,6 +42,11 @@ class Run:
     training_set: SegmentationDataset
     validation_set: SegmentationDataset
     class_weights: tuple[float, ...] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Of the model: of the data set, or 1 where the loss is of one class and its background."""
+        return 1 if is_binary(self.config.model.loss) else self.training_set.num_classes
 
     def model_config(self, config: C) -> C:
         """A configuration with `class_weights` in numbers, as a model is built from it.
@@ -180,8 +186,14 @@ def open_data(accelerator: Accelerator, config: TrainingConfig) -> tuple[Segment
     Raises:
         SegheadsError: As `open_dataset` does.
     """
+    check_one_class(config)
     with accelerator.main_process_first() if config.data.download else nullcontext():
         training_set, validation_set = (open_dataset(config.data, part, seed=config.seed) for part in ("train", "val"))
+    if is_binary(config.model.loss) and training_set.num_classes != 2:
+        raise OptionError(
+            f"loss {config.model.loss!r} is of one class and its background, labels 1 and 0, and data set "
+            f"{config.data.dataset} has {training_set.num_classes} classes; give loss 'ce'"
+        )
     if config.training_flip and training_set.classes.sides:
         log.warning(
             "mirrored crops teach the wrong side of %s; --flip-pairs names what becomes each other, and "
@@ -200,6 +212,26 @@ def label_map_of(dataset: SegmentationDataset) -> LabelMap | None:
     while isinstance(dataset, SubsetDataset):
         dataset = dataset.dataset
     return getattr(dataset, "label_map", None)
+
+
+def check_one_class(config: TrainingConfig) -> None:
+    """Refuse a data set of one class where the loss is of several.
+
+    Args:
+        config: Data set and loss.
+
+    Raises:
+        OptionError: There is one class alone and a softmax, or no such loss.
+    """
+    names, count = config.data.class_names or (), config.data.num_classes
+    with options_become_parts():
+        if is_binary(config.model.loss) or (len(names) != 1 and count != 1):
+            return
+    given, two = (f"class_names {names[0]}", f"background {names[0]}") if names else ("num_classes 1", "")
+    raise OptionError(
+        f"{given} is one class, whose softmax is 1 at every pixel; give --loss bce, the sigmoid of one class against "
+        f"its background (labels 1 and 0), or two classes: {f'--class-names {two}' if two else '--num-classes 2'}"
+    )
 
 
 def flat_record(values: Mapping[str, Any], *path: str) -> dict[str, float]:

@@ -100,7 +100,7 @@ def test_table_of_images(tmp_path, scenes, everything):
     assert [float(row["aAcc"]) for row in rows] == results["image_aAcc"].tolist()
     assert [int(row["pixels"]) for row in rows] == [64 * 96] * 3
     labels = scenes.read(0)[1]
-    assert int(rows[0]["classes"]) == len(labels.unique())
+    assert (int(rows[0]["classes"]), int(rows[0]["of classes"])) == (len(labels.unique()), 12)
     if (labels == 8).any():
         assert (rows[0]["lowest class"], float(rows[0]["its IoU"])) == ("window", 0)
     assert not (tmp_path / "worst.png").exists()
@@ -115,9 +115,9 @@ def test_an_image_without_labels_has_empty_cells_and_is_never_the_worst(tmp_path
     write_evaluation(tmp_path, results, PROTOCOL, scenes, [])
     lines = (tmp_path / "images.csv").read_text().splitlines()
     assert lines[1:] == [
-        f"{scenes.name(0)},{5 / 15},0.5,10,1,grass,{5 / 15}",
-        f"{scenes.name(1)},{1 / 19},0.1,10,1,hill,{1 / 19}",
-        f"{scenes.name(2)},,,0,0,,",
+        f"{scenes.name(0)},{5 / 15},0.5,10,1,12,grass,{5 / 15}",
+        f"{scenes.name(1)},{1 / 19},0.1,10,1,12,hill,{1 / 19}",
+        f"{scenes.name(2)},,,0,0,12,,",
     ]
 
 

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from segheads import SegmentationModel, create_model
 from segheads.classes import Classes
+from segheads.data import DATASETS
 from segheads.errors import SegheadsError
 from segheads.metrics import METRICS
 from segheads.training import DEMO_RUN, TrainingConfig, run_training

@@ -249,7 +249,7 @@ def test_own_folder_without_validation_images(tmp_path, accelerator):
     miniatures.own_folder(tmp_path)
     (tmp_path / "images/val").rename(tmp_path / "images/validation")
     with pytest.raises(
-        DataMissingError, match=r"^there is no folder .*images/val, no list val\.txt beside .*, and no table val\.csv"
+        DataMissingError, match=r"^there is no folder .*images/val, no list val\.txt .*, and no table val"
     ):
         open_data(accelerator, config("folder", num_classes=2, data_root=tmp_path, output=tmp_path))
 

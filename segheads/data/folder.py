@@ -1,5 +1,6 @@
 """A user's own images and labels."""
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -19,6 +20,8 @@ from segheads.data.pairs import Pair, find_pairs, read_pair, read_pair_as
 from segheads.data.tables import find_table, table_pairs
 from segheads.errors import OptionError
 from segheads.files import readable
+
+log = logging.getLogger(__name__)
 
 
 class FolderDataset(SegmentationDataset):
@@ -102,7 +105,7 @@ class FolderDataset(SegmentationDataset):
         self._first = int(reduce_zero_label)
         self._ignored = _ignored_values(names, given, self._first) if label_map is None else ()
         self.files = _pairs(images, labels, image_suffix, label_suffix)
-        self._common = os.path.commonpath([image.parent for image, _ in self.files])
+        self._common = os.path.commonpath([os.path.abspath(image.parent) for image, _ in self.files])
 
     @classmethod
     @override
@@ -154,9 +157,13 @@ class FolderDataset(SegmentationDataset):
 
 
 def _of_split(config: DataConfig, root: Path, split: str) -> list[Pair]:
-    """The pairs of a split, by folders, by a list or by a table."""
-    table = None if (root / "images" / split).is_dir() else find_table(root, split)
-    if table is None:
+    """The pairs of a split, by folders, by a table or by a list; a warning names what is there but not read."""
+    folder, listing, table = root / "images" / split, root / f"{split}.txt", find_table(root, split)
+    reads = folder if folder.is_dir() else table or listing
+    for other in (table, listing):
+        if other not in (None, reads) and other.exists():
+            log.warning("%s is not read: %s tells the images of %s", other, reads, split)
+    if table is None or reads != table:
         return find_split(root, split, image_suffix=config.image_suffix or "", label_suffix=config.label_suffix or "")
     if given := [name for name in ("image_suffix", "label_suffix") if getattr(config, name)]:
         raise OptionError(f"the table {table} has whole names of files; leave out {' and '.join(given)}")

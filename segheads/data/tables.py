@@ -2,8 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterator
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from segheads.data.folders import check_file, named, normal
@@ -12,7 +16,11 @@ from segheads.data.pairs import Pair
 from segheads.errors import DataError, DataMissingError, PackageMissingError
 
 ENDINGS = (".csv", ".parquet")
+LONGEST = 100  # letters of a cell in a message
+COLUMNS = ("image", "label", "split")
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+
+log = logging.getLogger(__name__)
 
 
 def find_table(root: Path, split: str) -> Path | None:
@@ -38,16 +46,17 @@ def table_pairs(table: Path, split: str) -> list[Pair]:
 
     The columns `image` and `label` hold paths, absolute or from the table's folder on; other columns are passed over.
     Where there is a column `split`, rows of another value are left out: `train` or `training` is the training set,
-    `val`, `valid` or `validation` the validation set.
+    `val`, `valid` or `validation` the validation set; a warning counts the rows of neither. Upper case is as good as
+    lower in the names of columns and splits.
 
     Args:
-        table: A .csv (UTF-8, commas, names of columns first) or .parquet.
+        table: A .csv (UTF-8; commas, semicolons or tabs; names of columns first) or .parquet.
         split: `"train"`, `"val"` or what else the column has.
 
     Raises:
         DataMissingError: The table, or a file of it, is not there; the message has the rows.
-        DataError: A column is missing, a value is empty, an image stands twice, no row is of the split, or the table
-            cannot be read.
+        DataError: A column is missing or there twice, a value is empty or no text, an image stands twice, no row is of
+            the split, or the table cannot be read.
         PackageMissingError: It is a .parquet file and pyarrow is not installed.
     """
     rows = list(_rows(table))
@@ -59,14 +68,15 @@ def table_pairs(table: Path, split: str) -> list[Pair]:
             f"{table} has no column {' and no column '.join(missing)}; its columns are {named(columns, MISSING)}"
         )
     if "split" in columns:
-        mine = SPLITS.get(split, (split,))
-        there = dict.fromkeys(str(row["split"]) for _, row in rows)
-        rows = [(number, row) for number, row in rows if str(row["split"]).strip() in mine]
+        mine = SPLITS.get(split, (split.lower(),))
+        there = Counter(str(row["split"] or "").strip() for _, row in rows)
+        rows = [(number, row) for number, row in rows if str(row["split"] or "").strip().lower() in mine]
         if not rows:
             raise DataError(
                 f"{table} has no row whose split is {' or '.join(mine)}; there are {named(list(there), MISSING)}"
             )
-    elif table.stem.lower() not in SPLITS.get(split, (split,)):
+        _report(table, there, mine)
+    elif table.stem.lower() not in SPLITS.get(split, (split.lower(),)):
         raise DataError(
             f"{table} has no column split, so it does not tell {split} from the rest; add one with train and val, or "
             f"keep two tables, train{table.suffix} and val{table.suffix}, in one folder and give that"
@@ -80,8 +90,8 @@ def table_pairs(table: Path, split: str) -> list[Pair]:
             if not text:
                 raise DataError(f"{table} has no {kind} in row {number}; fill it in or take the row out")
             files.append(_find(table.parent, text))
-            if not files[-1].exists() and not files[-1].is_symlink():
-                gone.append(f"{text} ({kind} of row {number})")
+            if not os.path.lexists(files[-1]):
+                gone.append(f"{shorten(text, LONGEST)} ({kind} of row {number})")
         image, label = files
         if image in pairs:
             raise DataError(
@@ -92,16 +102,34 @@ def table_pairs(table: Path, split: str) -> list[Pair]:
         raise DataMissingError(
             f"{len(gone)} files of {table} are not there: {named(gone, MISSING)}; paths count from {table.parent} on"
         )
-    for image, (_, label) in pairs.items():
-        check_file(image, "an image file")
-        check_file(label, "a label file")
+    for image, (number, label) in pairs.items():
+        for path, kind in ((image, "an image file"), (label, "a label file")):
+            _check_row(table, number, path, kind)
     return sorted((image, label) for image, (_, label) in pairs.items())
+
+
+def _check_row(table: Path, number: int, path: Path, kind: str) -> None:
+    try:
+        check_file(path, kind)
+    except (DataError, DataMissingError) as error:
+        raise type(error)(f"{table}, row {number}: {error}") from error
+
+
+def _report(table: Path, there: Counter[str], mine: Sequence[str]) -> None:
+    """Count the rows of no split that is trained on or measured with."""
+    known = {*mine, *(word for words in SPLITS.values() for word in words)}
+    others = {value or "(empty)": count for value, count in there.items() if value.lower() not in known}
+    if others:
+        words = named([f"{value} ({count})" for value, count in others.items()], MISSING)
+        log.warning("rows passed over in %s, by their split: %s", table, words)
 
 
 def _find(folder: Path, text: str) -> Path:
     """The file of a path as the table writes it, or in another normal form of Unicode."""
-    path = folder / text.replace("\\", "/") if "\\" in text and not (folder / text).exists() else folder / text
-    if path.exists() or text.isascii() or not path.parent.is_dir():
+    path = folder / text
+    if "\\" in text and not os.path.lexists(path):
+        path = folder / text.replace("\\", "/")
+    if os.path.lexists(path) or text.isascii() or not os.path.isdir(path.parent):
         return path
     return next((other for other in path.parent.iterdir() if normal(other.name) == normal(path.name)), path)
 
@@ -113,17 +141,28 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     text = read_text(table, "a table with the columns image and label")
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        reader.fieldnames = [(name or "").strip() for name in reader.fieldnames or []]
+        mark = max(",;\t", key=text.lstrip().partition("\n")[0].count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
+        reader.fieldnames = _columns(table, reader.fieldnames or [])
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 raise DataError(
                     f"row {number} of {table} has not the {len(reader.fieldnames)} values of the others; a path with "
-                    "a comma needs quotes"
+                    "a separator needs quotes"
                 )
             yield number, row
     except csv.Error as error:
         raise DataError(f"{table} cannot be read as CSV: {error} in line {reader.line_num}") from error
+
+
+def _columns(table: Path, names: Sequence[str | None]) -> list[str]:
+    """Names of columns, those that are read in lower case."""
+    found = [(name or "").strip() for name in names]
+    found = [name.lower() if name.lower() in COLUMNS else name for name in found]
+    for name in COLUMNS:
+        if found.count(name) > 1:
+            raise DataError(f"{table} has {found.count(name)} columns {name}; keep one")
+    return found
 
 
 def _read_parquet(table: Path) -> list[dict[str, Any]]:
@@ -135,7 +174,17 @@ def _read_parquet(table: Path) -> list[dict[str, Any]]:
             f'{table} needs pyarrow: pip install "segheads[parquet]", or write the table as .csv'
         ) from error
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(table).to_pylist()
+        names = parquet.read_schema(table).names
+        columns = {new: old for new, old in zip(_columns(table, names), names, strict=True) if new in COLUMNS}
+        content = parquet.read_table(table, columns=list(columns.values())) if columns else None
     except (ArrowException, OSError) as error:
         raise DataError(f"{table} cannot be read as Parquet: {error}") from error
-    return rows
+    if content is None or not {"image", "label"} <= columns.keys():
+        return [dict.fromkeys(names)]
+    values = {name: content.column(old).to_pylist() for name, old in columns.items()}
+    for name in ("image", "label"):
+        if odd := [value for value in values[name] if value is not None and not isinstance(value, str)]:
+            raise DataError(
+                f"{table} holds {type(odd[0]).__name__} in its column {name}, but it should hold paths of files"
+            )
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from pathlib import Path
 
 import pytest
 from miniatures import draw_image, draw_labels
@@ -98,7 +99,7 @@ def test_wrong_rows_are_named(root, change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image;label\na;b\n", r"data\.csv has no column image and no column label; its columns are image;label$"),
+        ("image|label\na|b\n", r"data\.csv has no column image and no column label; its columns are image\|label$"),
         ("image,mask,split\na,b,train\n", r"data\.csv has no column label; its columns are image, mask, split"),
         (
             "image,label\na,b\n",
@@ -140,3 +141,56 @@ def test_what_does_not_go_together(root):
         opened(root, "val")
     with pytest.raises(DataMissingError, match=re.escape(str(root / "gone.csv"))):
         opened(root / "gone.csv", "train")
+
+
+def test_rows_of_no_known_split_are_counted(root, caplog):
+    rows = [{**row, "split": split} for row, split in zip(ROWS, ("Train", "trian", "VAL"), strict=True)]
+    table = write(root / "data.csv", rows)
+    assert [len(opened(table, split)) for split in ("train", "val")] == [1, 1]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"rows passed over in {table}, by their split: trian (1)"
+    ] * 2
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_separators_and_upper_case(root, mark):
+    text = f"Label{mark}Image\nmasks/1.png{mark}photos/b.jpg\n"
+    (root / "val.csv").write_text(text)
+    assert [label.name for _, label in opened(root, "val").files] == ["1.png"]
+
+
+def test_columns_that_stand_twice(root):
+    (root / "val.csv").write_text("image,label,Label\nphotos/b.jpg,masks/1.png,masks/2.png\n")
+    with pytest.raises(DataError, match=r"val\.csv has 2 columns label; keep one$"):
+        opened(root, "val")
+
+
+def test_relative_and_absolute_paths(root, monkeypatch):
+    write(root / "val.csv", [{**ROWS[0], "image": str(root / ROWS[0]["image"]), "split": "val"}, ROWS[2]])
+    monkeypatch.chdir(root.parent)
+    dataset = opened(Path(root.name), "val")
+    assert sorted(dataset.name(index) for index in range(2)) == ["b", "ü c"]
+
+
+def test_parquet_of_what_is_no_path(root):
+    write(root / "val.parquet", [{**ROWS[0], "image": b"\x89PNG" * 1000, "split": "val"}])
+    with pytest.raises(DataError, match=r"val\.parquet holds bytes in its column image, but it should hold paths of"):
+        opened(root, "val")
+    write(root / "val.csv", [{**ROWS[0], "image": "x" * 5000, "split": "val"}])
+    (root / "val.parquet").unlink()
+    with pytest.raises(DataMissingError, match=r"^1 files of .* are not there: \[\.\.\.\] \(image of row 1\)"):
+        opened(root, "val")
+
+
+def test_what_is_not_read_is_named(root, caplog):
+    write(root / "val.csv", ROWS)
+    (root / "val.txt").write_text("x\n")
+    assert len(opened(root, "val")) == 1
+    draw_image(root / "images/val/x.jpg")
+    draw_labels(root / "labels/val/x.png", (0,))
+    assert len(opened(root, "val")) == 1
+    names, folder = (root / "val.csv", root / "val.txt"), root / "images/val"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{names[1]} is not read: {names[0]} tells the images of val",
+        *(f"{name} is not read: {folder} tells the images of val" for name in names),
+    ]

@@ -4,7 +4,7 @@ A plain wrong argument of a class or a function is a ValueError. It becomes an `
 are turned into parts, so that a program that runs recipes can tell a user's mistake from a bug.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -22,6 +22,22 @@ class DataError(SegheadsError, ValueError):
 
 class LabelError(DataError):
     """A label file does not say which class a pixel has, or says it in values that name no class."""
+
+
+class LabelColoursError(LabelError):
+    """A label file has colours that are no class.
+
+    Args:
+        message: Which, and what helps.
+        colours: All of them, such as `"#ff0000"`.
+
+    Attributes:
+        colours: All of them.
+    """
+
+    def __init__(self, message: str, colours: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.colours = tuple(colours)
 
 
 class ImageFormError(DataError):

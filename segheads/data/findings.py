@@ -59,13 +59,15 @@ def unusable_files(scan: DataScan) -> Iterator[Finding]:
         scan: The scan.
     """
     for name, split in scan.splits.items():
-        for code in ("unreadable", "size", "values", "channels", "bit_depth", "exif"):
+        for code in ("unreadable", "size", "values", "colours", "channels", "bit_depth", "exif"):
             problems = split.problems.get(code, {})
             if problems:
                 first, *others = problems.items()
                 more = f"; the same is so of {_several([path for path, _ in others], 'file')}" if others else ""
                 values = [value for value, files in split.refused.items() if set(files) & set(problems)]
                 more += f"; values out of range in all: {_several(values, 'value', 8)}" if len(values) > 1 else ""
+                if code == "colours" and len(split.colours) > 1:
+                    more += f"; unknown colours in all: {_several(list(split.colours), 'colour', 8)}"
                 more += _measured(scan, code)
                 yield Finding("error", code, f"{name}: {first[1]}{more}", tuple(problems))
 

@@ -1,5 +1,6 @@
 """Read one image file: any channels and bit depth to the form that a data set's images have, or a clear error."""
 
+import itertools
 import os
 import struct
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ Picture: TypeAlias = Image.Image | NDArray[Any]
 FLOATS = 32  # the bit depth that stands for floats
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = 1
+NEW_SUBFILE_TYPE, REDUCED, MASK = 254, 1, 4  # a tag of TIFF and its bits
 # What Pillow's decoders raise on damaged files. Decompression bombs are not among them and pass through.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 _TURNS = {
@@ -282,17 +284,38 @@ def open_image(path: str | os.PathLike[str], kind: str) -> tuple[Image.Image, tu
 
     Raises:
         DataMissingError: There is no such file.
-        DataError: The file is no image or is damaged.
+        DataError: The file is no image, is damaged, or holds several images; smaller copies of the first do not count.
     """
     check_file(path, kind)
     with open(path, "rb") as file:
         try:
             image = Image.open(file)
+            if (count := _count_images(image)) > 1:
+                raise DataError(f"{path} holds {count} images (pages), but should be {kind}; save the one that counts")
             coding = _coding(image)
             image.load()
+        except DataError:
+            raise
         except _BROKEN as error:
             raise _damaged(path, file, kind, error) from error
     return image, coding
+
+
+def _count_images(image: Any) -> int:
+    """Pages or frames of a file, without a TIFF's smaller copies and masks of others."""
+    if image.format != "TIFF":
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # labels refuse an MPO as a JPEG
+    count = 0
+    for page in itertools.count():
+        try:
+            image.seek(page)
+        except EOFError:
+            break
+        except SyntaxError:  # a page that Pillow cannot show, whose tags it has read
+            pass
+        count += not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & (REDUCED | MASK)
+    image.seek(0)
+    return count
 
 
 def _damaged(path: Any, file: Any, kind: str, error: Exception) -> DataError:

@@ -48,15 +48,15 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[np.integer]:
 def read_label_colours(path: str | os.PathLike[str]) -> NDArray[np.integer]:
     """Read a label file as its colours, `(H, W)`: each is one number, `0xRRGGBB`.
 
-    Grey is repeated, and palettes are looked up. Transparency must be all or nothing: what is half transparent is
-    a blend.
+    Grey is repeated, and palettes are looked up. Transparent pixels are refused: of those that are so by half the
+    colour is a blend, and of the others it is whatever a program left where nobody sees it.
 
     Args:
         path: An image file of 8 bit per channel, as a rule a PNG.
 
     Raises:
         DataMissingError: There is no such file.
-        LabelError: The file is of a format that changes values, or has half transparent pixels or other channels.
+        LabelError: The file is of a format that changes values, or has transparent pixels or other channels.
         DataError: The file is no image or is damaged.
     """
     image, _ = _open_label(path)
@@ -64,14 +64,14 @@ def read_label_colours(path: str | os.PathLike[str]) -> NDArray[np.integer]:
         raise LabelError(
             f"label {path} is of mode {image.mode}, which holds no colours of 8 bit; save it as an RGB PNG"
         )
-    if image.mode in ("RGBA", "LA"):
-        alpha = np.asarray(image.getchannel("A"))
-        blended = (alpha != 0) & (alpha != 255)
-        if blended.any():
-            raise LabelError(
-                f"label {path} has {np.count_nonzero(blended)} pixels that are half transparent, whose colours are "
-                "blends; save it without smooth edges"
-            )
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        for wrong, kind, remedy in (
+            ((alpha > 0) & (alpha < 255), "half transparent, whose colours are blends", "save it without smooth edges"),
+            (alpha == 0, "transparent, whose colours nobody sees", "fill them with a colour of their own"),
+        ):
+            if wrong.any():
+                raise LabelError(f"label {path} has {np.count_nonzero(wrong)} pixels that are {kind}; {remedy}")
     red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int32), 2, 0)
     return (red << 16) | (green << 8) | blue
 

@@ -15,7 +15,7 @@ from segheads.data.dataset import SegmentationDataset
 from segheads.files import cache_folder, write_text
 from segheads.version import VERSION
 
-FORMAT = 2  # of what is remembered
+FORMAT = 3  # of what is remembered
 log = logging.getLogger(__name__)
 
 

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from segheads.data import FolderDataset
@@ -149,6 +150,39 @@ def test_colours_that_are_blends_or_none(tmp_path):
     Image.fromarray(np.array([[0, 1]], np.uint16)).save(tmp_path / "b.png")
     with pytest.raises(LabelError, match=r"b\.png is of mode I;16, which has no colours of 8 bit|no colours"):
         read_label_colours(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "P", "L"])
+def test_transparent_pixels_have_no_colour(tmp_path, kind):
+    image = Image.fromarray(np.array([[0, 1], [1, 1]], np.uint8))
+    if kind == "P":
+        image.putpalette([255, 0, 0, 0, 0, 255])
+    if kind == "RGBA":
+        image = Image.merge("RGBA", [image, image, image, Image.fromarray(np.array([[0, 255], [255, 255]], np.uint8))])
+    image.save(tmp_path / "a.png", **({} if kind == "RGBA" else {"transparency": 0}))
+    message = (
+        r"a\.png has 1 pixels that are transparent, whose colours nobody sees; fill them with a colour of their own"
+    )
+    with pytest.raises(LabelError, match=message):
+        read_label_colours(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("ending", ["tif", "gif", "png"])
+def test_labels_of_several_pages(tmp_path, ending):
+    pages = [Image.fromarray(np.full((4, 6), value, np.uint8)) for value in (0, 1, 2)]
+    pages[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=pages[1:])
+    message = rf"a\.{ending} holds 3 images \(pages\), but should be a label image; save the one that counts"
+    for read in (read_labels, read_label_colours):
+        with pytest.raises(DataError, match=message):
+            read(tmp_path / f"a.{ending}")
+
+
+@pytest.mark.parametrize(("kind", "copy"), [(1, np.uint8), (4, bool), (5, bool)])
+def test_smaller_copies_and_masks_in_a_tiff_are_no_pages(tmp_path, kind, copy):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(np.array([[0, 1], [2, 3]], np.uint8), photometric="minisblack")
+        file.write(np.ones((1, 1), copy), photometric="minisblack", subfiletype=kind)
+    assert read_labels(tmp_path / "a.tif").tolist() == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])

@@ -77,9 +77,7 @@ def write_folder(
             "in_chans": data_config["input_size"][0],
             **{key: data_config.get(key) for key in INPUT},  # None: 8 bit, and the backbone's mean and std
         },
-        "classes": None if classes is None else _classes_as_json(classes),
-        "label_map": None if label_map is None else label_map.as_json(),
-        "protocol": protocol.as_json(),
+        **meaning_as_json(classes, protocol, label_map),
         "ignore_index": plan.ignore_index,
     }
     try:
@@ -88,6 +86,38 @@ def write_folder(
         raise ValueError(f"the arguments of create_model must be JSON values to be saved: {error}") from error
     write_weights(folder / WEIGHTS_FILE, model)
     write_json(folder / CONFIG_FILE, values)
+
+
+def meaning_as_json(classes: Classes | None, protocol: InferenceProtocol, label_map: LabelMap | None) -> dict[str, Any]:
+    """What labels and images are to a model, for `meaning_from_json`.
+
+    Args:
+        classes: Names and colours, if they are known.
+        protocol: How images are shown to the model.
+        label_map: What the label files meant, if that was not their values.
+    """
+    return {
+        "classes": None if classes is None else _classes_as_json(classes),
+        "label_map": None if label_map is None else label_map.as_json(),
+        "protocol": protocol.as_json(),
+    }
+
+
+def meaning_from_json(config: Mapping[str, Any]) -> tuple[Classes | None, InferenceProtocol, LabelMap | None]:
+    """Classes, protocol and label map of a config.json; of one that lacks them None, whole images and None.
+
+    Args:
+        config: What it holds.
+
+    Raises:
+        ValueError: If they are damaged; or a KeyError or a TypeError.
+    """
+    named, mapped = config.get("classes"), config.get("label_map")
+    return (
+        None if named is None else _classes_from_json(named),
+        InferenceProtocol(**config["protocol"]) if "protocol" in config else WHOLE,
+        None if mapped is None else LabelMap.from_json(mapped),
+    )
 
 
 def _classes_as_json(classes: Classes) -> dict[str, Any]:
@@ -157,11 +187,7 @@ def read_folder(name: str, **hub_options: Any) -> SavedModel:
         config = json.loads(files[0].read_text(encoding="utf-8"))
         version = config.get("format", 1)
         plan, settings = read_model(config["model"], version=version), config["settings"]
-        named = config.get("classes")
-        classes = None if named is None else _classes_from_json(named)
-        protocol = InferenceProtocol(**config["protocol"]) if "protocol" in config else WHOLE
-        mapped = config.get("label_map")
-        label_map = None if mapped is None else LabelMap.from_json(mapped)
+        classes, protocol, label_map = meaning_from_json(config)
         given = {key.removeprefix("band_"): config["input"].get(key) for key in INPUT} if "input" in config else {}
     except (KeyError, TypeError, ValueError) as error:
         raise SavedModelError(

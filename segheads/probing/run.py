@@ -36,7 +36,7 @@ from segheads.training.config import as_launched
 from segheads.training.loop import train
 from segheads.training.machine import paths_line
 from segheads.training.run import evaluation_samples, shown
-from segheads.training.setup import Run, open_run
+from segheads.training.setup import Run, label_map_of, open_run
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ def _build(run: Run, config: ProbeConfig) -> tuple[SharedBackbone, list[Probe], 
     )
     for probe in probes:  # under several processes its gradients are averaged over them (DDP)
         optimizer = config.optimization.create(probe.model.to(run.accelerator.device), probe.learning_rate)
-        probe.model.classes = run.validation_set.classes
+        probe.model.classes, probe.model.protocol = run.validation_set.classes, config.protocol
+        probe.model.label_map = label_map_of(run.training_set)
         probe.prepared, probe.optimizer = run.accelerator.prepare(probe.model, optimizer)
     shared.to(run.accelerator.device)
     cache = None if config.cache is None else open_cache(run.accelerator, config, shared, samples)

@@ -12,7 +12,15 @@ from segheads.files import write_json
 from segheads.model import SegmentationModel
 from segheads.probing.backbone import SharedBackbone
 from segheads.probing.probes import Probe
-from segheads.saving import FORMAT, read_model, restore_settings, settings_of, write_weights
+from segheads.saving import (
+    FORMAT,
+    meaning_as_json,
+    meaning_from_json,
+    read_model,
+    restore_settings,
+    settings_of,
+    write_weights,
+)
 
 BACKBONE_FILE, HEAD_FILE, HEAD_CONFIG_FILE = "backbone.safetensors", "head.safetensors", "config.json"
 
@@ -40,6 +48,7 @@ def save_probes(folder: str | Path, shared: SharedBackbone, probes: Sequence[Pro
             "learning_rate": probe.learning_rate,
             "model": dataclasses.asdict(probe.model.plan),
             "settings": settings_of(probe.model),
+            **meaning_as_json(probe.model.classes, probe.model.protocol, probe.model.label_map),
         }
         write_json(own / HEAD_CONFIG_FILE, about)
 
@@ -71,4 +80,5 @@ def join_head(folder: str | Path, slug: str) -> SegmentationModel:
     except RuntimeError as error:
         raise SavedModelError(f"{own / HEAD_FILE} and {BACKBONE_FILE} do not fit the model: {error}") from error
     restore_settings(model, about.get("settings", {}), own / HEAD_CONFIG_FILE)  # 0.1.0 kept none
+    model.classes, model.protocol, model.label_map = meaning_from_json(about)
     return model.eval()

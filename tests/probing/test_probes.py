@@ -12,7 +12,8 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from segheads import SegmentationModel, create_model, list_heads
-from segheads.data import Scenes
+from segheads.classes import Classes
+from segheads.data import LabelMap, Scenes
 from segheads.data.samples import EvaluationSamples
 from segheads.evaluation import evaluate, scores
 from segheads.inference.protocol import InferenceProtocol
@@ -230,6 +231,19 @@ def test_heads_are_joined_to_the_backbone_again(tmp_path):
         with torch.no_grad():
             torch.testing.assert_close(model(images), expected)  # it is not channels-last
             torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+
+
+def test_joined_heads_know_their_meaning(tmp_path):
+    shared, probes, _ = together("test_vit", ["linear"], [1e-2], batches_of(1))
+    model, names = probes[0].model, tuple(f"left {index}" for index in range(K))
+    model.classes = Classes(names, Classes.numbered(K).palette).with_flip_pairs(names[:2])
+    model.protocol, model.label_map = InferenceProtocol(window=64, stride=32), LabelMap({7: 0, 9: 1, 8: None})
+    save_probes(tmp_path / "run", shared, probes)
+    joined = join_head(tmp_path / "run", probes[0].slug)
+    joined.save_pretrained(tmp_path / "model")
+    for found in (joined, SegmentationModel.from_pretrained(tmp_path / "model")):
+        assert (found.classes, found.protocol, found.label_map) == (model.classes, model.protocol, model.label_map)
+        assert found.classes.flip_pairs
 
 
 def test_a_head_that_is_not_there(tmp_path):

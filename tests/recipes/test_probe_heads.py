@@ -93,6 +93,7 @@ def test_a_table_of_heads(recipe, tmp_path, caplog):
     model = SegmentationModel.from_pretrained(tmp_path / "all" / "models" / "linear")
     state = weights(tmp_path / "all")[best[0]["folder"]]
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    assert model.classes.names == Scenes("val").class_names
     assert load_file(tmp_path / "all" / "backbone.safetensors").keys() == {
         key.removeprefix("backbone.") for key in model.state_dict() if key.startswith("backbone.")
     }

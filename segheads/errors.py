@@ -24,6 +24,10 @@ class LabelError(DataError):
     """A label file does not say which class a pixel has, or says it in values that name no class."""
 
 
+class UnknownLabelError(LabelError):
+    """A label file holds a value or a colour that is no class."""
+
+
 class ImageFormError(DataError):
     """An image file holds other channels, another bit depth or another orientation than was told.
 

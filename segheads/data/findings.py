@@ -37,7 +37,8 @@ class Finding:
 def find_problems(scan: DataScan) -> list[Finding]:
     """What is wrong or suspicious in a data set, errors first; nothing for a sound one.
 
-    A class that never occurs is named only where there are as many images as classes: in fewer it need not occur.
+    A class that never occurs is named where there are as many images as classes, or three quarters of them occur; in a
+    few images of many classes most need not occur.
 
     Args:
         scan: What `scan_splits` gave.
@@ -165,7 +166,8 @@ def absent_classes(scan: DataScan) -> Iterator[Finding]:
         scan: The scan.
     """
     for name, split in scan.splits.items():
-        if split.absent and _is_enough(split) and not split.problems:
+        most_occur = 4 * len(split.absent) <= len(split.class_names)
+        if split.absent and (_is_enough(split) or most_occur) and not split.problems:
             some = [repr(scan.class_names[index]) for index in split.absent]
             yield Finding(
                 "warning",

@@ -289,6 +289,7 @@ def open_image(path: str | os.PathLike[str], kind: str) -> tuple[Image.Image, tu
         try:
             image = Image.open(file)
             coding = _coding(image)
+            image.info["pages"] = getattr(image, "n_frames", 1)  # which looks at the file
             image.load()
         except _BROKEN as error:
             raise _damaged(path, file, kind, error) from error

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from segheads.classes import ignored_label
 from segheads.data.labels import read_label_colours, read_labels
-from segheads.errors import DataMissingError, LabelError, OptionError
+from segheads.errors import DataMissingError, OptionError, UnknownLabelError
 
 Colour = tuple[int, int, int]
 IGNORE = "ignore"  # the word of JSON files for "no class"; null is another
@@ -177,7 +177,7 @@ class LabelMap:
             uint8, or int16 for more than 255 classes.
 
         Raises:
-            LabelError: If the map does not name a value.
+            UnknownLabelError: If the map does not name a value.
         """
         ignored = ignored_label(num_classes)
         targets = {_number(key): ignored if target is None else target for key, target in self.classes.items()}
@@ -190,7 +190,7 @@ class LabelMap:
             known = ", ".join(shown(key) for key in list(self.classes)[:10]) + (
                 ", ..." if len(self.classes) > 10 else ""
             )
-            raise LabelError(
+            raise UnknownLabelError(
                 f"label {path} holds {', '.join(names)}{more} ({np.count_nonzero(unknown)} pixels), but the label map "
                 f"names only {known}; name what is missing, or ignore it"
             )

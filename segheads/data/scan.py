@@ -24,7 +24,7 @@ from segheads.data.images import RGB, ImageForm, read_bands
 from segheads.data.labels import read_labels
 from segheads.data.scan_cache import ScanCache
 from segheads.data.subset import SubsetDataset
-from segheads.errors import DataError, ImageFormError, PackageMissingError, RunError
+from segheads.errors import DataError, ImageFormError, PackageMissingError, RunError, UnknownLabelError
 
 IGNORED = -1  # in a scan, whatever label the data set has for "no class"
 MOST_VALUES = 300  # of one label file that are asked for one by one
@@ -333,12 +333,13 @@ def scan_sample(dataset: SegmentationDataset, index: int) -> SampleScan:
         words = str(error) if isinstance(error, DataError | OSError) else f"{type(error).__name__}: {error}"
         named = [str(path) in words for path in cast(Any, dataset).files[index][:2]] if pair else []
         is_of_image = named == [True, False]
+        is_unknown = isinstance(error, UnknownLabelError)
         is_other_size = bool(size and label_size) and size != label_size
         counted = [] if raw is None else _counted(raw)
         refused = [] if not counted or is_other_size or is_of_image else _refused(dataset, index, counted)
         return SampleScan(
             file=image_path if is_of_image else label_path,
-            problem="size" if is_other_size else "values" if refused else "unreadable",
+            problem="size" if is_other_size else "values" if refused or is_unknown else "unreadable",
             message=" ".join(words.split()),
             values=[(value, None, count) for value, count in counted],
             refused=refused,

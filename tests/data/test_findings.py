@@ -109,6 +109,9 @@ def test_the_ignored_one_among_the_names():
 def test_classes_that_never_occur(name):
     assert codes(**{name: split((5, 0, 2))}) == [("warning", "absent")]
     assert codes(**{name: split((5, 0, 2), samples=2)}) == []  # fewer images than classes
+    assert codes(**{name: split((5, 3, 0, 2), samples=2, class_names=tuple("abcd"))}) == [
+        ("warning", "absent")
+    ]  # but most classes occur
     bad = split((5, 0, 2), problems={"unreadable": {"a.png": "bad"}})  # it may be in this one
     assert codes(**{name: bad}) == [("error", "unreadable")]
     found = find_problems(DataScan(splits={name: split((5, 0, 0))}))

@@ -146,6 +146,10 @@ def test_colours_that_are_blends_or_none(tmp_path):
     Image.fromarray(blended).save(tmp_path / "a.png")
     with pytest.raises(LabelError, match=r"a\.png has 1 pixels that are half transparent"):
         read_label_colours(tmp_path / "a.png")
+    blended[..., 3] = (255, 0)
+    Image.fromarray(blended).save(tmp_path / "a.png")
+    with pytest.raises(LabelError, match=r"a\.png has 1 pixels that are transparent, so nobody sees which colour"):
+        read_label_colours(tmp_path / "a.png")
     Image.fromarray(np.array([[0, 1]], np.uint16)).save(tmp_path / "b.png")
     with pytest.raises(LabelError, match=r"b\.png is of mode I;16, which has no colours of 8 bit|no colours"):
         read_label_colours(tmp_path / "b.png")
@@ -236,3 +240,11 @@ def test_zero_labels_are_reduced_alike_in_both_ways(ignored, dtype):
 def test_the_last_of_255_classes_is_not_the_ignored_value():
     values = np.array([[0, 1, 255]], dtype=np.uint8)
     assert to_class_indices(values, 255, first=1, ignored=(0, 255), path="a.png").tolist() == [[255, 0, 255]]
+
+
+@pytest.mark.parametrize("read", [read_labels, read_label_colours])
+def test_several_pages_are_refused(tmp_path, read):
+    page = Image.fromarray(np.zeros((2, 2), np.uint8))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    with pytest.raises(LabelError, match=r"a\.tif has 2 pages, but a label has one"):
+        read(tmp_path / "a.tif")

@@ -3,6 +3,7 @@
 from segheads.data.ade20k import ADE20K
 from segheads.data.camvid import CamVid
 from segheads.data.cityscapes import Cityscapes
+from segheads.data.coco import COCODataset
 from segheads.data.coco_stuff import COCOStuff10K
 from segheads.data.config import DataConfig
 from segheads.data.crop import RandomScaleCrop
@@ -31,11 +32,13 @@ DATASETS |= {
     "pascal_context": PascalContext,
     "scenes": Scenes,
     "folder": FolderDataset,
+    "coco": COCODataset,
 }
 
 __all__ = [
     "ADE20K",
     "DATASETS",
+    "COCODataset",
     "COCOStuff10K",
     "CamVid",
     "Cityscapes",

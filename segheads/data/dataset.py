@@ -37,6 +37,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
         image_form: Channels and bit depth of its images, and what their EXIF orientation means.
         usual_root: Where the data set lies unless a `DataConfig` says otherwise; None for one without such a place.
         options: The fields of `DataConfig` that it heeds, of those that not every data set does.
+        labels_share_a_file: Whether the labels of all samples lie in one file, the second of each pair in `files`.
         download_size: How much `fetch` downloads, such as "1 GB"; None where it cannot.
 
     Raises:
@@ -45,6 +46,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
 
     usual_root: ClassVar[str | None] = None
     options: ClassVar[frozenset[str]] = frozenset()
+    labels_share_a_file: ClassVar[bool] = False
     download_size: ClassVar[str | None] = None
     ignore_index: int = 255
     image_form: ImageForm = AS_STORED

@@ -19,6 +19,7 @@ from segheads.data import (
     DATASETS,
     CamVid,
     Cityscapes,
+    COCODataset,
     COCOStuff10K,
     DataConfig,
     FolderDataset,
@@ -56,6 +57,7 @@ KINDS = {
     "coco_stuff_10k": (COCOStuff10K, miniatures.converted_coco_stuff, {}, [255, 0, 170]),
     "pascal_context": (PascalContext, miniatures.pascal_context, {}, [0, 1, 59]),
     "folder": (FolderDataset, miniatures.own_folder, {"class_names": ("lawn", "a path")}, [0, 1, 255]),
+    "coco": (COCODataset, miniatures.coco, {}, [0, 1, 2]),
 }
 
 
@@ -84,7 +86,7 @@ def test_both_splits(name, tmp_path, accelerator):
     assert validation_set.read(0)[1][0, :3].tolist() == values
 
 
-@pytest.mark.parametrize("name", ["cityscapes", "coco_stuff_10k", "pascal_context", "folder"])
+@pytest.mark.parametrize("name", ["cityscapes", "coco", "coco_stuff_10k", "pascal_context", "folder"])
 def test_training(name, tmp_path, accelerator):
     _, draw, options, _ = KINDS[name]
     run = config(name, data_root=draw(tmp_path / "data"), output=tmp_path / "run", **options)

@@ -19,7 +19,7 @@ from segheads.data.config import DataConfig
 from segheads.data.dataset import SegmentationDataset, check_split
 from segheads.data.folders import IMAGE_SUFFIXES, named, normal
 from segheads.data.images import RGB, ImageForm, Picture, fit_label, read_stored, size_of
-from segheads.errors import DataError, DataMissingError
+from segheads.errors import DataError, DataMissingError, ImageFormError
 
 ROBOFLOW = "_annotations.coco.json"
 _SPLITS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -119,9 +119,10 @@ class COCODataset(SegmentationDataset):
         image = fit_label(image, orientation, sample.size, self.image_form, sample.image)
         (rows, columns), (height, width) = size_of(image), sample.size
         if (rows, columns) != (height, width):
-            raise DataError(
+            raise ImageFormError(
                 f"image {sample.image} is {columns}x{rows}, but {sample.label} says {width}x{height} (width x height); "
-                "its annotations were drawn on another size of it"
+                "its annotations were drawn on another size of it",
+                "size",
             )
         labels = np.full(sample.size, self.uncovered, np.uint8 if self.num_classes <= 255 else np.int16)
         masks = [(label, _mask(sample, what, region)) for what, label, region in pickle.loads(sample.regions)]

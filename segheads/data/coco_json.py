@@ -108,7 +108,7 @@ class COCOContent:
             index, name, height, width = (entry[key] for key in ("id", "file_name", "height", "width"))
             if not isinstance(index, int | str) or not isinstance(name, str) or not name:
                 raise DataError(f"{self.path}: images[{place}] should have an id and a file_name; got {_short(entry)}")
-            if not all(isinstance(side, int | float) and side == int(side) >= 1 for side in (height, width)):
+            if not all(isinstance(side, int | float) and side == side // 1 >= 1 for side in (height, width)):
                 raise DataError(
                     f"{self.path}: image {name} should have height and width in pixels; got height {height!r}, "
                     f"width {width!r}"
@@ -169,10 +169,10 @@ def drawn(segmentation: Any, size: Size) -> NDArray[np.bool_]:
     height, width = size
     if isinstance(segmentation, list):
         masks = masks_of_pycocotools()
-        polygons: NDArray[np.uint8] = masks.decode(masks.merge(masks.frPyObjects(segmentation, height, width)))
-        return polygons.astype(np.bool_)
-    counts = segmentation["counts"]
-    # pycocotools gives whatever lies in memory where runs end too early, so that their sum must be known
+        counts = masks.merge(masks.frPyObjects(segmentation, height, width))["counts"].decode()
+    else:
+        counts = segmentation["counts"]
+    # not masks.decode, which gives whatever lies in memory where runs end too early
     runs = run_lengths(counts) if isinstance(counts, str) else counts
     if problem := _problem_of_sum(runs, size):
         raise ValueError(problem)

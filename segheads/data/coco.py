@@ -159,7 +159,7 @@ class COCODataset(SegmentationDataset):
         return samples
 
 
-def find_annotations(root: Path, split: str) -> tuple[Path, Path]:
+def find_annotations(root: str | os.PathLike[str], split: str) -> tuple[Path, Path]:
     """Find the JSON file of a split, and its folder of images, in the usual places.
 
     Args:
@@ -172,7 +172,7 @@ def find_annotations(root: Path, split: str) -> tuple[Path, Path]:
         ValueError: The split is unknown.
     """
     check_split(split, tuple(_SPLITS))
-    places: dict[Path, tuple[Path, ...]] = {}
+    root, places = Path(root), dict[Path, tuple[Path, ...]]()
     for name in _SPLITS[split]:
         for year in _YEARS:
             folders = (root / f"{name}{year}", root / "images" / f"{name}{year}")

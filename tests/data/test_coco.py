@@ -299,7 +299,7 @@ def test_exif_goes_by_the_size_in_the_json(tmp_path):
 
 def test_exif_is_an_option(tmp_path):
     coco(tmp_path)
-    dataset = open_dataset(DataConfig(dataset="coco", data_root=tmp_path, exif="ignore"), "val")
+    dataset = open_dataset(DataConfig(dataset="coco", data_root=str(tmp_path), exif="ignore"), "val")
     assert dataset.image_form.exif == "ignore"
 
 

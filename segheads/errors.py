@@ -29,11 +29,11 @@ class UnknownLabelError(LabelError):
 
 
 class ImageFormError(DataError):
-    """An image file holds other channels, another bit depth or another orientation than was told.
+    """An image file holds other channels, or is of another bit depth, orientation or size, than was told.
 
     Args:
         message: What was expected, what came, what helps.
-        kind: What it is about: `"channels"`, `"bit_depth"`, `"exif"` or `"unreadable"`.
+        kind: What it is about: `"channels"`, `"bit_depth"`, `"exif"`, `"size"` or `"unreadable"`.
 
     Attributes:
         kind: What it is about.

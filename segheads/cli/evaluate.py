@@ -87,6 +87,8 @@ class Config:
     """Bits that the values of your own images use, 32 for floats; None means the model's."""
     exif: Literal["apply", "ignore"] | None = None
     """Whether your own labels are drawn on images turned by their EXIF orientation, or on the pixels as stored."""
+    background: Literal["class", "ignore"] | None = None
+    """What pixels are that no annotation of a COCO JSON covers."""
     scenes_size: int | None = None
     """Side of the drawn scenes, pixels; None means 128."""
     seed: int | None = None

@@ -37,7 +37,7 @@ class SampleScan:
 
     Attributes:
         image: Path of the image, or the sample's name where there is no file.
-        label: Path of the label, or the sample's name.
+        label: Path of the label; that of the image where labels share a file; or the sample's name.
         problem: `"unreadable"`, `"size"`, `"values"`, or what an `ImageFormError` is about; empty where the sample can
             be read.
         message: What the data set says of the problem.
@@ -307,8 +307,12 @@ def scan_sample(dataset: SegmentationDataset, index: int) -> SampleScan:
     """
     pair = _pair(dataset, index)
     image_path, label_path = pair or (dataset.name(index),) * 2
-    (size, image_kind), (label_size, label_kind) = map(_looked_at, pair or ("", ""))
-    raw = _raw_values(label_path) if pair else None
+    has_own_label = pair is not None and not dataset.labels_share_a_file
+    if not has_own_label:
+        label_path = image_path
+    size, image_kind = _looked_at(image_path if pair else "")
+    label_size, label_kind = _looked_at(label_path if has_own_label else "")
+    raw = _raw_values(label_path) if has_own_label else None
     about: dict[str, Any] = {
         "image": image_path,
         "label": label_path,

@@ -7,7 +7,8 @@
 
 Tables are those of https://arxiv.org/abs/2111.13280: 1 learners alone and together, 2 sharing of weights, 3 number of
 blocks, 4 self-ensemble against feature fusion, 10 merging, 11 variance of the ensemble and of its learners, 12 learners
-per level, 13 pyramid and place of the norms; and `heads`, which is ours: what people use today beside what is here.
+per level, 13 pyramid and place of the norms. Two are ours: `heads`, what people use today beside what is here, and
+`start`, two ways in which a convolutional head's classifier starts.
 
 Every training is made once, however many rows need it, from the same seed, on the same samples in the same order. Rows
 that differ only in who votes and how are read from one trained model. What is finished is kept in `--output`: a run
@@ -127,6 +128,15 @@ def tables(config: Config) -> dict[str, Table]:
             ],
             from_paper=False,
         ),
+        "start": Table(
+            "How the classifier starts",
+            [
+                Row(f"{name}, {init}", {**model(head, init=init), "auxiliary_weight": 0.0}, seeds=config.seeds)
+                for name, head in {"FCN": "fcn", "UPerNet": "uper", "SenUPer": "sen_uper"}.items()
+                for init in ("xavier", "published")
+            ],
+            from_paper=False,
+        ),
         "1": Table(
             "Table 1: learners alone and together",
             [Row(" + ".join(level_names[i] for i in levels), senformer(), {"levels": levels}) for levels in subsets],
@@ -152,8 +162,12 @@ def tables(config: Config) -> dict[str, Table]:
         "4": Table(
             "Table 4: self-ensemble against feature fusion",
             [
-                Row("UPerNet, fused", model("uper"), paper={"parameters": 67.0, "multiply_adds": 238.0}),
-                Row("SenUPer, self-ensemble", model("sen_uper")),
+                Row(
+                    "UPerNet, fused",
+                    model("uper", init="published"),
+                    paper={"parameters": 67.0, "multiply_adds": 238.0},
+                ),
+                Row("SenUPer, self-ensemble", model("sen_uper", init="published")),
                 Row("class attention, fused", model("feature_fusion")),
                 Row("SenFormer, self-ensemble", senformer(), paper=SENFORMER),
             ],
@@ -204,7 +218,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
         num_classes,
         pyramid_kwargs={"out_channels": config.width} if has_pyramid else {},
         auxiliary_weight=config.auxiliary_weight,
-        auxiliary_kwargs={"channels": config.width},
+        auxiliary_kwargs={"channels": config.width, "init": "published"},
         auxiliary_reduction=config.auxiliary_reduction,
         **options,
     )

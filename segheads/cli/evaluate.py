@@ -8,9 +8,10 @@ RUN is the folder of a recipe's run, and its config.json tells the data set, whe
 and the window. Any other model (a folder of `save_pretrained`, a name on the hub) needs `--dataset`. The first command
 repeats the evaluation at the end of the run; options override.
 
-Writes into `--output` (RUN/evaluation): results.json; results.md with aAcc, mAcc, mIoU, mIoU by size of segments,
-boundary IoU, calibration error, classes and the protocol; images.csv with the scores of every image; worst.png, the
-images of lowest mIoU with their errors; and reliability.png. docs/evaluate.md says what each number means.
+Writes into `--output` (RUN/evaluation): results.json; results.md with aAcc, mAcc, mIoU, F1, mIoU by size of
+segments, boundary IoU, calibration error, classes and the protocol; images.csv with the scores of every image;
+worst.png, the images of lowest mIoU with their errors; confusion.csv and confusion.png; and reliability.png.
+docs/evaluate.md says what each number means.
 
 The result does not depend on the number of processes. What size, boundary and calibration cost beside the model:
 docs/evaluate.md.

@@ -35,6 +35,7 @@ from segheads.data.config import PATHS, in_new_words
 from segheads.data.images import to_rgb
 from segheads.errors import DataError, OptionError, options_become_parts
 from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
+from segheads.evaluation.evaluate import warn_of_squashing
 from segheads.evaluation.plots import Row
 from segheads.evaluation.report import score_line
 from segheads.inference.protocol import InferenceProtocol, Size, SmallImages
@@ -141,6 +142,7 @@ def main(config: Config) -> dict[str, Tensor]:
         config = dataclasses.replace(config, threshold=model.protocol.threshold)
     with options_become_parts():
         views_of(config).check_threshold(model.num_classes)
+    warn_of_squashing(model, views_of(config))
     dataset = load_dataset(config, model)
     samples = EvaluationSamples(dataset, model.data_config["mean"], model.data_config["std"], config.scale)
     count, views = len(dataset) if config.limit is None else min(config.limit, len(dataset)), views_of(config)

@@ -114,14 +114,12 @@ def test_unknown_tables_are_named(recipe, tmp_path):
         recipe.main(small(recipe, tmp_path, tables=("5", "1", "9")))
 
 
-def test_deviations_over_seeds(recipe):
-    config = recipe.Config.from_flat(seeds=2)
-    table = recipe.tables(config)["11"]
-    assert [row.seeds for row in table.rows] == [2] * 5
-    measured = [[{"mIoU": float(2 * i)}, {"mIoU": float(2 * i + 1)}] for i in range(5)]
-    text = markdown(table, measured)
-    assert "| ensemble | – | 0.50 ± 0.71 |" in text
-    assert "| P5 | – | 8.50 ± 0.71 |" in text
+def test_variance_is_of_one_model(recipe):
+    table = recipe.tables(recipe.Config())["11"]
+    assert [row.seeds for row in table.rows] == [1] * 5
+    assert all(row.evaluation == {"class_variance": True} for row in table.rows)
+    text = markdown(table, [[{"mIoU": 40.0, "class_variance": 0.5 + i}] for i in range(5)])
+    assert "| ensemble | – | 0.500 | 40.00 |" in text
 
 
 def test_the_papers_numbers_stand_beside_ours(recipe):

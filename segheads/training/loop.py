@@ -84,11 +84,13 @@ class ModelLearner:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.schedule, self.max_grad_norm, self.explain = schedule, max_grad_norm, explain
         self._last = self._skipped = torch.zeros((), device=accelerator.device)
+        self._norms: list[Tensor] = []  # of the gradients since the last record, on the device
 
     def step(self, iteration: int, batches: Sequence[Batch]) -> Tensor:
         """One update at the schedule's rate; returns the loss `(1,)`."""
         set_learning_rate(self.optimizer, self.schedule(iteration))
-        loss = train_step(self.accelerator, self.model, self.optimizer, batches, max_grad_norm=self.max_grad_norm)
+        options: dict[str, Any] = {"max_grad_norm": self.max_grad_norm, "gradient_norms": self._norms}
+        loss = train_step(self.accelerator, self.model, self.optimizer, batches, **options)
         return (loss if self.accelerator.scaler is None else self._without_overflows(loss))[None]
 
     def _without_overflows(self, loss: Tensor) -> Tensor:
@@ -99,7 +101,7 @@ class ModelLearner:
         return self._last
 
     def record(self, iteration: int, means: Sequence[float], first_bad: Sequence[int | None]) -> dict[str, Any]:
-        """Loss and learning rate.
+        """Loss and learning rate; where gradients are clipped, the mean of their finite norms before that.
 
         Raises:
             DivergedError: If the loss was, or a weight is, not finite.
@@ -114,7 +116,13 @@ class ModelLearner:
         if (name := first_not_finite(self.model)) is not None:
             message = f"{name} is not finite after iteration {iteration}; no checkpoint was written"
             raise DivergedError(message, iteration)
-        return {"loss": means[0], "learning_rate": self.schedule(iteration - 1)}
+        return {"loss": means[0], "learning_rate": self.schedule(iteration - 1), **self._gradient_norm()}
+
+    def _gradient_norm(self) -> dict[str, float]:
+        norms = torch.stack(self._norms) if self._norms else torch.zeros(0)
+        self._norms.clear()
+        finite = norms[norms.isfinite()]
+        return {"gradient_norm": finite.mean().item()} if len(finite) else {}
 
 
 def first_not_finite(model: nn.Module) -> str | None:
@@ -132,6 +140,7 @@ def train_step(
     batches: Sequence[Batch],
     *,
     max_grad_norm: float | None = None,
+    gradient_norms: list[Tensor] | None = None,
 ) -> Tensor:
     """One update of the weights, the same whether its images are one batch, or parts of it here and in other processes.
 
@@ -142,6 +151,7 @@ def train_step(
         optimizer: Makes one step.
         batches: Images and labels of each part (gradient accumulation).
         max_grad_norm: Clip the norm of the gradient to this.
+        gradient_norms: Receives the norm before it is clipped, a scalar on the device.
 
     Returns:
         The loss: a scalar without gradient, on the device, for which nothing waits; its mean over the processes is that
@@ -156,7 +166,9 @@ def train_step(
             accelerator.backward(loss)
             total += loss.detach()
     if max_grad_norm is not None:
-        accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+        norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+        if gradient_norms is not None and norm is not None:
+            gradient_norms.append(norm.detach())
     optimizer.step()
     optimizer.zero_grad()
     return total

@@ -14,7 +14,7 @@ from torch import Tensor
 from segheads.data import EvaluationSamples, SubsetDataset
 from segheads.data.images import to_rgb
 from segheads.errors import options_become_parts
-from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty
+from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty, warn_of_squashing
 from segheads.evaluation.plots import plot_uncertainty
 from segheads.evaluation.report import score_line, score_record
 from segheads.inference.protocol import InferenceProtocol
@@ -63,6 +63,7 @@ def run_training(
         with options_become_parts():
             model = build_model(run.model_config(config), run.num_classes)
             config.protocol.check_threshold(model.num_classes)
+        warn_of_squashing(model, config.protocol)
         run.check_labels(model.ignore_index)
         run.tell_input(model)
         if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights

@@ -121,7 +121,7 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"{len(run.training_set)} training and {len(run.validation_set)} validation images of {model.num_labels} "
         f"classes; {run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
         f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
-        f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} "
+        f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} {optimization.schedule} "
         f"(backbone times {optimization.backbone_lr_scale:g}), weight decay {optimization.weight_decay:g}, "
         f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}\n"
         f"{paths_line(run.accelerator, [model], run.images_per_step())}"

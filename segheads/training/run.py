@@ -117,7 +117,7 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
     config, optimization, form = run.config, run.config.optimization, run.training_set.image_form
     log.info(
         f"{config.model.head} on {config.model.backbone}: "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters{_frozen(config)}; "
         f"{len(run.training_set)} training and {len(run.validation_set)} validation images of {model.num_labels} "
         f"classes; {run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
         f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
@@ -127,6 +127,12 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"{paths_line(run.accelerator, [model], run.images_per_step())}"
         + ("" if form.has_colours else f"\nimages of {form}: crops are resized and mirrored, no colours are changed")
     )
+
+
+def _frozen(config: TrainingConfig) -> str:
+    """What does not learn, in words."""
+    stages = f", its first {config.model.freeze_stages} stages frozen" if config.model.freeze_stages else ""
+    return ", the backbone frozen" if config.model.freeze_backbone else stages
 
 
 def evaluation_samples(

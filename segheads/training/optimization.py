@@ -8,6 +8,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 
+from segheads.training.clipping import ClipMode, check_clipping
 from segheads.training.schedules import Schedule, decayed
 
 Warmup = Literal["linear", "segmenter"]
@@ -45,7 +46,10 @@ class OptimizationConfig:
     weight_decay: float
     """Decay of all weights but norms, biases, position tables, tokens and class embeddings."""
     max_grad_norm: float | None = None
-    """Clip the norm of the gradient; None does not."""
+    """Clip the norm of the gradient, or what clip_mode says; None does not."""
+    clip_mode: ClipMode = "norm"
+    """What max_grad_norm limits: norm, that of all gradients together; value, each number; agc, the gradient's norm
+    over the weights', unit by unit."""
 
     def rate_at(self, iteration: int, iterations: int, learning_rate: float | None = None) -> float:
         """The rate of the update that follows `iteration` updates of a run of `iterations`.
@@ -81,8 +85,9 @@ class OptimizationConfig:
             learning_rate: The rate at the start of the decay; None means that of the field.
 
         Raises:
-            ValueError: As `create_optimizer` does.
+            ValueError: As `create_optimizer` and `check_clipping` do.
         """
+        check_clipping(self.clip_mode, self.max_grad_norm)
         return create_optimizer(
             model,
             self.optimizer,

@@ -106,6 +106,7 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         optimizer,
         schedule=partial(config.optimization.rate_at, iterations=config.loop.iterations),
         max_grad_norm=config.optimization.max_grad_norm,
+        clip_mode=config.optimization.clip_mode,
         explain=partial(explain_batch, config, run.training_set),
     )
     batches = training_batches(loader, prepare, channels_last=channels_last)
@@ -123,10 +124,16 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} {optimization.schedule} "
         f"(backbone times {optimization.backbone_lr_scale:g}), weight decay {optimization.weight_decay:g}, "
-        f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}\n"
+        f"gradients clipped at {optimization.max_grad_norm}{_clipped(config)}, "
+        f"drop path {config.model.drop_path_rate:g}\n"
         f"{paths_line(run.accelerator, [model], run.images_per_step())}"
         + ("" if form.has_colours else f"\nimages of {form}: crops are resized and mirrored, no colours are changed")
     )
+
+
+def _clipped(config: TrainingConfig) -> str:
+    mode = config.optimization.clip_mode
+    return "" if mode == "norm" else f" ({mode})"
 
 
 def _frozen(config: TrainingConfig) -> str:

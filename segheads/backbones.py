@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from timm.data.config import resolve_model_data_config
 from timm.layers import resample_abs_pos_embed
+from timm.models import group_parameters
 from timm.models._input import get_model_input_config  # no public spelling; timm >= 1.0.31
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
+from timm.optim._param_groups import auto_group_layers  # for architectures without a group_matcher; no public spelling
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -248,6 +250,21 @@ class TimmBackbone(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 self._frozen |= modules_before_learning(self, lambda: self._maps(images))
         self.train(self.training)
+
+    def layers(self) -> dict[str, int]:
+        """The layer of each parameter by its name, 0 at the images, as timm groups them for layer-wise rates.
+
+        Examples:
+            >>> layers = TimmBackbone("test_vit", pretrained=False).layers()
+            >>> layers["model.patch_embed.proj.weight"], layers["model.blocks.5.mlp.fc2.weight"]
+            (0, 6)
+        """
+        matcher = getattr(self.model, "group_matcher", None)
+        found = auto_group_layers(self.model)
+        if matcher is not None:
+            found = group_parameters(self.model, matcher(coarse=False), reverse=True)
+        own = dict.fromkeys((f"to_rgb.{name}" for name, _ in self.to_rgb.named_parameters()), 0)
+        return {**own, **{f"model.{name}": layer for name, layer in found.items()}}
 
     def train(self, mode: bool = True) -> Self:
         """Training or evaluation mode; what is frozen stays in evaluation mode.

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from segheads.checkpointing import start_grad_checkpointing
 from segheads.data import EvaluationSamples, SubsetDataset
 from segheads.data.images import to_rgb
 from segheads.errors import options_become_parts
@@ -87,6 +88,8 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
     if channels_last:
         model.to(memory_format=torch.channels_last)
     with options_become_parts():
+        if machine.grad_checkpointing:
+            start_grad_checkpointing(model.backbone)
         optimizer = config.optimization.create(model)
         config.optimization.rate_at(0, config.loop.iterations)  # refuses what is out of range, as does the next
         training_loader(config, run.training_set, 0)
@@ -123,12 +126,18 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"classes; {run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
         f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} {optimization.schedule} "
-        f"(backbone times {optimization.backbone_lr_scale:g}), weight decay {optimization.weight_decay:g}, "
+        f"(backbone times {optimization.backbone_lr_scale:g}{_decayed(config)}), "
+        f"weight decay {optimization.weight_decay:g}, "
         f"gradients clipped at {optimization.max_grad_norm}{_clipped(config)}, "
         f"drop path {config.model.drop_path_rate:g}\n"
         f"{paths_line(run.accelerator, [model], run.images_per_step())}"
         + ("" if form.has_colours else f"\nimages of {form}: crops are resized and mirrored, no colours are changed")
     )
+
+
+def _decayed(config: TrainingConfig) -> str:
+    decay = config.optimization.layer_decay
+    return "" if decay == 1 else f", and {decay:g} for each layer"
 
 
 def _clipped(config: TrainingConfig) -> str:

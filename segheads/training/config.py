@@ -13,6 +13,7 @@ from segheads.data.config import DataConfig
 from segheads.errors import OptionError
 from segheads.functional.upsample import Reduction
 from segheads.inference.protocol import InferenceProtocol, Size
+from segheads.training.keeping import KeepingConfig
 from segheads.training.machine import MachineConfig, check_launcher, launched_precision
 from segheads.training.optimization import OptimizationConfig
 
@@ -28,6 +29,9 @@ MAY_DIFFER = {
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
     *("window", "stride", "scales", "flip", "small_images", "threshold"),
 }
+
+# What decides which model is the best: where there is one, a resumed run may not change it
+JUDGES = {"evaluate_every", "evaluate_images", "window", "stride", "scales", "flip", "small_images"}
 
 # What options that came later stand for in an older config.json, where that is not their default
 OLDER: dict[str, Any] = {"auxiliary_reduction": "valid"}
@@ -166,6 +170,8 @@ class TrainingConfig:
     """Optimizer and learning rate."""
     loop: LoopConfig
     """Length, evaluations, checkpoints, log."""
+    keeping: KeepingConfig = KeepingConfig()
+    """Best model, average of weights, early end."""
     protocol: InferenceProtocol = InferenceProtocol(scale=(2048, 512))
     """How images are shown to the model in evaluations; training crops are resized about the scale, too."""
     machine: MachineConfig = MachineConfig()
@@ -211,6 +217,7 @@ class TrainingConfig:
         """
         ignored = {} if num_classes is None else {"ignore_index": ignored_label(num_classes)}
         channels = self.data.image_form.channels
+        frozen = {"freeze_backbone": self.model.freeze_backbone, "freeze_stages": self.model.freeze_stages}
         sizes = {"patch_size": self.model.patch_size, "depth": self.model.depth}
         return {
             "pretrained": not self.model.init_from and (self.model.backbone_weights or self.model.pretrained),
@@ -220,8 +227,7 @@ class TrainingConfig:
                 "model_kwargs": {key: value for key, value in sizes.items() if value is not None},
                 **({} if channels == 3 else {"in_chans": channels}),
             },
-            "freeze_backbone": self.model.freeze_backbone,
-            "freeze_stages": self.model.freeze_stages,
+            **{name: value for name, value in frozen.items() if value},
             "loss": self.model.loss,
             "loss_kwargs": self.model.loss_options(),
             "loss_reduction": self.model.loss_reduction,

@@ -80,6 +80,30 @@ def converted_coco_stuff(root, values=(0, 1, 171)):
     return root
 
 
+def coco_stuff_164k(root, values=(0, 181, 255), end=""):
+    for split, stems in STEMS.items():
+        for stem in stems:
+            draw_image(root / f"{split}2017" / f"{stem}.jpg")
+            draw_labels(root / f"stuffthingmaps_trainval2017/{split}2017/{stem}{end}.png", values)
+    return root
+
+
+def voc2012(root, values=(0, 20, 255), labels="SegmentationClass", lists=("train", "val")):
+    base = root / "VOCdevkit" / "VOC2012"
+    (base / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
+    for name, stems in zip(lists, STEMS.values(), strict=True):
+        (base / f"ImageSets/Segmentation/{name}.txt").write_text("".join(f"{stem}\n" for stem in stems))
+        for stem in stems:
+            draw_image(base / "JPEGImages" / f"{stem}.jpg")
+            draw_labels(base / labels / f"{stem}.png", values)
+    return root
+
+
+def voc2012_aug(root):
+    voc2012(root, labels="SegmentationClassAug", lists=("train_aug", "unused"))
+    return voc2012(root)
+
+
 def own_folder(root, values=(0, 1, 255)):
     for split, stems in STEMS.items():
         for stem in stems:
@@ -93,6 +117,9 @@ LAYOUTS = {
     "camvid": camvid,
     "cityscapes": cityscapes,
     "coco_stuff_10k": converted_coco_stuff,
+    "coco_stuff_164k": coco_stuff_164k,
     "pascal_context": pascal_context,
+    "voc2012": voc2012,
+    "voc2012_aug": voc2012_aug,
 }
 """What draws each data set by its name; one that is not here is drawn as `own_folder`."""

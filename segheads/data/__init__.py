@@ -3,7 +3,7 @@
 from segheads.data.ade20k import ADE20K
 from segheads.data.camvid import CamVid
 from segheads.data.cityscapes import Cityscapes
-from segheads.data.coco_stuff import COCOStuff10K
+from segheads.data.coco_stuff import COCOStuff10K, COCOStuff164K
 from segheads.data.config import DataConfig
 from segheads.data.crop import RandomScaleCrop
 from segheads.data.dataset import SegmentationDataset
@@ -21,6 +21,7 @@ from segheads.data.scan import DataScan, SplitScan, scan_splits
 from segheads.data.scan_cache import default_cache
 from segheads.data.scenes import Scenes
 from segheads.data.subset import SubsetDataset
+from segheads.data.voc import VOC2012, VOC2012Aug
 from segheads.data.weights import class_weights
 
 DATASETS |= {
@@ -28,7 +29,10 @@ DATASETS |= {
     "camvid": CamVid,
     "cityscapes": Cityscapes,
     "coco_stuff_10k": COCOStuff10K,
+    "coco_stuff_164k": COCOStuff164K,
     "pascal_context": PascalContext,
+    "voc2012": VOC2012,
+    "voc2012_aug": VOC2012Aug,
     "scenes": Scenes,
     "folder": FolderDataset,
 }
@@ -36,7 +40,9 @@ DATASETS |= {
 __all__ = [
     "ADE20K",
     "DATASETS",
+    "VOC2012",
     "COCOStuff10K",
+    "COCOStuff164K",
     "CamVid",
     "Cityscapes",
     "DataConfig",
@@ -56,6 +62,7 @@ __all__ = [
     "SplitScan",
     "SubsetDataset",
     "TrainingSamples",
+    "VOC2012Aug",
     "class_weights",
     "collate_samples",
     "default_cache",

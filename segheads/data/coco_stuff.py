@@ -1,4 +1,4 @@
-"""COCO-Stuff 10K: photos of COCO, labelled whole, 80 classes of things and 91 of stuff."""
+"""COCO-Stuff, 10K and 164K: photos of COCO, labelled whole, 80 classes of things and 91 of stuff."""
 
 import os
 from functools import partial
@@ -54,9 +54,12 @@ PALETTE: Palette = tuple((red, green, blue) for red, green, blue in map(bytes.fr
 REMOVED_IDS = frozenset([12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91])
 LABEL_IDS = tuple(value for value in range(1, 183) if value not in REMOVED_IDS)
 
+_EXPECTED = f"without {', '.join(map(str, sorted(REMOVED_IDS)))}"
+
 FOLDER = "cocostuff-10k-v1.1"
 _SPLITS = {"train": "train", "val": "test", "test": "test"}
 _TABLE = class_table({0: 255} | {value: index for index, value in enumerate(LABEL_IDS)})
+_PIXELS = class_table({255: 255} | {value - 1: index for index, value in enumerate(LABEL_IDS)})  # of 164K
 
 
 class COCOStuff10K(SegmentationDataset):
@@ -132,9 +135,74 @@ class COCOStuff10K(SegmentationDataset):
         pair = self.files[index]
         if pair[1].suffix != ".mat":
             return read_pair(pair, self.num_classes, first=1, ignored=(0, 255), form=self.image_form)
-        expected = f"COCO-Stuff's ids are 0 to 182 without {', '.join(map(str, sorted(REMOVED_IDS)))}"
+        expected = f"COCO-Stuff's ids are 0 to 182 {_EXPECTED}"
         to_classes = partial(look_up_classes, table=_TABLE, expected=expected, path=pair[1])
         return read_pair_as(pair, to_classes, read=_read_mat, form=self.image_form)
+
+
+class COCOStuff164K(SegmentationDataset):
+    """The 171 classes of COCO-Stuff 164K, all images of COCO 2017 (Caesar et al., CVPR 2018).
+
+    Expects COCO's images and the authors' `stuffthingmaps_trainval2017.zip`:
+
+    ```text
+    root/
+      train2017/000000000009.jpg                  or images/train2017/...
+      val2017/...
+      stuffthingmaps_trainval2017/train2017/000000000009.png
+      stuffthingmaps_trainval2017/val2017/...     or annotations/val2017/...
+    ```
+
+    In these files a value is the authors' id less 1 (0 to 181, of which eleven are never used), and 255 is unlabelled.
+    Where the folder of labels also holds what MMSegmentation's converter makes of them,
+    `000000000009_labelTrainIds.png` with 0 to 170 and 255, these are read.
+
+    Args:
+        root: The folder that holds images and labels.
+        split: `"train"` (118,287 images) or `"val"` (5000).
+
+    Shape:
+        As every `SegmentationDataset`; 171 classes.
+
+    Raises:
+        DataMissingError: A folder or a label is missing.
+        DataError: A folder is empty.
+        ValueError: The split is unknown.
+    """
+
+    usual_root = "data/coco_stuff164k"
+
+    def __init__(self, root: str | os.PathLike[str], split: str = "train"):
+        super().__init__(CLASS_NAMES, PALETTE)
+        check_split(split, ("train", "val"))
+        root, part = Path(root), f"{split}2017"
+        images, labels = (
+            next((path for path in (root / place / part for place in places) if path.is_dir()), None)
+            for places in (("", "images"), ("stuffthingmaps_trainval2017", "annotations"))
+        )
+        if images is None or labels is None:
+            raise DataMissingError(
+                f"COCOStuff164K needs {part}/ or images/{part}/, and stuffthingmaps_trainval2017/{part}/ or "
+                f"annotations/{part}/, in {root}; there are no {'images' if images is None else 'labels'}"
+            )
+        self._is_converted = next(labels.glob("*_labelTrainIds.png"), None) is not None
+        self.files = find_pairs(images, labels, label_end="_labelTrainIds" if self._is_converted else "")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """Return the stem of the image file."""
+        return self.files[index][0].stem
+
+    def read(self, index: int) -> tuple[Picture, Tensor]:
+        """Return the RGB image and its uint8 labels `(H, W)`, 255 where unlabelled."""
+        pair = self.files[index]
+        if self._is_converted:
+            return read_pair(pair, self.num_classes, ignored=(255,), form=self.image_form)
+        expected = f"COCO-Stuff's values are 255 and its ids less 1, which are 1 to 182 {_EXPECTED}"
+        to_classes = partial(look_up_classes, table=_PIXELS, expected=expected, path=pair[1])
+        return read_pair_as(pair, to_classes, form=self.image_form)
 
 
 def _read_mat(path: Path) -> NDArray[np.integer]:

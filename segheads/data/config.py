@@ -28,7 +28,8 @@ class DataConfig:
     """Any of segheads.data.DATASETS: a published data set, scenes drawn by the code, or a folder of your own."""
     data_root: Path | None = None
     """Where the data set lies; None means its usual place below data/, such as data/ADEChallengeData2016. Your own
-    holds images/train, labels/train, images/val and labels/val; or images, labels, train.txt and val.txt."""
+    holds images/train, labels/train, images/val and labels/val; or images, labels, train.txt and val.txt; or is, or
+    holds as train.csv and val.csv, a table (.csv, .parquet) with columns image and label, and split if it is one."""
     image_suffix: str | None = None
     """What follows the common name in the files of your own images, such as _leftImg8bit."""
     label_suffix: str | None = None

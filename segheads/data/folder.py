@@ -16,6 +16,7 @@ from segheads.data.images import RGB, ImageForm, Picture
 from segheads.data.label_map import LabelMap
 from segheads.data.lists import find_split
 from segheads.data.pairs import Pair, find_pairs, read_pair, read_pair_as
+from segheads.data.tables import find_table, table_pairs
 from segheads.errors import OptionError
 from segheads.files import readable
 
@@ -106,12 +107,15 @@ class FolderDataset(SegmentationDataset):
     @classmethod
     @override
     def open(cls, config: DataConfig, split: str, *, seed: int = 0) -> Self:
-        """Open images/SPLIT and labels/SPLIT of the root, or what SPLIT.txt lists of images and labels."""
+        """Open images/SPLIT and labels/SPLIT of the root, or what a list SPLIT.txt or a table tells.
+
+        A table is SPLIT.csv or SPLIT.parquet in the root, or the root itself; see `segheads.data.tables`.
+        """
         root, names, count = config.data_root, config.class_names, config.num_classes
         if root is None:
             raise OptionError(
                 "a folder of your own needs data_root, a folder that holds images/train, labels/train, images/val and "
-                "labels/val, or images, labels, train.txt and val.txt"
+                "labels/val, or images, labels, train.txt and val.txt; or a table, .csv or .parquet, of image and label"
             )
         if not names and count is None and config.label_values:
             count = len(config.label_values)
@@ -121,7 +125,7 @@ class FolderDataset(SegmentationDataset):
             raise OptionError(f"num_classes {count} came with {len(names)} names in class_names; give the names alone")
         num_classes = len(names or ()) if count is None else count
         labels = (BACKGROUND, *names) if names and len(names) == 1 else names
-        pairs = find_split(root, split, image_suffix=config.image_suffix or "", label_suffix=config.label_suffix or "")
+        pairs = _of_split(config, root, split)
         return cls(
             [image for image, _ in pairs],
             [label for _, label in pairs],
@@ -147,6 +151,16 @@ class FolderDataset(SegmentationDataset):
             return read_pair(pair, self.num_classes, first=self._first, ignored=self._ignored, form=self.image_form)
         to_classes = partial(self.label_map.to_classes, num_classes=self.num_classes, path=pair[1])
         return read_pair_as(pair, to_classes, read=self.label_map.read_labels, form=self.image_form)
+
+
+def _of_split(config: DataConfig, root: Path, split: str) -> list[Pair]:
+    """The pairs of a split, by folders, by a list or by a table."""
+    table = None if (root / "images" / split).is_dir() else find_table(root, split)
+    if table is None:
+        return find_split(root, split, image_suffix=config.image_suffix or "", label_suffix=config.label_suffix or "")
+    if given := [name for name in ("image_suffix", "label_suffix") if getattr(config, name)]:
+        raise OptionError(f"the table {table} has whole names of files; leave out {' and '.join(given)}")
+    return table_pairs(table, split)
 
 
 def _several(ignore_index: int | Sequence[int] | None) -> tuple[int, ...] | None:

@@ -30,8 +30,8 @@ def find_split(root: Path, split: str, *, image_suffix: str = "", label_suffix: 
         return find_pairs(images / split, labels / split, image_end=image_suffix, label_end=label_suffix, report=True)
     if not listing.exists():
         raise DataMissingError(
-            f"there is no folder {images / split}, and no list {listing.name} beside {images}; one of them should tell "
-            "the images"
+            f"there is no folder {images / split}, no list {listing.name} beside {images}, and no table {split}.csv or "
+            f"{split}.parquet; one of them should tell the images"
         )
     return named_pairs(listing, images, labels, image_suffix=image_suffix, label_suffix=label_suffix)
 

@@ -119,6 +119,8 @@ def write_results(
     results: Mapping[str, Tensor],
     dataset: SegmentationDataset,
     protocol: Mapping[str, Any] | None = None,
+    *,
+    iteration: int | None = None,
 ) -> None:
     """Write results.json: scores, absent classes, classes, bins; where calibration was measured, reliability.png, too.
 
@@ -127,9 +129,11 @@ def write_results(
         results: What `evaluate` gave.
         dataset: Tells the names of the classes.
         protocol: How it was measured, JSON values that the file begins with.
+        iteration: Of a training, that the model is of.
     """
     classes = {"name": dataset.class_names} | {key: listed(results[key]) for key, _ in _class_scores(results)}
     written: dict[str, Any] = {} if protocol is None else {"protocol": dict(protocol)}
+    written |= {} if iteration is None else {"iteration": iteration}
     written |= {name: None if x != x else x for name, x in scores(results).items()}  # JSON has no NaN
     if "IoU" in results:
         written["absent_classes"] = absent_classes(results, dataset.class_names)

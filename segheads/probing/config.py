@@ -7,6 +7,7 @@ from segheads.errors import OptionError
 from segheads.heads import list_heads
 from segheads.plan import HeadChoice, parse_head
 from segheads.training.config import MAY_DIFFER, TrainingConfig
+from segheads.training.keeping import KeepingConfig
 
 # The backbone is in no checkpoint: a resumed run must build the same one.
 PROBES_MAY_DIFFER = (MAY_DIFFER | {"cache", "cache_gb"}) - {"pretrained", "backbone_weights"}
@@ -64,6 +65,8 @@ class ProbeConfig(TrainingConfig):
             raise OptionError("init_from is for one model; --backbone-weights takes a saved model's folder")
         if self.model.head != "all" or self.optimization.learning_rate:
             raise OptionError("head and learning_rate are for one model; give heads and learning_rates")
+        if self.keeping != KeepingConfig():
+            raise OptionError("best, keep, ema and patience are for one model; probes end with their last weights")
         for option, is_set in {"compile": self.machine.compile, "calibration": self.loop.calibration}.items():
             if is_set:
                 raise OptionError(f"{option} is for one model; train the head that you choose with its own recipe")

@@ -2,6 +2,7 @@
 
 from segheads.training.batches import training_batches
 from segheads.training.config import DEMO_RUN, MAY_DIFFER, LoopConfig, ModelConfig, TrainingConfig, changed, flat
+from segheads.training.keeping import KeepingConfig
 from segheads.training.loop import Learner, ModelLearner, train, train_step, update_shares
 from segheads.training.machine import MachineConfig
 from segheads.training.optimization import (
@@ -18,6 +19,7 @@ from segheads.training.setup import Run, open_run
 __all__ = [
     "DEMO_RUN",
     "MAY_DIFFER",
+    "KeepingConfig",
     "Learner",
     "LoopConfig",
     "MachineConfig",

@@ -13,6 +13,7 @@ from segheads.data.config import DataConfig
 from segheads.errors import OptionError
 from segheads.functional.upsample import Reduction
 from segheads.inference.protocol import InferenceProtocol, Size
+from segheads.training.keeping import KeepingConfig
 from segheads.training.machine import MachineConfig, check_launcher, launched_precision
 from segheads.training.optimization import OptimizationConfig
 
@@ -28,6 +29,9 @@ MAY_DIFFER = {
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
     *("window", "stride", "scales", "flip", "small_images", "threshold"),
 }
+
+# What decides which model is the best: where there is one, a resumed run may not change it
+JUDGES = {"evaluate_every", "evaluate_images", "window", "stride", "scales", "flip", "small_images"}
 
 # What options that came later stand for in an older config.json, where that is not their default
 OLDER: dict[str, Any] = {"auxiliary_reduction": "valid"}
@@ -162,6 +166,8 @@ class TrainingConfig:
     """Optimizer and learning rate."""
     loop: LoopConfig
     """Length, evaluations, checkpoints, log."""
+    keeping: KeepingConfig = KeepingConfig()
+    """Best model, average of weights, early end."""
     protocol: InferenceProtocol = InferenceProtocol(scale=(2048, 512))
     """How images are shown to the model in evaluations; training crops are resized about the scale, too."""
     machine: MachineConfig = MachineConfig()

@@ -191,7 +191,8 @@ def train(
     *,
     start: int = 0,
     evaluate: Callable[[], Mapping[str, Any]] | None = None,
-) -> None:
+    judge: Callable[[int, Mapping[str, Any]], bool] | None = None,
+) -> int:
     """Train from iteration `start` to the end, with a progress bar, a log, evaluations and checkpoints.
 
     Nothing in the loop waits for the device but the log, every `log_every` iterations, where the learner is told of a
@@ -204,6 +205,10 @@ def train(
         loop: Length of the run, and how often it logs, evaluates and keeps checkpoints.
         start: Number of updates made before.
         evaluate: Gives the values to log; not asked at the end.
+        judge: Is told the iteration and what `evaluate` gave; True ends the run there, with a checkpoint.
+
+    Returns:
+        Number of updates made, those before included.
 
     Raises:
         DivergedError: If the learner cannot go on; the last checkpoint is good.
@@ -221,6 +226,7 @@ def train(
             saves = _is_due(done, loop.checkpoint_every) or done == loop.iterations
             if not (_is_due(done, loop.log_every) or evaluates or saves):
                 continue
+            ends = False
             means, first_bad, seconds, count = meter.read(done)
             try:
                 record = learner.record(done, means, first_bad)
@@ -234,9 +240,13 @@ def train(
                 values = evaluate()
                 run.log(done, values)
                 log.info("iteration %d: %s", done, _words(values))
-            if saves:
+                ends = judge is not None and judge(done, values)
+            if saves or ends:
                 run.folder.save(run.accelerator, done)
+            if ends:
+                return done
             meter.restart_clock()
+    return max(start, loop.iterations)
 
 
 def _is_due(done: int, every: int) -> bool:

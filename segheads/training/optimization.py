@@ -8,6 +8,8 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 
+from segheads.training.schedules import Schedule, decayed
+
 Warmup = Literal["linear", "segmenter"]
 
 # Parameters of several axes, by the last part of their name, that decay would only draw to zero
@@ -33,7 +35,9 @@ class OptimizationConfig:
     min_learning_rate: float
     """The rate at the end of the decay."""
     power: float
-    """Exponent of the decay."""
+    """Exponent of the decay, for poly."""
+    schedule: Schedule = "poly"
+    """Shape of the rate over the run: poly, cosine, one_cycle (which rises by itself: no warm-up), or constant."""
     warmup_iterations: int = 0
     """Updates over which the rate rises linearly, from 1e-6 of what the decay gives."""
     momentum: float = 0.9
@@ -50,15 +54,24 @@ class OptimizationConfig:
             iteration: Number of updates made so far.
             iterations: Length of the run.
             learning_rate: The rate at the start of the decay; None means that of the field.
+
+        Raises:
+            ValueError: As `schedules.decayed` does, or if `one_cycle` has a warm-up.
         """
-        return poly_learning_rate(
+        if self.schedule == "one_cycle" and self.warmup_iterations:
+            raise ValueError(
+                f"warmup_iterations must be 0 with the schedule one_cycle, which rises by itself; "
+                f"got {self.warmup_iterations}"
+            )
+        rate = decayed(
+            self.schedule,
             iteration,
+            iterations,
             learning_rate=self.learning_rate if learning_rate is None else learning_rate,
-            max_iterations=iterations,
-            power=self.power,
             min_learning_rate=self.min_learning_rate,
-            warmup_iterations=self.warmup_iterations,
+            power=self.power,
         )
+        return _warmed(rate, iteration, self.warmup_iterations)
 
     def create(self, model: nn.Module, learning_rate: float | None = None) -> Optimizer:
         """The optimizer of a model that is on its device.
@@ -115,17 +128,19 @@ def poly_learning_rate(
         >>> poly_learning_rate(80_000, learning_rate=1e-3, max_iterations=160_000, min_learning_rate=1e-4)
         0.0005822...
     """
-    if iteration < 0 or max_iterations < 1:
-        raise ValueError(f"needs an iteration of 0 or more of at least 1; got {iteration} of {max_iterations}")
-    span, warming = learning_rate - min_learning_rate, iteration < warmup_iterations
-    if warmup == "segmenter" and warming:
+    rates = {"learning_rate": learning_rate, "min_learning_rate": min_learning_rate, "power": power}
+    rate = decayed("poly", iteration, max_iterations, **rates)
+    if warmup == "segmenter" and iteration < warmup_iterations:
         if iteration == 0:
             return learning_rate
         full = (1 - warmup_iterations / max_iterations) ** power
-        return span * full * iteration / warmup_iterations + min_learning_rate
-    decay = (1 - min(iteration, max_iterations) / max_iterations) ** power
-    rate = span * decay + min_learning_rate
-    return rate * (1 - (1 - iteration / warmup_iterations) * (1 - warmup_ratio)) if warming else rate
+        return (learning_rate - min_learning_rate) * full * iteration / warmup_iterations + min_learning_rate
+    return _warmed(rate, iteration, warmup_iterations, warmup_ratio)
+
+
+def _warmed(rate: float, iteration: int, warmup_iterations: int, ratio: float = 1e-6) -> float:
+    """The rate in a linear warm-up, from `ratio` of it."""
+    return rate * (1 - (1 - iteration / warmup_iterations) * (1 - ratio)) if iteration < warmup_iterations else rate
 
 
 def create_optimizer(

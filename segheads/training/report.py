@@ -20,6 +20,8 @@ def write_report(
     records: Sequence[Mapping[str, Any]],
     dataset: SegmentationDataset,
     rows: Sequence[Row],
+    *,
+    iteration: int | None = None,
 ) -> None:
     """Write results.json, per_class.md and curves.png.
 
@@ -32,8 +34,9 @@ def write_report(
         records: The lines of `metrics.jsonl`.
         dataset: Tells names and colours of the classes.
         rows: What `plot_predictions` takes.
+        iteration: That the model is of, for results.json.
     """
-    write_results(folder, results, dataset)
+    write_results(folder, results, dataset, iteration=iteration)
     write_text(folder / "per_class.md", per_class_markdown(results, dataset.class_names) + "\n")
     plot_curves(records, folder / "curves.png")
     if rows:

@@ -20,8 +20,9 @@ from segheads.evaluation.report import score_line, score_record
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.batches import explain_batch, normalization, training_batches, training_loader
-from segheads.training.config import TrainingConfig, as_launched
+from segheads.training.config import JUDGES, MAY_DIFFER, TrainingConfig, as_launched
 from segheads.training.init_from import init_from
+from segheads.training.keeping import Keeper
 from segheads.training.loop import ModelLearner, train
 from segheads.training.machine import is_convolutional, paths_line, share_batch_norms
 from segheads.training.report import write_report
@@ -55,7 +56,9 @@ def run_training(
         SegheadsError: Data or pretrained weights are missing or damaged.
     """
     config = as_launched(config)
-    with open_run(config, is_last=is_last) as run:
+    config.keeping.check(config.loop.evaluate_every)
+    may_differ = MAY_DIFFER if config.keeping.best is None else MAY_DIFFER - JUDGES
+    with open_run(config, may_differ=may_differ, is_last=is_last) as run:
         set_seed(config.seed)
         with options_become_parts():
             model = build_model(run.model_config(config), run.num_classes)
@@ -68,16 +71,16 @@ def run_training(
         samples, some = evaluation_samples(run, mean, std)
         names = run.validation_set.class_names
         evaluate_now = partial(evaluate, run.accelerator, model, protocol=shown(config), workers=config.machine.workers)
-        _train(run, model, lambda: score_record(evaluate_now(some), names))
+        done, iteration = _train(run, model, lambda: score_record(evaluate_now(some), names))
         results = evaluate_now(samples, metrics=("iou", "calibration") if config.loop.calibration else ("iou",))
-        run.log(config.loop.iterations, score_record(results, names))
+        run.log(done, {**score_record(results, names), **({} if iteration == done else {"of_iteration": iteration})})
         if run.accelerator.is_main_process:
-            report(run, model, samples, results)
+            report(run, model, samples, results, iteration)
     return results
 
 
-def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[str, float]]) -> None:
-    """Put the model onto its device, start the run, train."""
+def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[str, float]]) -> tuple[int, int]:
+    """Put the model onto its device, start the run, train; gives the updates made, and the iteration of the weights."""
     config, accelerator = run.config, run.accelerator
     machine = config.machine
     channels_last = is_convolutional(model.backbone) if machine.channels_last is None else machine.channels_last
@@ -94,9 +97,11 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
     loader = training_loader(config, run.training_set, start)
     _say(run, model, channels_last)
     prepare = normalization(model).to(accelerator.device)
+    keeper = Keeper(config.keeping, model, accelerator)
     if machine.compile:
         model.compile()
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    keeper.register()
     set_seed(config.seed, device_specific=True)  # each process drops other paths
     if start:
         run.folder.load(accelerator, start)
@@ -109,7 +114,18 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         explain=partial(explain_batch, config, run.training_set),
     )
     batches = training_batches(loader, prepare, channels_last=channels_last)
-    train(run, learner, batches, config.loop, start=start, evaluate=evaluate_now)
+
+    def evaluate_kept() -> dict[str, float]:
+        with keeper.evaluated():
+            return evaluate_now()
+
+    done = start
+    if not keeper.stops:  # else the run has ended before
+        kept, judge = keeper.around(learner), keeper.judge
+        done = train(run, kept, batches, config.loop, start=start, evaluate=evaluate_kept, judge=judge)
+        if config.keeping.best is not None and not keeper.stops:
+            keeper.judge(done, evaluate_kept())
+    return done, keeper.finish(done)
 
 
 def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
@@ -121,7 +137,7 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"{len(run.training_set)} training and {len(run.validation_set)} validation images of {model.num_labels} "
         f"classes; {run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
         f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
-        f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} "
+        f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} {optimization.schedule} "
         f"(backbone times {optimization.backbone_lr_scale:g}), weight decay {optimization.weight_decay:g}, "
         f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}\n"
         f"{paths_line(run.accelerator, [model], run.images_per_step())}"
@@ -153,7 +169,9 @@ def shown(config: TrainingConfig) -> InferenceProtocol:
     return dataclasses.replace(config.protocol, scale=None)
 
 
-def report(run: Run, model: SegmentationModel, samples: EvaluationSamples, results: dict[str, Tensor]) -> None:
+def report(
+    run: Run, model: SegmentationModel, samples: EvaluationSamples, results: dict[str, Tensor], iteration: int
+) -> None:
     """Write the model, the tables and the pictures of a finished run; to be called by one process.
 
     Args:
@@ -161,6 +179,7 @@ def report(run: Run, model: SegmentationModel, samples: EvaluationSamples, resul
         model: What was trained.
         samples: What it was evaluated on.
         results: What `evaluate` gave.
+        iteration: That the model is of.
     """
     config, dataset, folder = run.config, samples.dataset, run.folder.path
     model.classes, model.protocol = dataset.classes, config.protocol
@@ -174,7 +193,7 @@ def report(run: Run, model: SegmentationModel, samples: EvaluationSamples, resul
         if model.head.is_ensemble:
             maps = predict_uncertainty(run.accelerator, model, tensor, labels.shape, shown(config))
             doubts.append((*rows[-1], maps))
-    write_report(folder, results, run.folder.records(), dataset, rows)
+    write_report(folder, results, run.folder.records(), dataset, rows, iteration=iteration)
     if doubts:
         plot_uncertainty(doubts, dataset, folder / "uncertainty.png")
     log.info(score_line(results, dataset.class_names))

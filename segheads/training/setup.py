@@ -225,7 +225,7 @@ def check_one_class(config: TrainingConfig) -> None:
     """
     names, count = config.data.class_names or (), config.data.num_classes
     with options_become_parts():
-        if is_binary(config.model.loss) or (len(names) != 1 and count != 1):
+        if is_binary(config.model.loss) or (len(names) != 1 and count != 1) or config.data.dataset != "folder":
             return
     given, two = (f"class_names {names[0]}", f"background {names[0]}") if names else ("num_classes 1", "")
     raise OptionError(

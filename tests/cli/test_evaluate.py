@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from segheads import SegmentationModel, create_model
 from segheads.classes import Classes
+from segheads.data import DATASETS
 from segheads.errors import SegheadsError
 from segheads.metrics import METRICS
 from segheads.training import DEMO_RUN, TrainingConfig, run_training
@@ -184,7 +185,7 @@ def test_no_such_run(recipe, tmp_path):
 
 
 def test_mistakes_in_options_are_named(recipe, run, bare, tmp_path):
-    known = "ade20k, camvid, cityscapes, coco_stuff_10k, pascal_context, scenes, folder"
+    known = ", ".join(DATASETS)
     message = refused(recipe, "--model", bare)
     assert f"--model {bare} is no run that tells its data set; give --dataset, of {known}" in message
     assert f"--dataset coco is not known; choose one of {known}" in refused(recipe, "--model", run, "--dataset", "coco")

@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from miniatures import SIZE, coco_stuff, converted_coco_stuff, draw_labels, label_map
+from miniatures import SIZE, coco_stuff, coco_stuff_164k, converted_coco_stuff, draw_labels, label_map
 from PIL import Image
 
-from segheads.data import COCOStuff10K
-from segheads.errors import DataError
+from segheads.data import COCOStuff10K, COCOStuff164K
+from segheads.errors import DataError, DataMissingError
 
 REMOVED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)  # "Removed from COCO" in the authors' list of labels
 
@@ -178,3 +178,27 @@ def test_png_in_the_place_of_a_converted_label(tmp_path):
     converted_coco_stuff(tmp_path)
     draw_labels(tmp_path / "annotations/train2014/x.png", (1,))
     assert len(COCOStuff10K(tmp_path)) == 2
+
+
+def test_164k_as_released(tmp_path):
+    dataset = COCOStuff164K(coco_stuff_164k(tmp_path, values=(0, 11, 181, 255)), "val")
+    removed = "COCO-Stuff's values are 255 and its ids less 1"  # 11 is id 12, which COCO took out
+    with pytest.raises(DataError, match=removed):
+        dataset.read(0)
+    coco_stuff_164k(tmp_path, values=(0, 12, 181, 255))
+    assert dataset.read(0)[1][0, :4].tolist() == [0, 11, 170, 255]
+    assert (dataset.class_names[11], dataset.class_names[170]) == ("stop sign", "wood")
+
+
+def test_164k_converted_and_in_other_folders(tmp_path):
+    coco_stuff_164k(tmp_path, values=(0, 170, 255), end="_labelTrainIds")
+    coco_stuff_164k(tmp_path, values=(0, 181, 255))  # beside them, as MMSegmentation leaves it
+    (tmp_path / "stuffthingmaps_trainval2017").rename(tmp_path / "annotations")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "train2017").rename(tmp_path / "images/train2017")
+    dataset = COCOStuff164K(tmp_path)
+    assert len(dataset) == 2
+    assert dataset.read(1)[1][0, :3].tolist() == [0, 170, 255]
+    (tmp_path / "val2017").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataMissingError, match=r"needs val2017/ or images/val2017/, .*; there are no images$"):
+        COCOStuff164K(tmp_path, "val")

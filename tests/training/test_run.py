@@ -164,7 +164,9 @@ def saved(tmp_path):
 def started_from(place, tmp_path, monkeypatch, **options):
     """The model as its training begins, and what it was built from before."""
     models = []
-    monkeypatch.setattr("segheads.training.run._train", lambda run, model, evaluate_now: models.append(model))
+    monkeypatch.setattr(
+        "segheads.training.run._train", lambda run, model, evaluate_now: (models.append(model), 0, 0)[1:]
+    )
     monkeypatch.setattr("segheads.training.run.report", lambda *_: None)
     config = Config.from_flat(**{**SMALL, **options}, output=tmp_path / "second", init_from=str(place))
     run_training(config, build)
@@ -241,7 +243,9 @@ def test_sides_in_the_names_of_classes_are_warned_of(tmp_path, caplog, options, 
 
 def test_evaluations_in_training_know_the_pairs(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("segheads.training.run._train", lambda run, model, evaluate_now: seen.append(model.classes))
+    monkeypatch.setattr(
+        "segheads.training.run._train", lambda run, model, evaluate_now: (seen.append(model.classes), 0, 0)[1:]
+    )
     config = Config.from_flat(**SMALL, output=tmp_path, flip_pairs=("sky", "road"))
     run_training(config, build)
     assert seen[0].flip_pairs == open_dataset(config.data, "val").classes.flip_pairs != ()

@@ -178,17 +178,19 @@ class _Tiles(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
+        inputs = values, query, key = ctx.saved_tensors
         totals = [
             _wide(torch.zeros_like(x)) if need else None for x, need in zip(inputs, ctx.needs_input_grad, strict=False)
         ]
-        _, N, _ = inputs[2].shape
-        together = max(1, TILES_TOGETHER // (TILE * max(N, 1))) if grad.device.type == "cpu" else max(len(grad), 1)
+        together = (
+            max(1, TILES_TOGETHER // (TILE * max(key.shape[1], 1))) if grad.device.type == "cpu" else max(len(grad), 1)
+        )
         with torch.autocast(grad.device.type, enabled=False):
             for start in range(0, len(grad), together):
                 at = slice(start, start + together)
                 some = [None if total is None else total[at] for total in totals]
-                _add_gradients(some, *(x[at] for x in inputs), grad[at].to(inputs[0].dtype), ctx.scale, ctx.cancels)
+                given = grad[at].to(values.dtype)
+                _add_gradients(some, values[at], query[at], key[at], given, ctx.scale, ctx.cancels)
         return *(None if x is None else x.to(of.dtype) for x, of in zip(totals, inputs, strict=True)), None, None, None
 
 
@@ -231,7 +233,7 @@ def _weights(scaled: Tensor, key: Tensor, cancels: bool) -> Tensor:
         return products.softmax(-1)
     lowest = 0.5 * math.log(torch.finfo(products.dtype).tiny)
     products.sub_(products.amax(-1, keepdim=True))
-    return F.threshold_(products, lowest, -math.inf).softmax(-1)
+    return torch.threshold_(products, lowest, -math.inf).softmax(-1)
 
 
 def _products(scaled: Tensor, key: Tensor, cancels: bool) -> Tensor:

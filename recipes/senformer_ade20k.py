@@ -180,7 +180,7 @@ def build_model(config: Config, num_classes: int) -> SegmentationModel:
         pyramid_kwargs={"out_channels": config.width} if has_width else {},
         head_kwargs=head_options(config),
         auxiliary_weight=config.auxiliary_weight,
-        auxiliary_kwargs={"channels": config.width},
+        auxiliary_kwargs={"channels": config.width, "init": "published"},
         auxiliary_reduction=config.auxiliary_reduction,
         **config.model_options(num_classes),
     )
@@ -203,8 +203,8 @@ def head_options(config: Config) -> dict[str, Any]:
         },
         "class_attention": blocks,
         "feature_fusion": {"decoder_kwargs": blocks},
-        "uper": {"channels": config.width},
-        "sen_uper": {"channels": config.width, "merge": config.merge, "levels": levels},
+        "uper": {"channels": config.width, "init": "published"},
+        "sen_uper": {"channels": config.width, "init": "published", "merge": config.merge, "levels": levels},
     }
     return options.get(config.model.head, {})
 

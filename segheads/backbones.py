@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from timm.data.config import resolve_model_data_config
 from timm.layers import resample_abs_pos_embed
+from timm.models import group_parameters
 from timm.models._input import get_model_input_config  # no public spelling; timm >= 1.0.31
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
+from timm.optim._param_groups import auto_group_layers  # for architectures without a group_matcher; no public spelling
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from segheads.errors import PretrainedWeightsError
-from segheads.modules import evaluating, freeze_unused
+from segheads.modules import evaluating, freeze_unused, modules_before_learning, parameters_behind
 from segheads.pretrained import create_timm_model, few, find_weights, log_of_missing_keys
 
 # A family is the name of timm's model file. What a sweep over all 1,371 architectures of timm 1.0.31 found:
@@ -78,6 +81,7 @@ class TimmBackbone(nn.Module):
     Attributes:
         channels: Channels of each map.
         strides: Pixels per cell of each map.
+        num_stages: How many stages there are to freeze, see `freeze`.
         data_config: Mean, std, input size, interpolation as timm has them, ready for JSON. With other than 3 channels
             mean and std are timm's averages.
 
@@ -110,6 +114,8 @@ class TimmBackbone(nn.Module):
         super().__init__()
         self.name = name
         self.in_chans = in_chans
+        self._frozen: set[str] = set()  # names of the modules that stay in evaluation mode
+        self._stages: list[int] = []  # indices of timm's maps
         size = (img_size, img_size) if isinstance(img_size, int) else img_size and (img_size[0], img_size[1])
         family = _family(name)
         rgb_only = family in THREE_CHANNELS and in_chans != 3
@@ -168,9 +174,11 @@ class TimmBackbone(nn.Module):
             last_of.pop(1, None)  # dla, vgg and some cspnets start at full resolution
             chosen = [last_of[stride] for stride in sorted(last_of)]
             available, kind = len(chosen), "levels"
+            self._stages = [index for index in chosen if strides[index] >= 4] or chosen
             count = available if levels is None else levels
         else:
             available, kind = len(strides), "blocks"
+            self._stages = list(range(available))
             count = 1 if levels is None else levels
             chosen = [round((i + 1) * available / count) - 1 for i in range(count)] if count > 0 else []
         if not 1 <= count <= available:
@@ -197,6 +205,78 @@ class TimmBackbone(nn.Module):
         self.indices, self.strides, self.channels = (x[-count:] for x in (self.indices, self.strides, self.channels))
         self._freeze_unneeded(max(self.strides))
 
+    @property
+    def num_stages(self) -> int:
+        """Number of stages that `freeze` can be asked for."""
+        return len(self._stages)
+
+    def freeze(self, stages: int | None = None) -> None:
+        """Freeze the stem and the first stages, or everything: no gradients, and evaluation mode whatever is asked.
+
+        A stage ends with a map: of the levels those at stride 4 and coarser, and of an architecture with one stride
+        every block. Frozen is all that the maps of the first stages depend on, which in an architecture of parallel
+        branches (HRNet) may be nearly everything. Batch norms keep their statistics, and no path, patch or unit is
+        dropped before the first weight that learns. No activations are kept for what is frozen.
+
+        Args:
+            stages: How many, 1 to `num_stages`; None means all of the backbone, with what follows the last stage.
+
+        Raises:
+            ValueError: If there are not so many stages.
+
+        Examples:
+            >>> backbone = TimmBackbone("test_convnext", pretrained=False)
+            >>> backbone.freeze(2)
+            >>> learning = [name for name, p in backbone.named_parameters() if p.requires_grad]
+            >>> backbone.num_stages, sorted({name.split(".")[2] for name in learning})
+            (4, ['2', '3'])
+        """
+        if stages is None:
+            self.requires_grad_(False)
+            self._frozen = {name for name, _ in self.named_modules()}
+        else:
+            if not 1 <= stages <= self.num_stages:
+                raise ValueError(
+                    f"freeze_stages must be at most {self.num_stages}, the number of stages of {self.name}; "
+                    f"got {stages}"
+                )
+            images = self._probe_images(max(self.strides))
+            with evaluating(self, grad=True), torch.random.fork_rng(devices=[]):
+                maps = self._maps(images, self._stages[:stages], norm=False)
+            behind = parameters_behind(maps)
+            for parameter in self.parameters():
+                if id(parameter) in behind:
+                    parameter.requires_grad_(False)
+            with torch.random.fork_rng(devices=[]):
+                self._frozen |= modules_before_learning(self, lambda: self._maps(images))
+        self.train(self.training)
+
+    def layers(self) -> dict[str, int]:
+        """The layer of each parameter by its name, 0 at the images, as timm groups them for layer-wise rates.
+
+        Examples:
+            >>> layers = TimmBackbone("test_vit", pretrained=False).layers()
+            >>> layers["model.patch_embed.proj.weight"], layers["model.blocks.5.mlp.fc2.weight"]
+            (0, 6)
+        """
+        matcher = getattr(self.model, "group_matcher", None)
+        found = auto_group_layers(self.model)
+        if matcher is not None:
+            found = group_parameters(self.model, matcher(coarse=False), reverse=True)
+        own = dict.fromkeys((f"to_rgb.{name}" for name, _ in self.to_rgb.named_parameters()), 0)
+        return {**own, **{f"model.{name}": layer for name, layer in found.items()}}
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; what is frozen stays in evaluation mode.
+
+        Args:
+            mode: True for training.
+        """
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).training = False
+        return self
+
     def _freeze_unneeded(self, reduction: int) -> list[Tensor]:
         """Freeze parameters that no map depends on: DDP stops without their gradients. Returns the maps looked at.
 
@@ -206,10 +286,12 @@ class TimmBackbone(nn.Module):
 
     def _probe(self, reduction: int) -> tuple[tuple[int, int], list[Tensor]]:
         """One run in eval mode on the smallest image that tells: shapes, and what depends on what."""
-        size = self.small_size(reduction)
-        device = next(self.parameters()).device
         with evaluating(self, grad=torch.is_grad_enabled()), torch.random.fork_rng(devices=[]):
-            return size, self._maps(torch.zeros(1, self.in_chans, *size, device=device))
+            return self.small_size(reduction), self._maps(self._probe_images(reduction))
+
+    def _probe_images(self, reduction: int) -> Tensor:
+        device = next(self.parameters()).device
+        return torch.zeros(1, self.in_chans, *self.small_size(reduction), device=device)
 
     def small_size(self, stride: int | None = None) -> tuple[int, int]:
         """Height and width of a small image that tells all about the maps, given the coarsest stride."""
@@ -217,9 +299,13 @@ class TimmBackbone(nn.Module):
         stride = max(self.strides) if stride is None else stride
         return self.fixed_size or (max(3 * stride, self.smallest), max(5 * stride, self.smallest))
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
+    def _maps(self, images: Tensor, indices: list[int] | None = None, *, norm: bool = True) -> list[Tensor]:
         return self.model.forward_intermediates(
-            self.to_rgb(images), indices=self.indices, norm=self.final_norm, intermediates_only=True, output_fmt="NCHW"
+            self.to_rgb(images),
+            indices=self.indices if indices is None else indices,
+            norm=norm and self.final_norm,
+            intermediates_only=True,
+            output_fmt="NCHW",
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:

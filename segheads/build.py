@@ -28,6 +28,8 @@ def create_model(
     loss_reduction: Reduction = "valid",
     auxiliary_reduction: Reduction | None = None,
     stretch_logits: bool = False,
+    freeze_backbone: bool = False,
+    freeze_stages: int = 0,
 ) -> SegmentationModel:
     """Build a model from names, in timm's manner.
 
@@ -60,10 +62,15 @@ def create_model(
         loss_reduction: `"valid"` or `"all"`, see `segheads.losses.PixelLoss`.
         auxiliary_reduction: The same of the auxiliary head's loss; None means `loss_reduction`, SenFormer has `"all"`.
         stretch_logits: See `SegmentationModel`.
+        freeze_backbone: The backbone learns nothing: no gradients, and evaluation mode for good (statistics of batch
+            norms, drop path, dropout), which a saved model keeps.
+        freeze_stages: The same of the backbone's stem and first stages alone (blocks of a plain ViT), 0 to
+            `model.backbone.num_stages`; see `TimmBackbone.freeze`.
 
     Raises:
-        ValueError: If a name is unknown, `num_classes` is below 1, `ignore_index` is a class, parts do not fit, or the
-            loss refuses the number of classes (one of a softmax, several of a sigmoid) or an option.
+        ValueError: If a name is unknown, `num_classes` is below 1, `ignore_index` is a class, parts do not fit, the
+            backbone has fewer stages than `freeze_stages`, or the loss refuses the number of classes (one of a softmax,
+            several of a sigmoid) or an option.
         PretrainedWeightsError: If pretrained weights cannot be had.
 
     Examples:
@@ -88,6 +95,8 @@ def create_model(
         loss_reduction=loss_reduction,
         auxiliary_reduction=auxiliary_reduction,
         stretch_logits=stretch_logits,
+        freeze_backbone=freeze_backbone,
+        freeze_stages=freeze_stages,
     )
     built = TimmBackbone(backbone, pretrained=pretrained, **plan.backbone_options())
     if pyramid == "auto":

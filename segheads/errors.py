@@ -4,7 +4,7 @@ A plain wrong argument of a class or a function is a ValueError. It becomes an `
 are turned into parts, so that a program that runs recipes can tell a user's mistake from a bug.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
@@ -24,28 +24,16 @@ class LabelError(DataError):
     """A label file does not say which class a pixel has, or says it in values that name no class."""
 
 
-class LabelColoursError(LabelError):
-    """A label file has colours that are no class.
-
-    Args:
-        message: Which, and what helps.
-        colours: All of them, such as `"#ff0000"`.
-
-    Attributes:
-        colours: All of them.
-    """
-
-    def __init__(self, message: str, colours: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.colours = tuple(colours)
+class UnknownLabelError(LabelError):
+    """A label file holds a value or a colour that is no class."""
 
 
 class ImageFormError(DataError):
-    """An image file holds other channels, another bit depth or another orientation than was told.
+    """An image file holds other channels, or is of another bit depth, orientation or size, than was told.
 
     Args:
         message: What was expected, what came, what helps.
-        kind: What it is about: `"channels"`, `"bit_depth"`, `"exif"` or `"unreadable"`.
+        kind: What it is about: `"channels"`, `"bit_depth"`, `"exif"`, `"size"` or `"unreadable"`.
 
     Attributes:
         kind: What it is about.

@@ -511,6 +511,8 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             stretch_logits=plan.stretch_logits,
         )
         model._freeze_unneeded()
+        if plan.freeze_backbone or plan.freeze_stages:
+            backbone.freeze(plan.freeze_stages or None)
         model.plan = plan
         return model
 

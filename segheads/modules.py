@@ -84,6 +84,51 @@ def parameters_behind(maps: Sequence[Tensor]) -> set[int]:
     return needed
 
 
+def modules_before_learning(model: nn.Module, run: Callable[[], object]) -> set[str]:
+    """Names of the modules that run before anything that learns: no gradient flows into them or through them.
+
+    Args:
+        model: Any module, of which some parameters require no gradient; every part keeps its mode.
+        run: One run of the model, which is in evaluation mode meanwhile.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2))
+        >>> _ = model[0].requires_grad_(False)
+        >>> sorted(modules_before_learning(model, lambda: model(torch.zeros(1, 2))))
+        ['0', '1']
+    """
+    learns: dict[str, bool] = {}  # of those that were called
+    handles = []
+    for name, module in model.named_modules():
+
+        def look(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
+            learns[name] = learns.get(name, False) or _requires_grad(output)
+
+        handles.append(module.register_forward_hook(look))
+    try:
+        with evaluating(model, grad=True):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    still = {name for name, learning in learns.items() if not learning}
+    found = set()
+    for name, _ in model.named_modules():
+        inside = [learning for other, learning in learns.items() if not name or f"{other}.".startswith(f"{name}.")]
+        called = bool(inside) and not any(inside)  # or all that is called inside it
+        if called or any(name.startswith(f"{part}.") for part in still):
+            found.add(name)
+    return found
+
+
+def _requires_grad(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.requires_grad
+    if isinstance(value, dict):
+        return any(map(_requires_grad, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_requires_grad, value))
+
+
 def freeze_unused(model: nn.Module, run: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
     """Freeze the parameters that no output depends on, such as a pyramid's outputs without a learner: DDP stops there.
 

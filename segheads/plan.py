@@ -46,6 +46,8 @@ class ModelPlan:
     loss: str = "ce"
     loss_kwargs: dict[str, Any] = field(default_factory=dict)
     auxiliary_reduction: Reduction | None = None
+    freeze_backbone: bool = False
+    freeze_stages: int = 0
 
     def __post_init__(self) -> None:
         find_head(self.head)
@@ -56,6 +58,11 @@ class ModelPlan:
         check_ignore_index(self.ignore_index, num_labels(self.num_classes))
         if self.auxiliary_weight < 0:
             raise ValueError(f"auxiliary_weight must be 0 or more; got {self.auxiliary_weight}")
+        if self.freeze_stages < 0 or (self.freeze_stages and self.freeze_backbone):
+            raise ValueError(
+                "freeze_stages must be 0 or more, and 0 with freeze_backbone, which freezes all stages; "
+                f"got {self.freeze_stages}{' with it' if self.freeze_backbone else ''}"
+            )
         if self.pyramid is None and self.pyramid_kwargs:
             raise ValueError(
                 f"pyramid_kwargs {self.pyramid_kwargs} need a pyramid; {self.backbone} with {self.head} has none"

@@ -1,5 +1,7 @@
 """Data sets of a few pixels, drawn in the folders of the real ones; both splits, two images each."""
 
+import json
+
 import numpy as np
 from PIL import Image
 
@@ -112,10 +114,47 @@ def own_folder(root, values=(0, 1, 255)):
     return root
 
 
+def run_lengths(mask):
+    """The uncompressed RLE of a mask."""
+    flat = np.concatenate([[0], np.asarray(mask).T.ravel(), [0]]).astype(int)
+    edges = np.flatnonzero(np.diff(flat))
+    counts = np.diff(np.concatenate([[0], edges, [flat.size - 2]]))
+    return {"size": [len(mask), len(mask[0])], "counts": counts.tolist()}
+
+
+def coco_content(names, annotations, size=SIZE, categories=((7, "dog"), (3, "cat"))):
+    """A JSON of COCO's format; of each annotation the image's place, the category's id, and the segmentation."""
+    return {
+        "images": [
+            {"id": 10 + i, "file_name": name, "width": size[0], "height": size[1]} for i, name in enumerate(names)
+        ],
+        "categories": [{"id": index, "name": name} for index, name in categories],
+        "annotations": [
+            {"id": 100 + i, "image_id": 10 + place, "category_id": category, "segmentation": segmentation, **more}
+            for i, (place, category, segmentation, *rest) in enumerate(annotations)
+            for more in [rest[0] if rest else {}]
+        ],
+    }
+
+
+def coco(root, values=(0, 1, 2)):
+    """As released; value 0 is not annotated."""
+    (root / "annotations").mkdir(parents=True)
+    for split, stems in STEMS.items():
+        for stem in stems:
+            draw_image(root / f"{split}2017" / f"{stem}.jpg")
+        masks = {index: label_map(values) == value for index, value in ((3, 1), (7, 2)) if value in values}
+        annotations = [(place, index, run_lengths(mask)) for place in (0, 1) for index, mask in masks.items()]
+        content = coco_content([f"{stem}.jpg" for stem in stems], annotations)
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
 LAYOUTS = {
     "ade20k": ade20k,
     "camvid": camvid,
     "cityscapes": cityscapes,
+    "coco": coco,
     "coco_stuff_10k": converted_coco_stuff,
     "coco_stuff_164k": coco_stuff_164k,
     "pascal_context": pascal_context,

@@ -27,6 +27,7 @@ from segheads.data import EvaluationSamples, open_dataset
 from segheads.errors import DivergedError, ScoresError, options_become_parts
 from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate
+from segheads.evaluation.variance import class_variance
 from segheads.files import write_json
 from segheads.inference.protocol import InferenceProtocol
 from segheads.inference.windows import pair
@@ -149,7 +150,10 @@ class Cell:
             views = dataclasses.replace(shown(config), **{name: x for name, x in options.items() if name in fields})
         others: dict[str, Any] = {"workers": config.machine.workers}
         others |= {name: x for name, x in options.items() if name not in fields}
-        return evaluate(accelerator, model.to(accelerator.device), samples, views, **others)
+        varies = others.pop("class_variance", False)
+        results = evaluate(accelerator, model.to(accelerator.device), samples, views, **others)
+        more = {"class_variance": class_variance(accelerator, model, samples, views)} if varies else {}
+        return {**results, **more}
 
     def _keep(self, known: Mapping[str, Measured]) -> None:
         state = PartialState()

@@ -53,7 +53,8 @@ class Row:
         name: What stands in the first column.
         training: Fields of the configuration that this training changes. Rows with the same read from one training.
         settings: Attributes of the trained model's head to set before it is evaluated (again).
-        evaluation: Further options of `segheads.evaluation.evaluate`, for what a run does not measure by itself.
+        evaluation: Further options of `segheads.evaluation.evaluate`, for what a run does not measure by itself;
+            `class_variance`, if true, also takes `segheads.evaluation.variance.class_variance`, in percent.
         paper: The paper's numbers, by column.
         axes: Where the row is on the axes of a plot, by name.
         seeds: From how many seeds the row is trained.

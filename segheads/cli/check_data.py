@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from segheads.data import DataConfig, DataScan, Finding, SplitScan, default_cache, find_problems, scan_splits
+from segheads.data.dataset import check_same_classes
 from segheads.data.images import FLOATS, full_scale, used_bits
 from segheads.data.registry import open_dataset
 from segheads.drawing import LINE_COLOURS, OTHER, SMALL, save_figure, sheet
@@ -55,6 +56,7 @@ def main(config: Config) -> None:
     if config.json:
         logging.getLogger("segheads").setLevel(logging.CRITICAL)  # standard output is for the JSON alone
     splits = {split: open_dataset(config.data, split, seed=config.seed) for split in SPLITS}
+    check_same_classes(*splits.values())
     scan = scan_splits(splits, workers=config.workers, cache=default_cache())
     findings = find_problems(scan)
     values = {**scan.as_json(), "findings": [dataclasses.asdict(finding) for finding in findings]}

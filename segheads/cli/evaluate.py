@@ -8,9 +8,10 @@ RUN is the folder of a recipe's run, and its config.json tells the data set, whe
 and the window. Any other model (a folder of `save_pretrained`, a name on the hub) needs `--dataset`. The first command
 repeats the evaluation at the end of the run; options override.
 
-Writes into `--output` (RUN/evaluation): results.json; results.md with aAcc, mAcc, mIoU, mIoU by size of segments,
-boundary IoU, calibration error, classes and the protocol; images.csv with the scores of every image; worst.png, the
-images of lowest mIoU with their errors; and reliability.png. docs/evaluate.md says what each number means.
+Writes into `--output` (RUN/evaluation): results.json; results.md with aAcc, mAcc, mIoU, F1, mIoU by size of
+segments, boundary IoU, calibration error, classes and the protocol; images.csv with the scores of every image;
+worst.png, the images of lowest mIoU with their errors; confusion.csv and confusion.png; and reliability.png.
+docs/evaluate.md says what each number means.
 
 The result does not depend on the number of processes. What size, boundary and calibration cost beside the model:
 docs/evaluate.md.
@@ -34,6 +35,7 @@ from segheads.data.config import PATHS, in_new_words
 from segheads.data.images import to_rgb
 from segheads.errors import DataError, OptionError, options_become_parts
 from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
+from segheads.evaluation.evaluate import warn_of_squashing
 from segheads.evaluation.plots import Row
 from segheads.evaluation.report import score_line
 from segheads.inference.protocol import InferenceProtocol, Size, SmallImages
@@ -87,6 +89,8 @@ class Config:
     """Bits that the values of your own images use, 32 for floats; None means the model's."""
     exif: Literal["apply", "ignore"] | None = None
     """Whether your own labels are drawn on images turned by their EXIF orientation, or on the pixels as stored."""
+    background: Literal["class", "ignore"] | None = None
+    """What pixels are that no annotation of a COCO JSON covers."""
     scenes_size: int | None = None
     """Side of the drawn scenes, pixels; None means 128."""
     seed: int | None = None
@@ -140,6 +144,7 @@ def main(config: Config) -> dict[str, Tensor]:
         config = dataclasses.replace(config, threshold=model.protocol.threshold)
     with options_become_parts():
         views_of(config).check_threshold(model.num_classes)
+    warn_of_squashing(model, views_of(config))
     dataset = load_dataset(config, model)
     samples = EvaluationSamples(dataset, model.data_config["mean"], model.data_config["std"], config.scale)
     count, views = len(dataset) if config.limit is None else min(config.limit, len(dataset)), views_of(config)

@@ -3,6 +3,7 @@
 from segheads.data.ade20k import ADE20K
 from segheads.data.camvid import CamVid
 from segheads.data.cityscapes import Cityscapes
+from segheads.data.coco import COCODataset
 from segheads.data.coco_stuff import COCOStuff10K, COCOStuff164K
 from segheads.data.config import DataConfig
 from segheads.data.crop import RandomScaleCrop
@@ -35,12 +36,14 @@ DATASETS |= {
     "voc2012_aug": VOC2012Aug,
     "scenes": Scenes,
     "folder": FolderDataset,
+    "coco": COCODataset,
 }
 
 __all__ = [
     "ADE20K",
     "DATASETS",
     "VOC2012",
+    "COCODataset",
     "COCOStuff10K",
     "COCOStuff164K",
     "CamVid",

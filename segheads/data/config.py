@@ -21,7 +21,8 @@ class DataConfig:
         DataConfig(dataset='folder', data_root=PosixPath('mine'), image_suffix=None, label_suffix=None,
                    class_names=('a', 'b'), num_classes=None, ignore_index=None, label_values=None, label_map=None,
                    label_colours=None, reduce_zero_label=False, flip_pairs=None, in_chans=None, bit_depth=None,
-                   band_mean=None, band_std=None, exif=None, scenes_size=128, train_images=None, download=False)
+                   band_mean=None, band_std=None, exif=None, background=None, scenes_size=128, train_images=None,
+                   download=False)
     """
 
     dataset: str = "ade20k"
@@ -64,6 +65,9 @@ class DataConfig:
     exif: Literal["apply", "ignore"] | None = None
     """Whether your own labels are drawn on images turned by their EXIF orientation, or on the pixels as stored; None
     goes by the label's size, and refuses a pair where both fit."""
+    background: Literal["class", "ignore"] | None = None
+    """What pixels are that no annotation of a COCO JSON covers: of a class background, before all others, or of no
+    class; None means class."""
     scenes_size: int = 128
     """Side of the drawn scenes, pixels."""
     train_images: int | None = None

@@ -1,5 +1,6 @@
 """What every data set offers."""
 
+import itertools
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -13,7 +14,7 @@ from typing_extensions import Self
 from segheads.classes import Classes, Palette, ignored_label
 from segheads.data.config import DataConfig
 from segheads.data.images import AS_STORED, ImageForm, Picture
-from segheads.errors import OptionError
+from segheads.errors import DataError, OptionError
 
 MOST_CLASSES = 2**15 - 1
 
@@ -37,6 +38,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
         image_form: Channels and bit depth of its images, and what their EXIF orientation means.
         usual_root: Where the data set lies unless a `DataConfig` says otherwise; None for one without such a place.
         options: The fields of `DataConfig` that it heeds, of those that not every data set does.
+        labels_share_a_file: Whether the labels of all samples lie in one file, the second of each pair in `files`.
         download_size: How much `fetch` downloads, such as "1 GB"; None where it cannot.
 
     Raises:
@@ -45,6 +47,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
 
     usual_root: ClassVar[str | None] = None
     options: ClassVar[frozenset[str]] = frozenset()
+    labels_share_a_file: ClassVar[bool] = False
     download_size: ClassVar[str | None] = None
     ignore_index: int = 255
     image_form: ImageForm = AS_STORED
@@ -134,6 +137,26 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
         image, labels = self.read(index)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
         return pixels.contiguous().float().div_(self.image_form.full_scale), labels.long()
+
+
+def check_same_classes(first: SegmentationDataset, second: SegmentationDataset) -> None:
+    """Refuse a split for training and one for evaluation whose labels mean different classes.
+
+    Args:
+        first: The one for training.
+        second: The other.
+
+    Raises:
+        DataError: Names differ, or come in another order.
+    """
+    one, other = first.class_names, second.class_names
+    if one != other:
+        pairs = itertools.zip_longest(one, other)
+        place, names = next((place, pair) for place, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise DataError(
+            f"train and val have other classes: {len(one)} and {len(other)}, and class {place} is {names[0] or 'none'} "
+            f"in train and {names[1] or 'none'} in val; give both the same classes in the same order"
+        )
 
 
 def check_split(split: str, known: tuple[str, ...]) -> None:

@@ -37,7 +37,8 @@ class Finding:
 def find_problems(scan: DataScan) -> list[Finding]:
     """What is wrong or suspicious in a data set, errors first; nothing for a sound one.
 
-    A class that never occurs is named only where there are as many images as classes: in fewer it need not occur.
+    A class that never occurs is named where there are as many images as classes, or three quarters of them occur; in a
+    few images of many classes most need not occur.
 
     Args:
         scan: What `scan_splits` gave.
@@ -59,15 +60,13 @@ def unusable_files(scan: DataScan) -> Iterator[Finding]:
         scan: The scan.
     """
     for name, split in scan.splits.items():
-        for code in ("unreadable", "size", "values", "colours", "channels", "bit_depth", "exif"):
+        for code in ("unreadable", "size", "values", "channels", "bit_depth", "exif"):
             problems = split.problems.get(code, {})
             if problems:
                 first, *others = problems.items()
                 more = f"; the same is so of {_several([path for path, _ in others], 'file')}" if others else ""
                 values = [value for value, files in split.refused.items() if set(files) & set(problems)]
                 more += f"; values out of range in all: {_several(values, 'value', 8)}" if len(values) > 1 else ""
-                if code == "colours" and len(split.colours) > 1:
-                    more += f"; unknown colours in all: {_several(list(split.colours), 'colour', 8)}"
                 more += _measured(scan, code)
                 yield Finding("error", code, f"{name}: {first[1]}{more}", tuple(problems))
 
@@ -167,7 +166,8 @@ def absent_classes(scan: DataScan) -> Iterator[Finding]:
         scan: The scan.
     """
     for name, split in scan.splits.items():
-        if split.absent and _is_enough(split) and not split.problems:
+        most_occur = 4 * len(split.absent) <= len(split.class_names)
+        if split.absent and (_is_enough(split) or most_occur) and not split.problems:
             some = [repr(scan.class_names[index]) for index in split.absent]
             yield Finding(
                 "warning",

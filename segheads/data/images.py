@@ -284,27 +284,24 @@ def open_image(path: str | os.PathLike[str], kind: str) -> tuple[Image.Image, tu
 
     Raises:
         DataMissingError: There is no such file.
-        DataError: The file is no image, is damaged, or holds several images; smaller copies of the first do not count.
+        DataError: The file is no image or is damaged.
     """
     check_file(path, kind)
     with open(path, "rb") as file:
         try:
             image = Image.open(file)
-            if (count := _count_images(image)) > 1:
-                raise DataError(f"{path} holds {count} images (pages), but should be {kind}; save the one that counts")
             coding = _coding(image)
+            image.info["pages"] = _count_pages(image)  # which looks at the file
             image.load()
-        except DataError:
-            raise
         except _BROKEN as error:
             raise _damaged(path, file, kind, error) from error
     return image, coding
 
 
-def _count_images(image: Any) -> int:
+def _count_pages(image: Any) -> int:
     """Pages or frames of a file, without a TIFF's smaller copies and masks of others."""
     if image.format != "TIFF":
-        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # labels refuse an MPO as a JPEG
+        return getattr(image, "n_frames", 1)
     count = 0
     for page in itertools.count():
         try:

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from segheads.classes import ignored_label
 from segheads.data.labels import read_label_colours, read_labels
-from segheads.errors import DataMissingError, LabelColoursError, LabelError, OptionError
+from segheads.errors import DataMissingError, OptionError, UnknownLabelError
 
 Colour = tuple[int, int, int]
 IGNORE = "ignore"  # the word of JSON files for "no class"; null is another
@@ -177,7 +177,7 @@ class LabelMap:
             uint8, or int16 for more than 255 classes.
 
         Raises:
-            LabelError: If the map does not name a value; a `LabelColoursError` if it does not name a colour.
+            UnknownLabelError: If the map does not name a value.
         """
         ignored = ignored_label(num_classes)
         targets = {_number(key): ignored if target is None else target for key, target in self.classes.items()}
@@ -190,13 +190,10 @@ class LabelMap:
             known = ", ".join(shown(key) for key in list(self.classes)[:10]) + (
                 ", ..." if len(self.classes) > 10 else ""
             )
-            message = (
+            raise UnknownLabelError(
                 f"label {path} holds {', '.join(names)}{more} ({np.count_nonzero(unknown)} pixels), but the label map "
                 f"names only {known}; name what is missing, or ignore it"
             )
-            if self.is_of_colours:
-                raise LabelColoursError(message, [f"#{value:06x}" for value in found.tolist()])
-            raise LabelError(message)
         return classes.astype(np.uint8 if num_classes <= 255 else np.int16)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from segheads.classes import ignored_label
 from segheads.data.images import open_image
-from segheads.errors import LabelError
+from segheads.errors import LabelError, UnknownLabelError
 
 # Formats that may change values a little; the mode of a file does not tell whether it did.
 LOSSY = {"AVIF": "AVIF", "JPEG": "JPEG", "JPEG2000": "JPEG 2000", "MPO": "JPEG", "WEBP": "WebP"}
@@ -48,8 +48,8 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[np.integer]:
 def read_label_colours(path: str | os.PathLike[str]) -> NDArray[np.integer]:
     """Read a label file as its colours, `(H, W)`: each is one number, `0xRRGGBB`.
 
-    Grey is repeated, and palettes are looked up. Transparent pixels are refused: of those that are so by half the
-    colour is a blend, and of the others it is whatever a program left where nobody sees it.
+    Grey is repeated, and palettes are looked up. Nothing may be transparent: what is half transparent is a blend, and
+    of what is wholly so nobody sees the colour.
 
     Args:
         path: An image file of 8 bit per channel, as a rule a PNG.
@@ -66,12 +66,17 @@ def read_label_colours(path: str | os.PathLike[str]) -> NDArray[np.integer]:
         )
     if image.mode in ("RGBA", "LA") or "transparency" in image.info:
         alpha = np.asarray(image.convert("RGBA").getchannel("A"))
-        for wrong, kind, remedy in (
-            ((alpha > 0) & (alpha < 255), "half transparent, whose colours are blends", "save it without smooth edges"),
-            (alpha == 0, "transparent, whose colours nobody sees", "fill them with a colour of their own"),
-        ):
-            if wrong.any():
-                raise LabelError(f"label {path} has {np.count_nonzero(wrong)} pixels that are {kind}; {remedy}")
+        blended = (alpha != 0) & (alpha != 255)
+        if blended.any():
+            raise LabelError(
+                f"label {path} has {np.count_nonzero(blended)} pixels that are half transparent, whose colours are "
+                "blends; save it without smooth edges"
+            )
+        if not alpha.all():
+            raise LabelError(
+                f"label {path} has {np.count_nonzero(alpha == 0)} pixels that are transparent, so nobody sees which "
+                "colour they have; fill them with the colour of a class or of what is ignored"
+            )
     red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int32), 2, 0)
     return (red << 16) | (green << 8) | blue
 
@@ -92,7 +97,7 @@ def to_class_indices(
         uint8, or int16 for more than 255 classes.
 
     Raises:
-        LabelError: A value is neither a class nor ignored.
+        UnknownLabelError: A value is neither a class nor ignored.
     """
     last = first + num_classes - 1
     inside = [value for value in ignored if first <= value <= last]
@@ -104,7 +109,7 @@ def to_class_indices(
     known = (values >= first) & (values <= last)
     if not (known | skip).all():
         found = values[~(known | skip)]
-        raise LabelError(
+        raise UnknownLabelError(
             f"label {path} holds the value {found[0]} ({found.size} pixels out of range), but {num_classes} classes "
             f"allow {first} to {last}, and {' or '.join(map(str, ignored)) or 'nothing'} for ignored; "
             "correct the file or num_classes"
@@ -139,13 +144,13 @@ def look_up_classes(
         path: The file, for the message.
 
     Raises:
-        LabelError: The table has no class for a value.
+        UnknownLabelError: The table has no class for a value.
     """
     inside = values if values.dtype == np.uint8 else np.where((values >= 0) & (values < 256), values, 256)
     classes = table[inside]
     if classes.min() < 0:
         found = values[classes < 0]
-        raise LabelError(
+        raise UnknownLabelError(
             f"label {path} holds the value {found[0]} ({found.size} pixels out of range), but {expected}; "
             "correct the file"
         )
@@ -161,6 +166,8 @@ def _open_label(path: str | os.PathLike[str]) -> tuple[Image.Image, tuple[Any, .
             f"label {path} is a {lossy}, which may change class indices where it compresses; draw or export the label "
             "anew as a PNG (converting this file keeps its faults)"
         )
+    if (count := image.info["pages"]) > 1:
+        raise LabelError(f"label {path} has {count} pages, but a label has one; save the one that is meant")
     return image, coding
 
 

@@ -24,7 +24,7 @@ from segheads.data.images import RGB, ImageForm, read_bands
 from segheads.data.labels import read_labels
 from segheads.data.scan_cache import ScanCache
 from segheads.data.subset import SubsetDataset
-from segheads.errors import DataError, ImageFormError, LabelColoursError, PackageMissingError, RunError
+from segheads.errors import DataError, ImageFormError, PackageMissingError, RunError, UnknownLabelError
 
 IGNORED = -1  # in a scan, whatever label the data set has for "no class"
 MOST_VALUES = 300  # of one label file that are asked for one by one
@@ -37,15 +37,14 @@ class SampleScan:
 
     Attributes:
         image: Path of the image, or the sample's name where there is no file.
-        label: Path of the label, or the sample's name.
-        problem: `"unreadable"`, `"size"`, `"values"`, `"colours"`, or what an `ImageFormError` is about; empty where
-            the sample can be read.
+        label: Path of the label; that of the image where labels share a file; or the sample's name.
+        problem: `"unreadable"`, `"size"`, `"values"`, or what an `ImageFormError` is about; empty where the sample can
+            be read.
         message: What the data set says of the problem.
         file: The file that has it.
         values: Triples of a value in the label file, the class that it is read as (-1: ignored), and its pixels. The
             value is None where the file is no grey or palette image; the class is None where there is a problem.
         refused: Pairs of a value that is no class, and its pixels.
-        colours: The colours that are no class.
         size: Width and height of the image, pixels.
         image_kind: Format, channels and bit depth.
         label_kind: The same of the label.
@@ -60,7 +59,6 @@ class SampleScan:
     file: str = ""
     values: Sequence[Sequence[Any]] = ()
     refused: Sequence[Sequence[int]] = ()
-    colours: Sequence[str] = ()
     size: Sequence[int] = ()
     image_kind: str = ""
     label_kind: str = ""
@@ -81,8 +79,7 @@ class SplitScan:
         values: Pixels of each value in the label files, those with problems among them.
         classes: The class that each value is read as; -1 where it is ignored.
         refused: The label files that hold a value that is no class, by value.
-        colours: The same of colours.
-        problems: What data sets say of files, by kind (`"unreadable"`, `"size"`, `"values"`, `"colours"`, `"channels"`,
+        problems: What data sets say of files, by kind (`"unreadable"`, `"size"`, `"values"`, `"channels"`,
             `"bit_depth"`, `"exif"`) and file.
         unlabelled: Label files without a pixel of any class.
         lossy: Label files that are JPEG.
@@ -106,7 +103,6 @@ class SplitScan:
     values: Mapping[int, int] = field(default_factory=dict)
     classes: Mapping[int, int] = field(default_factory=dict)
     refused: Mapping[int, Sequence[str]] = field(default_factory=dict)
-    colours: Mapping[str, Sequence[str]] = field(default_factory=dict)
     problems: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     unlabelled: Sequence[str] = ()
     lossy: Sequence[str] = ()
@@ -261,7 +257,6 @@ def summed_up(samples: Sequence[SampleScan], class_names: tuple[str, ...], form:
     values: Counter[int] = Counter()
     classes: dict[int, int] = {}
     refused: dict[int, list[str]] = {}
-    colours: dict[str, list[str]] = {}
     problems: dict[str, dict[str, str]] = {}
     for sample in samples:
         shown = Counter[int]()
@@ -276,8 +271,6 @@ def summed_up(samples: Sequence[SampleScan], class_names: tuple[str, ...], form:
         images.update(shown.keys())
         for value, _ in sample.refused:
             refused.setdefault(value, []).append(sample.label)
-        for colour in sample.colours:
-            colours.setdefault(colour, []).append(sample.label)
         if sample.problem:
             problems.setdefault(sample.problem, {})[sample.file] = sample.message
     readable = [sample for sample in samples if not sample.problem]
@@ -290,7 +283,6 @@ def summed_up(samples: Sequence[SampleScan], class_names: tuple[str, ...], form:
         values=dict(sorted(values.items())),
         classes=dict(sorted(classes.items())),
         refused=dict(sorted(refused.items())),
-        colours=dict(sorted(colours.items())),
         problems=problems,
         unlabelled=[s.label for s in readable if {label for _, label, _ in s.values} <= {IGNORED}],
         lossy=[s.label for s in samples if s.label_kind.startswith("JPEG")],
@@ -315,8 +307,12 @@ def scan_sample(dataset: SegmentationDataset, index: int) -> SampleScan:
     """
     pair = _pair(dataset, index)
     image_path, label_path = pair or (dataset.name(index),) * 2
-    (size, image_kind), (label_size, label_kind) = map(_looked_at, pair or ("", ""))
-    raw = _raw_values(label_path) if pair else None
+    has_own_label = pair is not None and not dataset.labels_share_a_file
+    if not has_own_label:
+        label_path = image_path
+    size, image_kind = _looked_at(image_path if pair else "")
+    label_size, label_kind = _looked_at(label_path if has_own_label else "")
+    raw = _raw_values(label_path) if has_own_label else None
     about: dict[str, Any] = {
         "image": image_path,
         "label": label_path,
@@ -337,19 +333,17 @@ def scan_sample(dataset: SegmentationDataset, index: int) -> SampleScan:
             bands=dataclasses.asdict(count_bands(read_bands(image_path))) if pair else {},
             **about,
         )
-    except LabelColoursError as error:
-        words = " ".join(str(error).split())
-        return SampleScan(file=label_path, problem="colours", message=words, colours=error.colours, size=size, **about)
     except Exception as error:  # whatever a damaged file makes a reader raise: it is named, and the scan goes on
         words = str(error) if isinstance(error, DataError | OSError) else f"{type(error).__name__}: {error}"
         named = [str(path) in words for path in cast(Any, dataset).files[index][:2]] if pair else []
         is_of_image = named == [True, False]
+        is_unknown = isinstance(error, UnknownLabelError)
         is_other_size = bool(size and label_size) and size != label_size
         counted = [] if raw is None else _counted(raw)
         refused = [] if not counted or is_other_size or is_of_image else _refused(dataset, index, counted)
         return SampleScan(
             file=image_path if is_of_image else label_path,
-            problem="size" if is_other_size else "values" if refused else "unreadable",
+            problem="size" if is_other_size else "values" if refused or is_unknown else "unreadable",
             message=" ".join(words.split()),
             values=[(value, None, count) for value, count in counted],
             refused=refused,

@@ -1,5 +1,6 @@
 """Evaluation of models on a data set, as the papers do."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -27,6 +28,7 @@ from segheads.model import SegmentationModel
 from segheads.modules import evaluating
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 LOOK_EVERY = 64  # images; on a GPU the host waits for none in between
 IOU = "iou"  # its confusion matrix also gives the scores of single images
 
@@ -123,6 +125,23 @@ def evaluate_each(
         bad = _count_own_images(accelerator, samples, count, workers, measured, lambda: in_turn(models), predicted)
     _refuse_together(samples, bad)
     return [of_model.compute(count) for of_model in measured]
+
+
+def warn_of_squashing(model: SegmentationModel, protocol: InferenceProtocol) -> None:
+    """Say that whole images lose their proportions where the backbone's weights are bound to one size.
+
+    Args:
+        model: The model.
+        protocol: How it is shown each image.
+    """
+    if protocol.window is None and (fixed := model.backbone.fixed_size) is not None:
+        log.warning(
+            "%s is bound to images of %d x %d: whole images of other proportions are squashed into that; --window %d "
+            "shows them in windows of it",
+            model.backbone.name,
+            *fixed,
+            max(fixed),
+        )
 
 
 def share_statistics(accelerator: Accelerator, models: Iterable[nn.Module]) -> None:

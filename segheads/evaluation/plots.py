@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: predictions, the worst images, uncertainty, reliability."""
+"""Pictures of an evaluation: predictions, the worst images, uncertainty, reliability, confusion."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,6 +155,46 @@ def plot_reliability(results: Mapping[str, Tensor], path: str | Path) -> None:
     for axis in (upper, lower):
         axis.grid(alpha=0.3)
         axis.set_axisbelow(True)
+    save_figure(figure, path, dpi=100)
+
+
+def plot_confusion(confusion: Tensor, class_names: Sequence[str], path: str | Path) -> None:
+    """Draw what the pixels of each true class (row) were taken for (column), in percent of the row.
+
+    A row of a class without a labelled pixel is grey. Up to 20 classes have their numbers in the cells.
+
+    Args:
+        confusion: Pixels `(K, K + 1)`, as `F1Score` gives them; the last column, of no class, is drawn if it is not
+            empty.
+        class_names: The K names.
+        path: The picture to write.
+
+    Raises:
+        ValueError: If there is not one name for each class.
+    """
+    K = len(class_names)
+    if confusion.shape != (K, K + 1):
+        raise ValueError(f"confusion of {K} classes must be {(K, K + 1)}; got {tuple(confusion.shape)}")
+    counts, columns = confusion.double().numpy(), [*class_names, "(no class)"]
+    if not counts[:, -1].any():
+        counts, columns = counts[:, :-1], columns[:-1]
+    with np.errstate(invalid="ignore"):
+        shares = 100 * counts / confusion.double().numpy().sum(1, keepdims=True)
+    side = min(24.0, 3 + 0.4 * K)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("lightgrey")
+    shown = axes.imshow(shares, cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
+    small = min(8.0, 20 * 72 / (2 * max(K, 1)) / 2)
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=small)
+    axes.set_yticks(range(K), class_names, fontsize=small)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    for row, column in zip(*np.nonzero(np.nan_to_num(shares)), strict=True) if K <= 20 else ():
+        value = shares[row, column]
+        axes.text(
+            column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="black" if value > 60 else "white"
+        )
+    figure.colorbar(shown, ax=axes, label="pixels of the true class (percent)", shrink=0.8)
     save_figure(figure, path, dpi=100)
 
 

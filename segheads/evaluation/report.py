@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from segheads.data import SegmentationDataset
-from segheads.evaluation.plots import BINS, Row, plot_reliability, plot_worst
+from segheads.evaluation.plots import BINS, Row, plot_confusion, plot_reliability, plot_worst
 from segheads.evaluation.tables import SHOWN, listed, markdown_table, named, percent, words
 from segheads.files import whole_file, write_json, write_text
 from segheads.metrics import METRICS
@@ -24,7 +24,9 @@ def write_evaluation(
     dataset: SegmentationDataset,
     rows: Sequence[Row],
 ) -> None:
-    """Write results.json, results.md and images.csv; reliability.png with calibration, worst.png where there are rows.
+    """Write results.json, results.md and images.csv; worst.png where there are rows.
+
+    With calibration, also reliability.png; with F1, confusion.csv and confusion.png.
 
     Args:
         folder: Where to; made if need be.
@@ -37,6 +39,9 @@ def write_evaluation(
     write_results(folder, results, dataset, protocol)
     write_text(folder / "results.md", evaluation_markdown(results, protocol, dataset.class_names) + "\n")
     write_images(folder / "images.csv", results, dataset)
+    if "confusion" in results:
+        write_confusion(folder / "confusion.csv", results["confusion"], dataset.class_names)
+        plot_confusion(results["confusion"], dataset.class_names, folder / "confusion.png")
     if rows:
         worst = worst_images(results, len(rows))
         plot_worst(rows, results["image_mIoU"][worst].tolist(), dataset, folder / "worst.png")
@@ -254,6 +259,20 @@ def write_images(path: Path, results: Mapping[str, Tensor], dataset: Segmentatio
             ]
             rest = [dataset.class_names[lowest], own[lowest].item()] if present else ["", ""]
             writer.writerow([dataset.name(index), *("" if x != x else x for x in (*scores, *rest))])
+
+
+def write_confusion(path: Path, confusion: Tensor, class_names: Sequence[str]) -> None:
+    """Write how many pixels of each true class (row) were given each class (column); the last column is none.
+
+    Args:
+        path: The CSV file.
+        confusion: Pixels `(K, K + 1)`, as `F1Score` gives them.
+        class_names: The K names.
+    """
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true class", *class_names, "(no class)"])
+        writer.writerows([name, *row] for name, row in zip(class_names, confusion.tolist(), strict=True))
 
 
 def _by_size(results: Mapping[str, Tensor]) -> str:

@@ -1,5 +1,6 @@
 """Averages of tokens, weighted by the softmax of scores, in memory that grows with the number of tokens alone."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from segheads.functional.kernels import Kernel
 
 TILE = 256  # rows of the N x N affinity that are held at a time where no fused kernel serves
 MOST_FILLING = 8  # channels of zeros with which a fused kernel is still the quicker way
+TILES_TOGETHER = 2**22  # weights of several images that the CPU's backward pass holds at a time: 16 MB in fp32
 WIDEST_ON_CUDA = 256  # channels: flash attention's limit; tiles beyond it are lean, and slow (docs/performance.md)
 
 
@@ -25,7 +27,7 @@ class Scores(NamedTuple):
 
     def weights(self) -> Tensor:
         """The softmax over the keys, `(B, M, N)`, for a few queries."""
-        return _weights(self.query * self.scale, self.key, self.cancels)
+        return _products(self.query * self.scale, self.key, self.cancels).softmax(-1)
 
 
 def grid_positions(x: Tensor) -> Tensor:
@@ -90,11 +92,11 @@ def weighted_average(values: Tensor, scores: Scores) -> Tensor:
     query, key, scale, cancels = scores
     values = values.to(query.dtype)  # under autocast scores are narrower than the tokens
     inputs = _fused_inputs(values, query, key)
-    if inputs is not None:
+    if inputs is not None and not _has_own_backward(values, query, key):
         return F.scaled_dot_product_attention(*inputs, scale=scale)[:, 0, :, : values.shape[-1]]
     if key is query and torch.compiler.is_compiling():
         key = key.view_as(key)  # a traced autograd.Function may not take one tensor twice
-    return _Tiles.apply(values, query, key, scale, cancels)
+    return _Tiles.apply(values, query, key, scale, cancels, inputs is not None)
 
 
 def takes_fused(values: Tensor, scores: Scores) -> bool:
@@ -111,7 +113,7 @@ def _fused_inputs(values: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, T
     width = max(values.shape[-1], query.shape[-1])
     if query.device.type != "cpu":
         width = -(-width // 8) * 8  # CUDA's fused kernels want multiples of 8
-    if not _is_fused(values, query, key, width):
+    if not _is_fused(values, query, width):
         return None
     q, k, v = (_row_by_row(F.pad(x, (0, width - x.shape[-1]))).unsqueeze(1) for x in (query, key, values))
     if q.is_cuda and not q.is_meta:
@@ -131,26 +133,43 @@ def _row_by_row(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _is_fused(values: Tensor, query: Tensor, key: Tensor, width: int) -> bool:
-    """Whether fused attention is to serve forward and backward, if it can, and tiles would not be quicker."""
+def _is_fused(values: Tensor, query: Tensor, width: int) -> bool:
+    """Whether fused attention is to serve, if it can, and tiles would not be quicker."""
     if query.is_meta or (query.device.type == "cpu" and torch.compiler.is_compiling()):
         return True  # a graph with one operation, for any N
     if width - min(values.shape[-1], query.shape[-1]) > MOST_FILLING:
         return False
-    if query.is_cuda:
-        return width <= WIDEST_ON_CUDA
-    # The CPU's kernel takes every width and type, but its backward shares out whole images among the threads.
-    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (values, query, key))
-    return query.device.type == "cpu" and not (trains and len(query) < torch.get_num_threads())
+    return width <= WIDEST_ON_CUDA if query.is_cuda else query.device.type == "cpu"  # whose kernel takes every width
+
+
+def _has_own_backward(*inputs: Tensor) -> bool:
+    """Whether tiles are to serve the backward pass of fused attention.
+
+    The CPU's computes with subnormal weights, on which many processors are some ten times slower, and shares out
+    nothing but whole images among the threads.
+    """
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    is_traced = torch.compiler.is_compiling() or any(x.is_meta for x in inputs)
+    return trains and not is_traced and inputs[0].device.type == "cpu"
 
 
 class _Tiles(torch.autograd.Function):
-    """The average in tiles of rows, with a backward pass that computes each tile again instead of keeping it."""
+    """The average in tiles of rows, with a backward pass that computes each tile again instead of keeping it.
+
+    On the CPU no tile holds subnormal numbers: weights below the square root of the type's smallest normal number
+    (1e-19 in fp32) are 0, and gradients of scores below its power 3/4 (4e-29). With `is_fused` the forward pass is
+    fused attention.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, query: Tensor, key: Tensor, scale: float, cancels: bool) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, query: Tensor, key: Tensor, scale: float, cancels: bool, is_fused: bool
+    ) -> Tensor:
         ctx.save_for_backward(values, query, key)
         ctx.scale, ctx.cancels = scale, cancels
+        inputs = _fused_inputs(values, query, key) if is_fused else None
+        if inputs is not None:
+            return F.scaled_dot_product_attention(*inputs, scale=scale)[:, 0, :, : values.shape[-1]]
         with torch.autocast(query.device.type, enabled=False):
             rows = (query * scale).split(TILE, dim=1)
             averages = [_weights(some, key, cancels).to(query.dtype) @ values for some in rows]
@@ -159,34 +178,66 @@ class _Tiles(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, query, key = ctx.saved_tensors
-        scaled = query * ctx.scale
-        needed = ctx.needs_input_grad[:3]
-        inputs = (values, query, key)
-        totals = [_wide(torch.zeros_like(x)) if need else None for x, need in zip(inputs, needed, strict=True)]
-        of_values, of_query, of_key = totals
-        with torch.autocast(query.device.type, enabled=False):
-            for start in range(0, query.shape[1], TILE):
-                at = slice(start, start + TILE)
-                weights = _weights(scaled[:, at], key, ctx.cancels)  # (B, TILE, N)
-                if of_values is not None:
-                    _add_product(of_values, weights.to(query.dtype).mT, grad[:, at])
-                if of_query is None and of_key is None:
-                    continue
-                of_weights = _wide(grad[:, at] @ values.mT)
-                of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).to(query.dtype)
-                if of_query is not None:
-                    _add_product(of_query[:, at], of_scores, key)
-                if of_key is not None:
-                    _add_product(of_key, of_scores.mT, scaled[:, at])
+        inputs = values, query, key = ctx.saved_tensors
+        totals = [
+            _wide(torch.zeros_like(x)) if need else None for x, need in zip(inputs, ctx.needs_input_grad, strict=False)
+        ]
+        together = (
+            max(1, TILES_TOGETHER // (TILE * max(key.shape[1], 1))) if grad.device.type == "cpu" else max(len(grad), 1)
+        )
+        with torch.autocast(grad.device.type, enabled=False):
+            for start in range(0, len(grad), together):
+                at = slice(start, start + together)
+                some = [None if total is None else total[at] for total in totals]
+                given = grad[at].to(values.dtype)
+                _add_gradients(some, values[at], query[at], key[at], given, ctx.scale, ctx.cancels)
+        return *(None if x is None else x.to(of.dtype) for x, of in zip(totals, inputs, strict=True)), None, None, None
+
+
+def _add_gradients(
+    totals: list[Tensor | None],
+    values: Tensor,
+    query: Tensor,
+    key: Tensor,
+    grad: Tensor,
+    scale: float,
+    cancels: bool,
+) -> None:
+    """Add to the gradients of values, query and key, where they are not None, those of some images."""
+    of_values, of_query, of_key = totals
+    scaled = query * scale
+    for start in range(0, query.shape[1], TILE):
+        at = slice(start, start + TILE)
+        weights = _weights(scaled[:, at], key, cancels)  # (B, TILE, N)
+        if of_values is not None:
+            _add_product(of_values, weights.to(query.dtype).mT, grad[:, at])
+        if of_query is None and of_key is None:
+            continue
+        of_weights = _wide(grad[:, at] @ values.mT)
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        if of_scores.device.type == "cpu":
+            of_scores = F.hardshrink(of_scores, torch.finfo(of_scores.dtype).tiny ** 0.75)
+        of_scores = of_scores.to(query.dtype)
         if of_query is not None:
-            of_query.mul_(ctx.scale)
-        return *(None if x is None else x.to(of.dtype) for x, of in zip(totals, inputs, strict=True)), None, None
+            _add_product(of_query[:, at], of_scores, key)
+        if of_key is not None:
+            _add_product(of_key, of_scores.mT, scaled[:, at])
+    if of_query is not None:
+        of_query.mul_(scale)
 
 
 def _weights(scaled: Tensor, key: Tensor, cancels: bool) -> Tensor:
-    products = _wide(scaled) @ _wide(key).mT if cancels else _wide(scaled @ key.mT)
-    return products.softmax(-1)
+    """The softmax, of which the CPU computes no weight that could become a subnormal number."""
+    products = _products(scaled, key, cancels)
+    if products.device.type != "cpu" or not products.numel():
+        return products.softmax(-1)
+    lowest = 0.5 * math.log(torch.finfo(products.dtype).tiny)
+    products.sub_(products.amax(-1, keepdim=True))
+    return torch.threshold_(products, lowest, -math.inf).softmax(-1)
+
+
+def _products(scaled: Tensor, key: Tensor, cancels: bool) -> Tensor:
+    return _wide(scaled) @ _wide(key).mT if cancels else _wide(scaled @ key.mT)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -46,8 +46,9 @@ def mean_shift(
     No (N, N) matrix is held, forward or backward. Where D and C are about equal (the difference is filled with zeros,
     which is exact) the product runs in PyTorch's fused attention, if the device has it for the type and width and can
     keep its threads busy with it; the keys' norms are one more channel. Everywhere else it runs in tiles of rows,
-    which the backward pass computes again; that beats filling up unequal widths, too. `torch.compile` and
-    `torch.export` get the one fused operation on the CPU. Gradients of gradients exist for neither.
+    which the backward pass computes again; that beats filling up unequal widths, too. On the CPU the backward pass is
+    tiles in any case, in which weights below 1e-19 are 0: fused attention's computes with subnormal numbers.
+    `torch.compile` and `torch.export` get the one fused operation on the CPU. Gradients of gradients exist for neither.
 
     Args:
         x: The tokens, or a feature map whose positions are the tokens.

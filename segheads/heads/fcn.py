@@ -5,6 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from segheads.heads.base import Head
+from segheads.heads.classifier import Init, pixel_classifier
 
 
 class FCNHead(Head):
@@ -13,7 +14,7 @@ class FCNHead(Head):
     The decoder of Long et al., "Fully Convolutional Networks for Semantic Segmentation" (CVPR 2015,
     https://arxiv.org/abs/1411.4038) as MMSegmentation has it (`FCNHead`, without its option of concatenating the
     input): the auxiliary head of PSPNet, UPerNet and SenFormer on the third stage, and the learner of `SenUPer`.
-    Convolutions start as He et al. have it, the classifier with standard deviation 0.01, as published.
+    Convolutions start as He et al. have it.
 
     Args:
         in_channels: Channels of the feature map.
@@ -22,12 +23,14 @@ class FCNHead(Head):
         num_layers: Number of convolutions, each with batch normalisation and ReLU; 0 leaves the classifier alone.
         kernel_size: Size of the convolutions' kernels, odd.
         drop_rate: Probability with which whole channels are dropped before the classifier.
+        init: How the classifier starts: `"xavier"`, like other heads here, or `"published"`, with a standard deviation
+            of 0.01, which learns later.
 
     Shape:
         `(B, C, h, w)` to `(B, K, h, w)`.
 
     Raises:
-        ValueError: If a size is out of range, or the map has other than `in_channels` channels.
+        ValueError: If a size is out of range, `init` is unknown, or the map has other than `in_channels` channels.
 
     Examples:
         >>> import torch
@@ -44,6 +47,7 @@ class FCNHead(Head):
         num_layers: int = 1,
         kernel_size: int = 3,
         drop_rate: float = 0.1,
+        init: Init = "xavier",
     ) -> None:
         super().__init__(in_channels, num_classes)
         if channels < 1 or num_layers < 0:
@@ -53,9 +57,7 @@ class FCNHead(Head):
         widths = [in_channels] + [channels] * num_layers
         self.layers = nn.Sequential(*(_conv_norm_relu(narrow, wide, kernel_size) for narrow, wide in pairwise(widths)))
         self.dropout = nn.Dropout2d(drop_rate)
-        self.classifier = nn.Conv2d(widths[-1], num_classes, 1)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]  # there is a bias
+        self.classifier = pixel_classifier(widths[-1], num_classes, init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, K, h, w)` of a feature map `(B, C, h, w)`."""

@@ -8,6 +8,7 @@ from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
 from segheads.heads.base import Head
+from segheads.heads.classifier import Init, pixel_classifier
 from segheads.heads.fcn import FCNHead
 from segheads.heads.senformer import SenFormerHead
 from segheads.heads.smp import tolerate_single_values
@@ -27,12 +28,13 @@ class UPerHead(Head):
         num_classes: Number of classes K.
         channels: Channels of the pyramid and the fusion.
         drop_rate: Probability with which whole channels are dropped before the classifier.
+        init: How the classifier starts, see `FCNHead`.
 
     Shape:
         A list of `(B, C_i, h_i, w_i)`, fine to coarse, to `(B, K, h_0, w_0)`.
 
     Raises:
-        ValueError: If there are fewer than two maps, a size is below 1, or a map has other channels.
+        ValueError: If there are fewer than two maps, a size is below 1, `init` is unknown, or a map has other channels.
 
     Examples:
         >>> import torch
@@ -45,14 +47,18 @@ class UPerHead(Head):
     preferred_pyramid = None
 
     def __init__(
-        self, in_channels: Sequence[int], num_classes: int, *, channels: int = 512, drop_rate: float = 0.1
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 512,
+        drop_rate: float = 0.1,
+        init: Init = "xavier",
     ) -> None:
         super().__init__(in_channels, num_classes)
         self.decoder = _decoder(self.in_channels, channels)
         self.dropout = nn.Dropout2d(drop_rate)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]  # there is a bias
+        self.classifier = pixel_classifier(channels, num_classes, init)
 
     def forward(self, x: list[Tensor]) -> Tensor:
         """Logits `(B, K, h_0, w_0)` of maps `(B, C_i, h_i, w_i)`."""
@@ -76,13 +82,14 @@ class SenUPer(Head):
         merge: A name in `segheads.merges.MERGES`.
         drop_rate: Probability with which whole channels are dropped before each learner's classifier.
         levels: Which levels have a learner, 0 the finest; None means all.
+        init: How the learners' classifiers start, see `FCNHead`.
 
     Shape:
         A list of `(B, C_i, h_i, w_i)`, fine to coarse, to log-probabilities `(B, K, h_0, w_0)`.
 
     Raises:
-        ValueError: If there are fewer than two maps, a size is below 1, a map has other channels, or `merge` or
-            `levels` is not one that `SenFormerHead` takes.
+        ValueError: If there are fewer than two maps, a size is below 1, `init` is unknown, a map has other
+            channels, or `merge` or `levels` is not one that `SenFormerHead` takes.
 
     Examples:
         >>> import torch
@@ -105,6 +112,7 @@ class SenUPer(Head):
         merge: str = "average",
         drop_rate: float = 0.1,
         levels: Sequence[int] | None = None,
+        init: Init = "xavier",
     ) -> None:
         super().__init__(in_channels, num_classes)
         self.decoder = _decoder(self.in_channels, channels)
@@ -112,7 +120,7 @@ class SenUPer(Head):
         self.ensemble = SenFormerHead(
             [channels] * len(self.in_channels),
             num_classes,
-            learner=partial(FCNHead, channels=channels, drop_rate=drop_rate),
+            learner=partial(FCNHead, channels=channels, drop_rate=drop_rate, init=init),
             merge=merge,
             levels=levels,
         )

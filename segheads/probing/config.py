@@ -67,6 +67,13 @@ class ProbeConfig(TrainingConfig):
             raise OptionError("head and learning_rate are for one model; give heads and learning_rates")
         if self.keeping != KeepingConfig():
             raise OptionError("best, keep, ema and patience are for one model; probes end with their last weights")
-        for option, is_set in {"compile": self.machine.compile, "calibration": self.loop.calibration}.items():
+        for option, is_set in {
+            "compile": self.machine.compile,
+            "calibration": self.loop.calibration,
+            "freeze_backbone": self.model.freeze_backbone,
+            "freeze_stages": self.model.freeze_stages,
+            "grad_checkpointing": self.machine.grad_checkpointing,
+            "layer_decay": self.optimization.layer_decay != 1,
+        }.items():
             if is_set:
                 raise OptionError(f"{option} is for one model; train the head that you choose with its own recipe")

@@ -14,6 +14,7 @@ from segheads.probing.backbone import SharedBackbone
 from segheads.probing.features import FeatureCache
 from segheads.probing.probes import Probe
 from segheads.training.batches import training_batches
+from segheads.training.clipping import ClipMode
 from segheads.training.loop import first_not_finite, train_step
 from segheads.training.optimization import set_learning_rate
 
@@ -66,6 +67,7 @@ def probe_step(
     *,
     seed: int,
     max_grad_norm: float | None = None,
+    clip_mode: ClipMode = "norm",
 ) -> list[Tensor]:
     """One update of every head, each as if it were the only one.
 
@@ -79,6 +81,7 @@ def probe_step(
         batches: Maps and labels; the gradients of several are averaged (gradient accumulation).
         seed: Of what is dropped in this step.
         max_grad_norm: Clip the norm of each head's gradient to this.
+        clip_mode: What is clipped instead.
 
     Returns:
         The loss of each head, NaN of one that rests: scalars on the device, for which nothing waits.
@@ -95,7 +98,8 @@ def probe_step(
             continue
         shared.rewind()
         torch.manual_seed(seed)
-        losses.append(train_step(accelerator, probe.prepared, probe.optimizer, shown, max_grad_norm=max_grad_norm))
+        clipping: Any = {"max_grad_norm": max_grad_norm, "clip_mode": clip_mode}
+        losses.append(train_step(accelerator, probe.prepared, probe.optimizer, shown, **clipping))
     shared.forget()
     return losses
 
@@ -115,6 +119,7 @@ class ProbeLearner:
         schedule: Learning rate as a function of the number of updates made and a head's own rate.
         seed: Of what is dropped.
         max_grad_norm: Clip the norm of each head's gradient to this.
+        clip_mode: What is clipped instead.
         records: What the log of a resumed run holds: who rests already.
     """
 
@@ -127,10 +132,12 @@ class ProbeLearner:
         schedule: Callable[[int, float], float],
         seed: int,
         max_grad_norm: float | None = None,
+        clip_mode: ClipMode = "norm",
         records: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self.accelerator, self.shared, self.probes = accelerator, shared, probes
         self.schedule, self.seed, self.max_grad_norm = schedule, seed, max_grad_norm
+        self.clip_mode = clip_mode
         for record in records:
             for probe in probes:
                 probe.diverged_at = record.get("diverged", {}).get(probe.name, probe.diverged_at)
@@ -143,9 +150,8 @@ class ProbeLearner:
             if probe.optimizer is not None:
                 set_learning_rate(probe.optimizer, self.schedule(iteration, probe.learning_rate))
         drawn = step_seed(self.seed, self.accelerator.process_index, iteration)
-        losses = probe_step(
-            self.accelerator, self.shared, self.probes, batches, seed=drawn, max_grad_norm=self.max_grad_norm
-        )
+        clipping: Any = {"max_grad_norm": self.max_grad_norm, "clip_mode": self.clip_mode}
+        losses = probe_step(self.accelerator, self.shared, self.probes, batches, seed=drawn, **clipping)
         return torch.stack(losses)
 
     def record(self, iteration: int, means: Sequence[float], first_bad: Sequence[int | None]) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
             schedule=partial(_rate, config),
             seed=config.seed,
             max_grad_norm=config.optimization.max_grad_norm,
+            clip_mode=config.optimization.clip_mode,
             records=run.folder.records(),
         )
         prepare = PhotometricNormalize(mean, std).to(run.accelerator.device)

@@ -83,6 +83,10 @@ class ModelConfig:
     """Any of segheads.list_heads()."""
     drop_path_rate: float
     """Stochastic depth of the backbone."""
+    freeze_backbone: bool = False
+    """The backbone learns nothing: its weights and statistics stay, and nothing in it is dropped."""
+    freeze_stages: int = 0
+    """The same of its stem and so many first stages (blocks of a plain ViT); 0 freezes none."""
     loss: str = "ce"
     """Any of segheads.losses.LOSSES, or a sum: ce (cross-entropy), "ce + 0.5*dice", "focal(gamma=3) + ohem"; bce, or
     "bce + dice", is of one class against its background, labels 1 and 0, with one logit for each pixel."""
@@ -213,6 +217,7 @@ class TrainingConfig:
         """
         ignored = {} if num_classes is None else {"ignore_index": ignored_label(num_classes)}
         channels = self.data.image_form.channels
+        frozen = {"freeze_backbone": self.model.freeze_backbone, "freeze_stages": self.model.freeze_stages}
         sizes = {"patch_size": self.model.patch_size, "depth": self.model.depth}
         return {
             "pretrained": not self.model.init_from and (self.model.backbone_weights or self.model.pretrained),
@@ -222,6 +227,7 @@ class TrainingConfig:
                 "model_kwargs": {key: value for key, value in sizes.items() if value is not None},
                 **({} if channels == 3 else {"in_chans": channels}),
             },
+            **{name: value for name, value in frozen.items() if value},
             "loss": self.model.loss,
             "loss_kwargs": self.model.loss_options(),
             "loss_reduction": self.model.loss_reduction,

@@ -17,6 +17,7 @@ from segheads.errors import DivergedError
 from segheads.evaluation.tables import SHOWN, named
 from segheads.modules import start_training
 from segheads.training.batches import Batch
+from segheads.training.clipping import ClipMode, clip_gradients
 from segheads.training.config import LoopConfig
 from segheads.training.optimization import set_learning_rate
 from segheads.training.setup import Run
@@ -65,6 +66,7 @@ class ModelLearner:
         optimizer: Its learning rate is set before each step.
         schedule: Learning rate as a function of the number of updates made.
         max_grad_norm: Clip the norm of the gradient to this.
+        clip_mode: What is clipped instead, see `clip_gradients`.
         explain: What is known of the batches of an iteration, in words, for the error of a loss that is not finite.
 
     In fp16 the scaler skips a step whose forward pass overflowed; more than `MAX_SKIPPED` of them in a row end the run.
@@ -78,17 +80,25 @@ class ModelLearner:
         *,
         schedule: Callable[[int], float],
         max_grad_norm: float | None = None,
+        clip_mode: ClipMode = "norm",
         explain: Callable[[int], str] | None = None,
     ) -> None:
         start_training(accelerator.unwrap_model(model))
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.schedule, self.max_grad_norm, self.explain = schedule, max_grad_norm, explain
+        self.clip_mode = clip_mode
         self._last = self._skipped = torch.zeros((), device=accelerator.device)
+        self._norms: list[Tensor] = []  # of the gradients since the last record, on the device
 
     def step(self, iteration: int, batches: Sequence[Batch]) -> Tensor:
         """One update at the schedule's rate; returns the loss `(1,)`."""
         set_learning_rate(self.optimizer, self.schedule(iteration))
-        loss = train_step(self.accelerator, self.model, self.optimizer, batches, max_grad_norm=self.max_grad_norm)
+        options: dict[str, Any] = {
+            "max_grad_norm": self.max_grad_norm,
+            "clip_mode": self.clip_mode,
+            "gradient_norms": self._norms,
+        }
+        loss = train_step(self.accelerator, self.model, self.optimizer, batches, **options)
         return (loss if self.accelerator.scaler is None else self._without_overflows(loss))[None]
 
     def _without_overflows(self, loss: Tensor) -> Tensor:
@@ -99,7 +109,7 @@ class ModelLearner:
         return self._last
 
     def record(self, iteration: int, means: Sequence[float], first_bad: Sequence[int | None]) -> dict[str, Any]:
-        """Loss and learning rate.
+        """Loss and learning rate; where gradients are clipped, the mean of their finite norms before that.
 
         Raises:
             DivergedError: If the loss was, or a weight is, not finite.
@@ -114,7 +124,13 @@ class ModelLearner:
         if (name := first_not_finite(self.model)) is not None:
             message = f"{name} is not finite after iteration {iteration}; no checkpoint was written"
             raise DivergedError(message, iteration)
-        return {"loss": means[0], "learning_rate": self.schedule(iteration - 1)}
+        return {"loss": means[0], "learning_rate": self.schedule(iteration - 1), **self._gradient_norm()}
+
+    def _gradient_norm(self) -> dict[str, float]:
+        norms = torch.stack(self._norms) if self._norms else torch.zeros(0)
+        self._norms.clear()
+        finite = norms[norms.isfinite()]
+        return {"gradient_norm": finite.mean().item()} if len(finite) else {}
 
 
 def first_not_finite(model: nn.Module) -> str | None:
@@ -132,6 +148,8 @@ def train_step(
     batches: Sequence[Batch],
     *,
     max_grad_norm: float | None = None,
+    clip_mode: ClipMode = "norm",
+    gradient_norms: list[Tensor] | None = None,
 ) -> Tensor:
     """One update of the weights, the same whether its images are one batch, or parts of it here and in other processes.
 
@@ -142,6 +160,8 @@ def train_step(
         optimizer: Makes one step.
         batches: Images and labels of each part (gradient accumulation).
         max_grad_norm: Clip the norm of the gradient to this.
+        clip_mode: What is clipped instead, see `clip_gradients`.
+        gradient_norms: Receives the norm before it is clipped, a scalar on the device, where it is the norm.
 
     Returns:
         The loss: a scalar without gradient, on the device, for which nothing waits; its mean over the processes is that
@@ -156,7 +176,9 @@ def train_step(
             accelerator.backward(loss)
             total += loss.detach()
     if max_grad_norm is not None:
-        accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+        norm = clip_gradients(accelerator, model.parameters(), max_grad_norm, clip_mode)
+        if gradient_norms is not None and norm is not None:
+            gradient_norms.append(norm.detach())
     optimizer.step()
     optimizer.zero_grad()
     return total

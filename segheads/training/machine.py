@@ -34,6 +34,8 @@ class MachineConfig:
     """Keep maps in the memory format that convolutions like; None does so where the backbone is made of them."""
     compile: bool = False
     """torch.compile the training step."""
+    grad_checkpointing: bool = False
+    """Compute activations inside the backbone's blocks twice instead of keeping them: less memory, longer steps."""
     sync_batchnorm: bool = False
     """Batch norms see the batch of all processes, on GPUs; accumulated parts they see one by one."""
     tf32: bool | None = None

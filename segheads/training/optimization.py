@@ -1,13 +1,17 @@
 """Learning rate and optimizer of the published training runs."""
 
+import difflib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 
+from segheads.backbones import TimmBackbone
+from segheads.training.clipping import ClipMode, check_clipping
 from segheads.training.schedules import Schedule, decayed
 
 Warmup = Literal["linear", "segmenter"]
@@ -32,6 +36,9 @@ class OptimizationConfig:
     """The rate at the start of the decay."""
     backbone_lr_scale: float = 1.0
     """The backbone's rate over that of the rest."""
+    layer_decay: float = 1.0
+    """The rate of each of the backbone's layers over that of the next one, above 0 to 1: 0.75 halves it about every
+    two layers towards the images."""
     min_learning_rate: float
     """The rate at the end of the decay."""
     power: float
@@ -41,11 +48,14 @@ class OptimizationConfig:
     warmup_iterations: int = 0
     """Updates over which the rate rises linearly, from 1e-6 of what the decay gives."""
     momentum: float = 0.9
-    """Momentum, for sgd and momentum."""
+    """Momentum, for sgd, momentum and others that have it under this name."""
     weight_decay: float
     """Decay of all weights but norms, biases, position tables, tokens and class embeddings."""
     max_grad_norm: float | None = None
-    """Clip the norm of the gradient; None does not."""
+    """Clip the norm of the gradient, or what clip_mode says; None does not."""
+    clip_mode: ClipMode = "norm"
+    """What max_grad_norm limits: norm, that of all gradients together; value, each number; agc, the gradient's norm
+    over the weights', unit by unit."""
 
     def rate_at(self, iteration: int, iterations: int, learning_rate: float | None = None) -> float:
         """The rate of the update that follows `iteration` updates of a run of `iterations`.
@@ -81,8 +91,9 @@ class OptimizationConfig:
             learning_rate: The rate at the start of the decay; None means that of the field.
 
         Raises:
-            ValueError: As `create_optimizer` does.
+            ValueError: As `create_optimizer` and `check_clipping` do.
         """
+        check_clipping(self.clip_mode, self.max_grad_norm)
         return create_optimizer(
             model,
             self.optimizer,
@@ -90,6 +101,7 @@ class OptimizationConfig:
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             backbone_lr_scale=self.backbone_lr_scale,
+            layer_decay=self.layer_decay,
         )
 
 
@@ -151,6 +163,7 @@ def create_optimizer(
     weight_decay: float,
     momentum: float,
     backbone_lr_scale: float = 1.0,
+    layer_decay: float = 1.0,
     fused: bool = True,
 ) -> Optimizer:
     """An optimizer by timm's name, with groups of parameters for what is not decayed and what learns more slowly.
@@ -168,14 +181,17 @@ def create_optimizer(
             `"momentum"` is not (as the MeanShifter was).
         learning_rate: The rate before any schedule.
         weight_decay: Decay of all other weights.
-        momentum: Momentum, for those that have one.
+        momentum: Momentum, for those that have one under this name.
         backbone_lr_scale: Rate of `model.backbone` over that of the rest; kept in its groups as `lr_scale`, timm's
             word, which `set_learning_rate` heeds.
+        layer_decay: Rate of each layer of `model.backbone` over that of the next, as timm groups them; the last
+            layer's is this, times `backbone_lr_scale`, as in BEiT and MMSegmentation, and that of all else 1.
         fused: Use fused kernels where there are any: the names in `FUSED`, all parameters on a device in `FUSED_ON`.
 
     Raises:
-        ValueError: If timm knows no such optimizer, no parameter requires a gradient, `backbone_lr_scale` is negative,
-            or it is not 1 and the model has no `backbone`.
+        ValueError: If timm knows no such optimizer, or it cannot be used here, no parameter requires a gradient,
+            `backbone_lr_scale` is negative or `layer_decay` out of range, one of them is not 1 and the model has no
+            `backbone`, or `layer_decay` is not 1 and the backbone has one layer or learns nothing.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
@@ -189,8 +205,10 @@ def create_optimizer(
             "backbone_lr_scale must be 0 or more, and 1 where the model has no backbone; "
             f"got {backbone_lr_scale} for a {type(model).__name__}"
         )
-    groups = _groups(model, weight_decay, backbone_lr_scale)
-    options: dict[str, Any] = {"momentum": momentum} if name in ("sgd", "momentum") else {}
+    check_optimizer(name)
+    groups = _groups(model, weight_decay, backbone_lr_scale, _layer_scales(model, layer_decay))
+    has_momentum = get_optimizer_info(_inner(name)).has_momentum
+    options: dict[str, Any] = {"momentum": momentum} if has_momentum else {}
     fused = fused and name.lower() in FUSED and all(p.device.type in FUSED_ON for g in groups.values() for p in g)
     if fused:
         options["fused"] = True
@@ -213,7 +231,56 @@ def create_optimizer(
     return optimizer
 
 
-def _groups(model: nn.Module, weight_decay: float, scale: float) -> dict[tuple[float, float], list[nn.Parameter]]:
+def check_optimizer(name: str) -> None:
+    """Refuse an optimizer that timm does not have, or that needs what is not here.
+
+    Args:
+        name: As in `timm.optim.list_optimizers()`.
+
+    Raises:
+        ValueError: If it is none, needs second derivatives, or a package and a GPU for kernels of its own.
+    """
+    inner, known = _inner(name), list_optimizers()
+    if inner not in known:
+        close: list[str] = difflib.get_close_matches(inner, map(str, known), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.optim.list_optimizers() shows all"
+        raise ValueError(f"optimizer must be one of timm's {len(known)}, but is {name!r}; {hint}")
+    if get_optimizer_info(inner).second_order:
+        raise ValueError(f"optimizer {name} needs second derivatives, which are not computed; take adamw, say")
+    needed = {"bnb": "bitsandbytes", "fused": "apex"}
+    package = next((package for prefix, package in needed.items() if inner.startswith(prefix)), None)
+    if package and not (torch.cuda.is_available() and find_spec(package)):
+        raise ValueError(f"optimizer {name} needs a GPU and the package {package}; take adamw, say")
+
+
+def _inner(name: str) -> str:
+    return name.lower().removeprefix("lookahead_")
+
+
+def _layer_scales(model: nn.Module, layer_decay: float) -> dict[int, float]:
+    """Of each parameter of the backbone, by its id, the rate over that of the backbone; empty where all have the same.
+
+    timm's `param_groups_layer_decay` differs: without a classifier the last layer has the full rate.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be above 0 and at most 1, which decays nothing; got {layer_decay}")
+    if layer_decay == 1:
+        return {}
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, TimmBackbone):
+        raise ValueError(f"layer_decay must be 1 where the model has no backbone; got {layer_decay}")
+    parameters = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+    layers = backbone.layers()
+    count = 1 + max(layers.values())
+    if not parameters or count == 1:
+        why = "has one layer" if parameters else "is frozen"
+        raise ValueError(f"layer_decay must be 1 where {backbone.name} {why}; got {layer_decay}")
+    return {id(p): layer_decay ** (count - layers[name]) for name, p in parameters.items()}
+
+
+def _groups(
+    model: nn.Module, weight_decay: float, scale: float, layer_scales: dict[int, float]
+) -> dict[tuple[float, float], list[nn.Parameter]]:
     """Parameters that learn, by their decay and their rate over that of the rest."""
     backbone = getattr(model, "backbone", None)
     of_backbone = set() if backbone is None else {id(parameter) for parameter in backbone.parameters()}
@@ -222,7 +289,7 @@ def _groups(model: nn.Module, weight_decay: float, scale: float) -> dict[tuple[f
     for parameter in model.parameters():
         if parameter.requires_grad:
             decay = 0.0 if id(parameter) in kept else weight_decay
-            own = scale if id(parameter) in of_backbone else 1.0
+            own = scale * layer_scales.get(id(parameter), 1.0) if id(parameter) in of_backbone else 1.0
             groups.setdefault((decay, own), []).append(parameter)
     if not groups:
         raise ValueError(f"an optimizer needs parameters that require a gradient; {type(model).__name__} has none")

@@ -11,10 +11,11 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from segheads.checkpointing import start_grad_checkpointing
 from segheads.data import EvaluationSamples, SubsetDataset
 from segheads.data.images import to_rgb
 from segheads.errors import options_become_parts
-from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty
+from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty, warn_of_squashing
 from segheads.evaluation.plots import plot_uncertainty
 from segheads.evaluation.report import score_line, score_record
 from segheads.inference.protocol import InferenceProtocol
@@ -63,6 +64,7 @@ def run_training(
         with options_become_parts():
             model = build_model(run.model_config(config), run.num_classes)
             config.protocol.check_threshold(model.num_classes)
+        warn_of_squashing(model, config.protocol)
         run.check_labels(model.ignore_index)
         run.tell_input(model)
         if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
@@ -90,6 +92,8 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
     if channels_last:
         model.to(memory_format=torch.channels_last)
     with options_become_parts():
+        if machine.grad_checkpointing:
+            start_grad_checkpointing(model.backbone)
         optimizer = config.optimization.create(model)
         config.optimization.rate_at(0, config.loop.iterations)  # refuses what is out of range, as does the next
         training_loader(config, run.training_set, 0)
@@ -111,6 +115,7 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         optimizer,
         schedule=partial(config.optimization.rate_at, iterations=config.loop.iterations),
         max_grad_norm=config.optimization.max_grad_norm,
+        clip_mode=config.optimization.clip_mode,
         explain=partial(explain_batch, config, run.training_set),
     )
     batches = training_batches(loader, prepare, channels_last=channels_last)
@@ -133,16 +138,34 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
     config, optimization, form = run.config, run.config.optimization, run.training_set.image_form
     log.info(
         f"{config.model.head} on {config.model.backbone}: "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters{_frozen(config)}; "
         f"{len(run.training_set)} training and {len(run.validation_set)} validation images of {model.num_labels} "
         f"classes; {run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
         f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} {optimization.schedule} "
-        f"(backbone times {optimization.backbone_lr_scale:g}), weight decay {optimization.weight_decay:g}, "
-        f"gradients clipped at {optimization.max_grad_norm}, drop path {config.model.drop_path_rate:g}\n"
+        f"(backbone times {optimization.backbone_lr_scale:g}{_decayed(config)}), "
+        f"weight decay {optimization.weight_decay:g}, "
+        f"gradients clipped at {optimization.max_grad_norm}{_clipped(config)}, "
+        f"drop path {config.model.drop_path_rate:g}\n"
         f"{paths_line(run.accelerator, [model], run.images_per_step())}"
         + ("" if form.has_colours else f"\nimages of {form}: crops are resized and mirrored, no colours are changed")
     )
+
+
+def _decayed(config: TrainingConfig) -> str:
+    decay = config.optimization.layer_decay
+    return "" if decay == 1 else f", and {decay:g} for each layer"
+
+
+def _clipped(config: TrainingConfig) -> str:
+    mode = config.optimization.clip_mode
+    return "" if mode == "norm" else f" ({mode})"
+
+
+def _frozen(config: TrainingConfig) -> str:
+    """What does not learn, in words."""
+    stages = f", its first {config.model.freeze_stages} stages frozen" if config.model.freeze_stages else ""
+    return ", the backbone frozen" if config.model.freeze_backbone else stages
 
 
 def evaluation_samples(

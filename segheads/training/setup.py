@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 
 from segheads.data import SegmentationDataset, SubsetDataset, open_dataset
+from segheads.data.dataset import check_same_classes
 from segheads.data.images import FLOATS
 from segheads.data.label_map import LabelMap
 from segheads.errors import OptionError, options_become_parts
@@ -189,6 +190,7 @@ def open_data(accelerator: Accelerator, config: TrainingConfig) -> tuple[Segment
     check_one_class(config)
     with accelerator.main_process_first() if config.data.download else nullcontext():
         training_set, validation_set = (open_dataset(config.data, part, seed=config.seed) for part in ("train", "val"))
+    check_same_classes(training_set, validation_set)
     if is_binary(config.model.loss) and training_set.num_classes != 2:
         raise OptionError(
             f"loss {config.model.loss!r} is of one class and its background, labels 1 and 0, and data set "

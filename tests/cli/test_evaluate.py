@@ -94,7 +94,15 @@ def test_the_whole_protocol_and_all_files(recipe, run, tmp_path):
     options = ["--scales", "0.5", "1", "--flip", "--limit", "3", "--stride", "16", "--small-images", "enlarge"]
     arguments = ["--model", str(run), *options, "--output", str(tmp_path), *ALONE[:4], "--pictures", "2"]
     results = recipe.main(tyro.cli(recipe.Config, args=arguments))
-    files = ["images.csv", "reliability.png", "results.json", "results.md", "worst.png"]
+    files = [
+        "confusion.csv",
+        "confusion.png",
+        "images.csv",
+        "reliability.png",
+        "results.json",
+        "results.md",
+        "worst.png",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     told = json.loads((tmp_path / "results.json").read_text())["protocol"]
     assert (told["images"], told["window"], told["stride"], told["scales"]) == (3, 32, 16, [0.5, 1.0])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segheads.data import ADE20K, CamVid, FolderDataset, LabelMap, Scenes
+from segheads.data import ADE20K, CamVid, FolderDataset, Scenes
 from segheads.data.findings import CHECKS, find_problems
 from segheads.data.scan import DataScan, SplitScan, scan_splits
 
@@ -61,13 +61,6 @@ def test_values_out_of_range_are_all_told():
     assert message(train) == "train: a.png holds 7; values out of range in all: 7, 9"
 
 
-def test_unknown_colours_are_all_told():
-    colours = {"#00ff00": ["a.png"], "#ffffff": ["b.png"]}
-    bad = {"a.png": "a.png holds #00ff00", "b.png": "b.png holds #ffffff"}
-    said = message(split(problems={"colours": bad}, colours=colours))
-    assert said == ("train: a.png holds #00ff00; the same is so of b.png; unknown colours in all: #00ff00, #ffffff")
-
-
 def test_masks_of_0_and_255():
     mask = split((5, 0), ignored=4)
     found = find_problems(DataScan(splits={"train": mask, "val": mask}))
@@ -116,6 +109,9 @@ def test_the_ignored_one_among_the_names():
 def test_classes_that_never_occur(name):
     assert codes(**{name: split((5, 0, 2))}) == [("warning", "absent")]
     assert codes(**{name: split((5, 0, 2), samples=2)}) == []  # fewer images than classes
+    assert codes(**{name: split((5, 3, 0, 2), samples=2, class_names=tuple("abcd"))}) == [
+        ("warning", "absent")
+    ]  # but most classes occur
     bad = split((5, 0, 2), problems={"unreadable": {"a.png": "bad"}})  # it may be in this one
     assert codes(**{name: bad}) == [("error", "unreadable")]
     found = find_problems(DataScan(splits={name: split((5, 0, 0))}))
@@ -219,13 +215,6 @@ SPOILINGS = {
         "unreadable",
         ("labels", "train", 3),
     ),
-    "label of several pages": (
-        lambda files, void: Image.open(files("labels", "val")[2]).save(
-            files("labels", "val")[2], format="TIFF", save_all=True, append_images=[Image.new("L", (9, 9))]
-        ),
-        "unreadable",
-        ("labels", "val", 2),
-    ),
     "label turned": (
         lambda files, void: rewrite(files("labels", "val")[3], np.rot90(labels(files("labels", "val")[3])).copy()),
         "size",
@@ -324,23 +313,6 @@ def test_a_sound_folder(drawn_copy):
 @pytest.mark.parametrize("name", SPOILINGS)
 def test_spoiled_folder(drawn_copy, name):
     check(drawn_copy, name)
-
-
-def test_folder_of_colours_that_are_no_class(drawn_copy):
-    def with_colours(root, name):
-        colours = LabelMap({(0, 0, 0): 0, (1, 1, 1): 1, (2, 2, 2): 2, (255, 255, 255): None})
-        return FolderDataset(*(root / kind / name for kind in ("images", "labels")), 3, label_map=colours)
-
-    drawn_copy.opened = with_colours
-    assert drawn_copy.problems() == []
-    one_pixel(drawn_copy.files("labels", "val")[1], 7)
-    (found,) = drawn_copy.problems()
-    assert (found.severity, found.code, found.files) == (
-        "error",
-        "colours",
-        (str(drawn_copy.files("labels", "val")[1]),),
-    )
-    assert "holds #070707 (1 pixels), but the label map names only #000000, #010101, #020202, #ffffff" in found.message
 
 
 def test_folder_of_binary_masks(drawn_copy):

@@ -147,6 +147,10 @@ def test_colours_that_are_blends_or_none(tmp_path):
     Image.fromarray(blended).save(tmp_path / "a.png")
     with pytest.raises(LabelError, match=r"a\.png has 1 pixels that are half transparent"):
         read_label_colours(tmp_path / "a.png")
+    blended[..., 3] = (255, 0)
+    Image.fromarray(blended).save(tmp_path / "a.png")
+    with pytest.raises(LabelError, match=r"a\.png has 1 pixels that are transparent, so nobody sees which colour"):
+        read_label_colours(tmp_path / "a.png")
     Image.fromarray(np.array([[0, 1]], np.uint16)).save(tmp_path / "b.png")
     with pytest.raises(LabelError, match=r"b\.png is of mode I;16, which has no colours of 8 bit|no colours"):
         read_label_colours(tmp_path / "b.png")
@@ -160,9 +164,7 @@ def test_transparent_pixels_have_no_colour(tmp_path, kind):
     if kind == "RGBA":
         image = Image.merge("RGBA", [image, image, image, Image.fromarray(np.array([[0, 255], [255, 255]], np.uint8))])
     image.save(tmp_path / "a.png", **({} if kind == "RGBA" else {"transparency": 0}))
-    message = (
-        r"a\.png has 1 pixels that are transparent, whose colours nobody sees; fill them with a colour of their own"
-    )
+    message = r"a\.png has 1 pixels that are transparent, so nobody sees which colour they have; fill them with"
     with pytest.raises(LabelError, match=message):
         read_label_colours(tmp_path / "a.png")
 
@@ -171,7 +173,7 @@ def test_transparent_pixels_have_no_colour(tmp_path, kind):
 def test_labels_of_several_pages(tmp_path, ending):
     pages = [Image.fromarray(np.full((4, 6), value, np.uint8)) for value in (0, 1, 2)]
     pages[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=pages[1:])
-    message = rf"a\.{ending} holds 3 images \(pages\), but should be a label image; save the one that counts"
+    message = rf"a\.{ending} has 3 pages, but a label has one; save the one that is meant"
     for read in (read_labels, read_label_colours):
         with pytest.raises(DataError, match=message):
             read(tmp_path / f"a.{ending}")
@@ -270,3 +272,11 @@ def test_zero_labels_are_reduced_alike_in_both_ways(ignored, dtype):
 def test_the_last_of_255_classes_is_not_the_ignored_value():
     values = np.array([[0, 1, 255]], dtype=np.uint8)
     assert to_class_indices(values, 255, first=1, ignored=(0, 255), path="a.png").tolist() == [[255, 0, 255]]
+
+
+@pytest.mark.parametrize("read", [read_labels, read_label_colours])
+def test_several_pages_are_refused(tmp_path, read):
+    page = Image.fromarray(np.zeros((2, 2), np.uint8))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    with pytest.raises(LabelError, match=r"a\.tif has 2 pages, but a label has one"):
+        read(tmp_path / "a.tif")

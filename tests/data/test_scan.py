@@ -12,7 +12,7 @@ from miniatures import SIZE, camvid, coco_stuff, converted_coco_stuff, draw_labe
 from PIL import Image
 from torch import Tensor
 
-from segheads.data import CamVid, COCOStuff10K, FolderDataset, Scenes, SegmentationDataset, SubsetDataset
+from segheads.data import CamVid, COCOStuff10K, FolderDataset, LabelMap, Scenes, SegmentationDataset, SubsetDataset
 from segheads.data import scan as scan_module
 from segheads.data.findings import find_problems
 from segheads.data.images import ImageForm
@@ -371,3 +371,12 @@ def test_statistics_of_channels_are_those_of_a_slow_reference(tmp_path):
     assert (found.largest, found.bits, found.channels) == (values.max(), 16, {2: 2})
     np.testing.assert_allclose(found.band_mean, values.mean((0, 1, 2)))
     np.testing.assert_allclose(found.band_std, values.std((0, 1, 2)))
+
+
+def test_unknown_colours_are_values_and_no_damage(tmp_path):
+    own_folder(tmp_path, values=(0, 1))
+    colours = LabelMap({(0, 0, 0): 0})
+    dataset = FolderDataset(tmp_path / "images/train", tmp_path / "labels/train", 2, label_map=colours)
+    problems = scan(dataset).problems
+    assert list(problems) == ["values"]
+    assert all("holds #010101" in message for message in problems["values"].values())

@@ -11,7 +11,7 @@ from PIL import Image
 from segheads import SegmentationMetrics
 from segheads.classes import Classes
 from segheads.data import Scenes
-from segheads.evaluation.plots import WRONG, plot_worst
+from segheads.evaluation.plots import WRONG, plot_confusion, plot_worst
 from segheads.evaluation.report import (
     evaluation_markdown,
     per_class_markdown,
@@ -119,6 +119,31 @@ def test_an_image_without_labels_has_empty_cells_and_is_never_the_worst(tmp_path
         f"{scenes.name(1)},{1 / 19},0.1,10,1,12,hill,{1 / 19}",
         f"{scenes.name(2)},,,0,0,12,,",
     ]
+
+
+def test_confusion_is_written_and_drawn(tmp_path, scenes):
+    metric, labels = METRICS["f1"](12), scenes.read(0)[1].long()
+    usual = SegmentationMetrics(12)
+    prediction = torch.where(labels == 4, 12, labels.roll(3, dims=1))  # 12 is no class
+    for one in (metric, usual):
+        one.update(prediction, labels)
+    counts = torch.ones(1, 3, 12, dtype=torch.long)
+    results = {**usual.compute(), **metric.compute(), **image_scores(counts.expand(3, 3, 12))}
+    write_evaluation(tmp_path, results, PROTOCOL, scenes, [])
+    with (tmp_path / "confusion.csv").open(newline="", encoding="utf-8") as file:
+        head, *rows = list(csv.reader(file))
+    assert head == ["true class", *scenes.class_names, "(no class)"]
+    assert tuple(row[0] for row in rows) == tuple(scenes.class_names)
+    assert [[int(x) for x in row[1:]] for row in rows] == results["confusion"].tolist()
+    assert int(rows[4][-1]) == int((labels == 4).sum())
+    whole = read(tmp_path / "confusion.png")
+    assert len(np.unique(whole.reshape(-1, 3), axis=0)) > 10
+    plot_confusion(torch.zeros(40, 41, dtype=torch.long), [f"class {i}" for i in range(40)], tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"confusion of 3 classes must be \(3, 4\); got \(12, 13\)"):
+        plot_confusion(results["confusion"], ["a", "b", "c"], tmp_path / "x.png")
+    text = (tmp_path / "results.md").read_text()
+    assert "| aAcc | mAcc | mIoU | mF1 | fwIoU |" in text
+    assert "| class | IoU | Acc | F1 | pixels |" in text
 
 
 def test_markdown(scenes, everything):
@@ -242,7 +267,8 @@ def test_sheet_of_the_worst(tmp_path, monkeypatch, scenes, everything):
     labelled = truth != 255
     wrong = labelled & (truth != prediction)
     assert titles[:3] == [f"1. {name}", "truth", "prediction"]
-    assert titles[3] == f"mIoU 25.00 %, {100 * wrong.sum() / labelled.sum():.0f} % of pixels wrong"
+    assert titles[3].startswith("mIoU 25.00 %")
+    assert titles[3].endswith(f", {100 * wrong.sum() / labelled.sum():.0f} % of pixels wrong")
     assert titles[4] == f"2. {rows[1][0]}"
     shown = axes[3].images[0].get_array()
     assert (shown[~labelled] == 255).all()

@@ -48,12 +48,16 @@ def test_dropout_drops_whole_channels():
     torch.testing.assert_close(head(x), head(x))
 
 
-def test_initialisation_is_the_published():
+def test_classifier_starts_like_other_heads_or_as_published():
     torch.manual_seed(0)
-    head = FCNHead(128, 100)
-    assert float(head.classifier.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
-    assert not head.classifier.bias.detach().any()
-    assert float(head.layers[0][0].weight.detach().std()) == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.05)
+    head, published = FCNHead(128, 100), FCNHead(128, 100, init="published")
+    xavier = (2 / (256 + 100)) ** 0.5
+    for own, std in ((head, xavier), (published, 0.01)):
+        assert float(own.classifier.weight.detach().std()) == pytest.approx(std, rel=0.05)
+        assert not own.classifier.bias.detach().any()
+        assert float(own.layers[0][0].weight.detach().std()) == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.05)
+    with pytest.raises(ValueError, match="^init must be one of xavier, published; got 'zeros'"):
+        FCNHead(128, 100, init="zeros")
 
 
 def test_batch_equals_single_and_gradients_reach_all():

@@ -136,6 +136,17 @@ def test_merge_and_levels_can_be_changed_on_a_trained_head():
         head.levels = [4]
 
 
+@pytest.mark.parametrize(("init", "std"), [("xavier", (2 / (64 + 50)) ** 0.5), ("published", 0.01)])
+def test_classifiers_start_as_asked(init, std):
+    options = {} if init == "xavier" else {"init": init}
+    for head_class in (UPerHead, SenUPer):
+        head = head_class([8, 8], 50, channels=64, **options)
+        classifiers = [m for name, m in head.named_modules() if name.endswith("classifier")]
+        assert len(classifiers) == (1 if head_class is UPerHead else 2)
+        for classifier in classifiers:
+            assert float(classifier.weight.detach().std()) == pytest.approx(std, rel=0.05)
+
+
 def test_state_round_trips():
     for head_class in (UPerHead, SenUPer):
         first, second = (head_class(CHANNELS[:3], 3, channels=8) for _ in range(2))

@@ -53,6 +53,14 @@ def test_rows_are_the_papers(recipe):
     assert "none, pre-norm" in names["13"]
 
 
+def test_papers_rows_start_as_published(recipe):
+    tables = recipe.tables(recipe.Config())
+    starts = {row.name: row.training["model_kwargs"]["head_kwargs"]["init"] for row in tables["4"].rows[:2]}
+    assert starts == {"UPerNet, fused": "published", "SenUPer, self-ensemble": "published"}
+    config = recipe.Config.from_flat(backbone="test_resnet", pretrained=False, width=16)
+    assert recipe.build_model(config, 5).plan.auxiliary_kwargs["init"] == "published"
+
+
 def test_every_row_can_be_built(recipe):
     config = recipe.Config.from_flat(backbone="test_resnet", pretrained=False, width=16, crop_size=32)
     models = {}
@@ -102,18 +110,16 @@ def test_another_budget_is_refused(recipe, tmp_path):
 
 
 def test_unknown_tables_are_named(recipe, tmp_path):
-    with pytest.raises(SegheadsError, match="^tables 5 9 must be some of heads 1 2 3 4 10 11 12 13"):
+    with pytest.raises(SegheadsError, match="^tables 5 9 must be some of heads start 1 2 3 4 10 11 12 13"):
         recipe.main(small(recipe, tmp_path, tables=("5", "1", "9")))
 
 
-def test_deviations_over_seeds(recipe):
-    config = recipe.Config.from_flat(seeds=2)
-    table = recipe.tables(config)["11"]
-    assert [row.seeds for row in table.rows] == [2] * 5
-    measured = [[{"mIoU": float(2 * i)}, {"mIoU": float(2 * i + 1)}] for i in range(5)]
-    text = markdown(table, measured)
-    assert "| ensemble | – | 0.50 ± 0.71 |" in text
-    assert "| P5 | – | 8.50 ± 0.71 |" in text
+def test_variance_is_of_one_model(recipe):
+    table = recipe.tables(recipe.Config())["11"]
+    assert [row.seeds for row in table.rows] == [1] * 5
+    assert all(row.evaluation == {"class_variance": True} for row in table.rows)
+    text = markdown(table, [[{"mIoU": 40.0, "class_variance": 0.5 + i}] for i in range(5)])
+    assert "| ensemble | – | 0.500 | 40.00 |" in text
 
 
 def test_the_papers_numbers_stand_beside_ours(recipe):

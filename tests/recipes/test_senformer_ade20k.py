@@ -93,8 +93,11 @@ def test_options_of_the_ensemble_reach_the_model(recipe):
         (["--learner", "linear"], {"learner": "linear", "learner_kwargs": {}}),
         (["--head", "class_attention", "--num-layers", "2"], {"num_layers": 2, "shared_block": True}),
         (["--head", "feature_fusion"], {"decoder_kwargs": {"num_layers": 1, "shared_block": True}}),
-        (["--head", "uper"], {"channels": 16}),
-        (["--head", "sen_uper", "--merge", "product"], {"channels": 16, "merge": "product", "levels": None}),
+        (["--head", "uper"], {"channels": 16, "init": "published"}),
+        (
+            ["--head", "sen_uper", "--merge", "product"],
+            {"channels": 16, "init": "published", "merge": "product", "levels": None},
+        ),
         (["--head", "linear"], {}),
     ],
 )

@@ -20,6 +20,7 @@ from segheads.data import (
     VOC2012,
     CamVid,
     Cityscapes,
+    COCODataset,
     COCOStuff10K,
     COCOStuff164K,
     DataConfig,
@@ -62,6 +63,7 @@ KINDS = {
     "voc2012_aug": (VOC2012Aug, miniatures.voc2012_aug, {}, [0, 20, 255]),
     "pascal_context": (PascalContext, miniatures.pascal_context, {}, [0, 1, 59]),
     "folder": (FolderDataset, miniatures.own_folder, {"class_names": ("lawn", "a path")}, [0, 1, 255]),
+    "coco": (COCODataset, miniatures.coco, {}, [0, 1, 2]),
 }
 
 
@@ -90,7 +92,7 @@ def test_both_splits(name, tmp_path, accelerator):
     assert validation_set.read(0)[1][0, :3].tolist() == values
 
 
-@pytest.mark.parametrize("name", ["cityscapes", "coco_stuff_10k", "pascal_context", "folder"])
+@pytest.mark.parametrize("name", ["cityscapes", "coco", "coco_stuff_10k", "pascal_context", "folder"])
 def test_training(name, tmp_path, accelerator):
     _, draw, options, _ = KINDS[name]
     run = config(name, data_root=draw(tmp_path / "data"), output=tmp_path / "run", **options)

@@ -104,6 +104,14 @@ def run_slope(tmp_path, batches, iterations, evaluate=None, max_grad_norm=None, 
     return folder, model
 
 
+def test_gradient_norm_before_clipping_is_in_the_record(tmp_path):
+    folder, _ = run_slope(tmp_path / "a", [batch(3.0), batch(6.0)] * 2, 4, max_grad_norm=0.1)
+    expected = (3 + 6) / 2 / 3**0.5  # of mean(w * x) over 3 weights
+    assert [record["gradient_norm"] for record in folder.records()] == pytest.approx([expected] * 2)
+    folder, _ = run_slope(tmp_path / "b", [batch(3.0)] * 2, 2)
+    assert "gradient_norm" not in folder.records()[0]
+
+
 def batch(value, label=0):
     return torch.full((4, 3), float(value)), torch.full((4,), label)
 
@@ -168,7 +176,9 @@ def test_a_scaler_skips_steps_that_overflow(tmp_path):
 
 
 def test_why_is_asked_of_the_first_such_iteration():
-    learner = ModelLearner(None, nn.Linear(1, 1), None, schedule=None, explain=lambda n: f"whose images were of {n}")
+    learner = ModelLearner(
+        Accelerator(cpu=True), nn.Linear(1, 1), None, schedule=None, explain=lambda n: f"whose images were of {n}"
+    )
     with pytest.raises(DivergedError, match="not finite at iteration 7, whose images were of 7; the run stopped"):
         learner.record(10, [0.0], [7])
 

@@ -151,6 +151,86 @@ def test_optimizers_that_cannot_be_are_named():
         create_optimizer(nn.Linear(2, 2), "nonsense", **options)
 
 
+def test_layers_towards_the_images_learn_more_slowly():
+    """As in BEiT and MMSegmentation: the last block has the decay once, the head none."""
+    model = create_model("test_vit", "linear", 3, pretrained=False)
+    groups, optimizer = grouped(model, layer_decay=0.5, backbone_lr_scale=0.1)
+    scale_of = {name: scale for (_, scale), names in groups.items() for name in names}
+    for name, scale in scale_of.items():
+        part = name.removeprefix("backbone.model.").split(".")
+        away = 6 - int(part[1]) if part[0] == "blocks" else {"head": 0, "norm": 1}.get(part[0], 7)
+        assert scale == pytest.approx(0.5**away * (1 if part[0] == "head" else 0.1)), name
+    assert scale_of.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    set_learning_rate(optimizer, 0.5)
+    assert all(group["lr"] == 0.5 * group["lr_scale"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "csatv2"])
+def test_layers_of_other_families(name):
+    model = create_model(
+        name, "linear", 3, pretrained=False, backbone_kwargs={"in_chans": 4 if name == "csatv2" else 3}
+    )
+    groups, _ = grouped(model, layer_decay=0.5)
+    scales = {scale for _, scale in groups}
+    assert max(scales) == 1.0
+    assert len(scales) >= 5
+    assert scales == {0.5**k for k in range(len(scales))}
+    first = next(n for n, p in model.named_parameters() if p.requires_grad)
+    assert first in groups.get((0.5, min(scales)), set()) | groups.get((0.0, min(scales)), set())
+
+
+@pytest.mark.parametrize(
+    ("layer_decay", "options", "message"),
+    [
+        (0.0, {}, "^layer_decay must be above 0 and at most 1, which decays nothing; got 0.0$"),
+        (1.5, {}, "^layer_decay must be above 0 .* got 1.5$"),
+        (0.5, {"freeze_backbone": True}, "^layer_decay must be 1 where test_vit is frozen; got 0.5$"),
+    ],
+)
+def test_decays_that_cannot_be(layer_decay, options, message):
+    model = create_model("test_vit", "linear", 3, pretrained=False, **options)
+    with pytest.raises(ValueError, match=message):
+        grouped(model, layer_decay=layer_decay)
+    with pytest.raises(ValueError, match="^layer_decay must be .*1 where the model has no backbone|above 0"):
+        grouped(nn.Linear(2, 2), layer_decay=layer_decay)
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw", "lion", "lamb", "adan", "adafactor", "adopt", "muon", "rmsprop", "nesterov", "lookahead_adamw"]
+)
+def test_timms_optimizers_lower_a_loss(name):
+    model = convolutions()
+    optimizer = create_optimizer(model, name, learning_rate=0.01, weight_decay=0.01, momentum=0.9)
+    images = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(10):
+        loss = (model(images) - 1).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_momentum_reaches_all_that_have_it():
+    optimizer = create_optimizer(convolutions(), "nesterovw", learning_rate=0.1, weight_decay=0.0, momentum=0.7)
+    assert optimizer.param_groups[0]["momentum"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adanw2", "^optimizer must be one of timm's .* but is 'adanw2'; did you mean adanw,"),
+        ("zzz", r"but is 'zzz'; timm\.optim\.list_optimizers\(\) shows all$"),
+        ("adahessian", "^optimizer adahessian needs second derivatives"),
+        ("bnbadam", "^optimizer bnbadam needs a GPU and the package bitsandbytes"),
+    ],
+)
+def test_optimizers_that_do_not_run_here(name, message):
+    with pytest.raises(ValueError, match=message):
+        create_optimizer(convolutions(), name, learning_rate=0.1, weight_decay=0.0, momentum=0.9)
+
+
 OPTIONS = {"learning_rate": 0.1, "weight_decay": 0.01, "momentum": 0.9}
 
 

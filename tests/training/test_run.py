@@ -104,7 +104,9 @@ def test_numbers_of_the_run_are_told_and_kept(tmp_path, caplog):
     run_training(Config.from_flat(**SMALL, output=tmp_path / "run", backbone_lr_scale=0.25), build)
     printed = caplog.text
     assert "linear on test_vit: " in printed
-    assert "adamw: learning rate 0.001 (backbone times 0.25), weight decay 0.05, gradients clipped at 1.0" in printed
+    assert (
+        "adamw: learning rate 0.001 poly (backbone times 0.25), weight decay 0.05, gradients clipped at 1.0" in printed
+    )
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["output"] == str(tmp_path / "run")
     assert kept["scale"] == [32, 32]

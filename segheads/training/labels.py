@@ -11,9 +11,9 @@ from accelerate.utils import broadcast_object_list
 
 from segheads.data import SegmentationDataset
 from segheads.data.findings import Finding, find_problems
-from segheads.data.scan import DataScan, has_files, scan, scan_splits
+from segheads.data.scan import DataScan, SplitScan, has_files, scan, scan_splits
 from segheads.data.scan_cache import default_cache
-from segheads.data.weights import class_weights
+from segheads.data.weights import RULES, class_weights
 from segheads.errors import DataError, SegheadsError
 from segheads.files import write_json
 from segheads.training.config import TrainingConfig
@@ -89,14 +89,17 @@ def _look(
     config: TrainingConfig, training_set: SegmentationDataset, validation_set: SegmentationDataset
 ) -> tuple[float, ...] | None:
     options: dict[str, Any] = {"workers": None if config.machine.workers else 0, "cache": default_cache()}
+    rule, kept = config.model.class_weights, config.output / WEIGHTS
+    weights = None if isinstance(rule, str) else rule
+    if config.resume and kept.is_file() and isinstance(rule, str):
+        known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+        weights = tuple(known.values())
+    elif isinstance(rule, str) and rule not in RULES:  # a file, which is read before all labels are
+        weights = class_weights(rule, SplitScan(class_names=training_set.class_names))
     looked: DataScan | None = None
     if config.scan and has_files(training_set):
         looked = scan_splits({"train": training_set, "val": validation_set}, **options)
         refuse_errors(find_problems(looked))
-    rule, kept = config.model.class_weights, config.output / WEIGHTS
-    if not isinstance(rule, str):
-        return rule
-    if config.resume and kept.is_file():
-        known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
-        return tuple(known.values())
+    if weights is not None or not isinstance(rule, str):
+        return weights
     return class_weights(rule, looked.splits["train"] if looked else scan(training_set, **options))

@@ -15,7 +15,7 @@ from segheads.data.label_map import LabelMap
 from segheads.errors import OptionError, options_become_parts
 from segheads.losses import is_binary
 from segheads.model import SegmentationModel
-from segheads.training.config import ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults
+from segheads.training.config import ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults, flat
 from segheads.training.labels import keep_weights, look_at_labels
 from segheads.training.machine import environment, start_accelerator
 from segheads.training.run_folder import RunFolder
@@ -34,7 +34,7 @@ class Run:
         folder: Where it keeps what must not be lost.
         training_set: What it trains on.
         validation_set: What it is evaluated on.
-        class_weights: Of its loss, as numbers; None weighs all classes the same.
+        class_weights: Of its loss, as numbers, once labels were looked at; None weighs all classes the same.
     """
 
     config: TrainingConfig
@@ -43,6 +43,7 @@ class Run:
     training_set: SegmentationDataset
     validation_set: SegmentationDataset
     class_weights: tuple[float, ...] | None = None
+    _has_looked: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -54,19 +55,39 @@ class Run:
 
         Args:
             config: The run's.
+
+        Raises:
+            SegheadsError: As `look` does, where the weights have to be counted.
         """
+        if isinstance(self.config.model.class_weights, str):
+            self.look()
         return config if self.class_weights is None else changed(config, class_weights=self.class_weights)
+
+    def look(self) -> None:
+        """Look at the labels, unless that was done; to be called by every process.
+
+        Raises:
+            SegheadsError: As `look_at_labels` does.
+        """
+        if not self._has_looked:
+            sets = self.training_set, self.validation_set
+            self.class_weights = look_at_labels(self.accelerator, self.config, *sets)
+            self._has_looked = True
 
     def images_per_step(self) -> int:
         """How many images each process takes at once."""
         return self.config.loop.batch_size // self.config.loop.gradient_accumulation // self.accelerator.num_processes
 
     def start(self) -> int:
-        """Write the configuration and start the trackers, once all that may be missing is there.
+        """Look at the labels; write the configuration and start the trackers, once all that may be missing is there.
 
         Returns:
             The iteration to go on from; 0 for a new run.
+
+        Raises:
+            SegheadsError: As `look` does.
         """
+        self.look()  # as late as can be: options that do not fit are said before
         self.accelerator.wait_for_everyone()  # all have looked before the first writes
         values = self.config.as_json()
         if self.accelerator.is_main_process:
@@ -143,9 +164,10 @@ class Run:
 def open_run(
     config: TrainingConfig, *, may_differ: Collection[str] = MAY_DIFFER, is_last: bool = True
 ) -> Iterator[Run]:
-    """Set up processes, check the folder, open the data sets, look at labels; at the end, close the trackers.
+    """Set up processes, check the folder, open the data sets; at the end, close the trackers.
 
-    Nothing is written before `Run.start`.
+    Nothing is written, and no label looked at, before `Run.start`; but weights of classes that have to be counted are
+    before the model is built.
 
     Args:
         config: Every number of the run.
@@ -155,10 +177,11 @@ def open_run(
     Raises:
         RunExistsError: The folder holds a run that was not to be resumed.
         OptionError: Options are out of range, do not fit, or are not those of the run that is resumed.
-        SegheadsError: As `open_dataset` and `look_at_labels` do.
+        SegheadsError: As `open_dataset` does.
     """
     accelerator = start_accelerator(config.machine, tracker=config.tracker, folder=config.output)
     _check_batch_size(config, accelerator.num_processes)
+    _check_ranges(config)
     folder = RunFolder(
         config.output,
         config.as_json(),
@@ -168,7 +191,7 @@ def open_run(
         keep=config.loop.keep_checkpoints,
     )
     sets = open_data(accelerator, config)
-    yield Run(config, accelerator, folder, *sets, look_at_labels(accelerator, config, *sets))
+    yield Run(config, accelerator, folder, *sets)
     accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     if is_last:
         accelerator.end_training()
@@ -265,3 +288,16 @@ def _check_batch_size(config: TrainingConfig, processes: int) -> None:
             f"batch_size {size} is over all {processes} processes and {accumulation} accumulated batches, and must be "
             f"a multiple of {parts}"
         )
+
+
+def _check_ranges(config: TrainingConfig) -> None:
+    """Numbers that would be refused without a word of advice, or late: pictures after the whole run."""
+    count = config.loop.evaluate_images
+    for name, is_right, expected in (
+        ("pictures", config.pictures >= 0, "0 or more"),
+        ("seed", 0 <= config.seed < 2**32, "0 to 4294967295"),
+        ("evaluate_images", count is None or count >= 1, "1 or more"),
+        ("drop_path_rate", 0 <= config.model.drop_path_rate < 1, "0 or more and below 1"),
+    ):
+        if not is_right:
+            raise OptionError(f"{name} must be {expected}; got {flat(config)[name]}")

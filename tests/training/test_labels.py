@@ -62,7 +62,7 @@ def config(root, **options):
 
 
 def build(config, num_classes):
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
+    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options(num_classes))
 
 
 def spoil(root, split="val", value=38):
@@ -74,11 +74,35 @@ def spoil(root, split="val", value=38):
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_bad_file_is_found_before_the_first_step(folder, split):
     path = spoil(folder, split)
-    built = []
     with pytest.raises(DataError, match=f"^{split}: label {path} holds the value 38") as stop:
-        run_training(config(folder), lambda *_: built.append(1))
+        run_training(config(folder), build)
     assert "\n" not in str(stop.value)
-    assert not built
+    assert not (folder.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "nope"}, "name must be one of timm's"),
+        ({"head": "liner"}, "no head is called 'liner'"),
+        ({"optimizer": "nope"}, "optimizer must be one of timm.s"),
+        ({"learning_rate": -1.0}, "Invalid learning rate: -1"),
+        ({"crop_size": 0}, "Expected a positive image size"),
+        ({"label_smoothing": 2.0}, "label_smoothing must be 0 or more and below 1; got 2"),
+        ({"iterations": 0}, "needs an iteration of 0 or more of at least 1"),
+        ({"workers": -1}, "num_workers option should be non-negative"),
+        ({"class_weights": "nope"}, "class_weights must be balanced, effective or the path"),
+        ({"class_weights": (1.0, 2.0, 3.0)}, "weight must have one value for each of 2 classes"),
+        ({"pictures": -1}, "pictures must be 0 or more; got -1"),
+        ({"seed": -1}, "seed must be 0 to 4294967295; got -1"),
+        ({"evaluate_images": 0}, "evaluate_images must be 1 or more; got 0"),
+        ({"drop_path_rate": 2.0}, "drop_path_rate must be 0 or more and below 1; got 2"),
+    ],
+)
+def test_options_are_refused_before_labels_are_read(folder, monkeypatch, options, message):
+    monkeypatch.setattr(labels_module, "scan_splits", lambda *args, **kwargs: pytest.fail("read"))
+    with pytest.raises(OptionError, match=message):
+        run_training(config(folder, **options), build)
     assert not (folder.parent / "run").exists()
 
 

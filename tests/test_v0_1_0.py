@@ -1,5 +1,6 @@
 """What version 0.1.0 wrote still loads, and its options and files keep their meaning; see fixtures/v0_1_0/README.md."""
 
+import importlib.util
 import json
 import os
 import re
@@ -8,11 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import miniatures
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import segheads
+from segheads.cli.evaluate import Config as EvaluateConfig
+from segheads.cli.evaluate import main as evaluate
+from segheads.cli.run import parse
+from segheads.errors import OptionError
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures" / "v0_1_0"
@@ -36,6 +43,13 @@ def run(*arguments):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def recipe_module(name):
+    spec = importlib.util.spec_from_file_location(f"old_{name}", ROOT / "recipes" / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def flags(text):
@@ -103,6 +117,29 @@ def test_run_resumes_and_ends_as_the_uninterrupted_one(tmp_path):
     torch.testing.assert_close(load_file(output / "model" / "model.safetensors"), final, rtol=1e-4, atol=1e-4)
     before = load_file(FIXTURES / "run" / "checkpoints" / "00000002" / "model.safetensors")
     assert max((final[key] - before[key]).abs().max() for key in final) > 0.01  # else resuming would show nothing
+
+
+def test_own_folder_with_ignore_index_0_goes_on(tmp_path, own_run, caplog):
+    """In 0.1.0 it meant that 1 is the first class; its checkpoint, with the config.json of such a run."""
+    values = [*range(13)]  # 0 is no class, 1 to 12 are the classes of the checkpoint
+    root, output = miniatures.own_folder(tmp_path / "own", values), tmp_path / "run"
+    shutil.copytree(FIXTURES / "run", output)
+    old = json.loads((output / "config.json").read_text())
+    old |= {"dataset": "folder", "data_root": str(root), "num_classes": 12, "ignore_index": 0, "output": str(output)}
+    (output / "config.json").write_text(json.dumps(old))
+    recipe = recipe_module("meanshifter_ade20k")
+    words = [*RUN.split(), "--resume", "--no-scan", "--output", str(output), "--data-root", str(root)]
+    words += ["--dataset", "folder", "--num-classes", "12"]
+    with pytest.raises(OptionError, match="ignore_index was None and is 0; reduce_zero_label was True and is False"):
+        recipe.main(parse(recipe.Config, [*words, "--ignore-index", "0"], demo=recipe.DEMO))
+    recipe.main(parse(recipe.Config, [*words, "--reduce-zero-label"], demo=recipe.DEMO))
+    assert f"resuming {output} at iteration 2 of 4" in caplog.messages
+    kept = json.loads((output / "config.json").read_text())
+    assert (kept["ignore_index"], kept["reduce_zero_label"]) == (None, True)
+    (output / "config.json").write_text(json.dumps(old))  # evaluations read either
+    found = evaluate(EvaluateConfig(model=str(output), window=48, stride=48, workers=0))
+    counted = np.bincount(miniatures.label_map(values).ravel(), minlength=13)
+    assert found["pixels"].tolist() == (2 * counted[1:]).tolist()
 
 
 @pytest.mark.parametrize("slug", sorted(path.name for path in (FIXTURES / "probes" / "heads").iterdir()))

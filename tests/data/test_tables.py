@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from miniatures import draw_image, draw_labels
 
-from segheads.data import DataConfig, open_dataset
+from segheads import Predictor, create_model
+from segheads.cli.evaluate import Config as EvaluateConfig
+from segheads.cli.evaluate import main as evaluate
+from segheads.data import DataConfig, LabelMap, open_dataset
 from segheads.data.tables import table_pairs
 from segheads.errors import DataError, DataMissingError, OptionError, PackageMissingError
+from segheads.training import DEMO_RUN, TrainingConfig, run_training
 
 ROWS = [
     {"id": 7, "image": "photos/b.jpg", "label": "masks/1.png", "split": "train"},
@@ -194,3 +198,29 @@ def test_what_is_not_read_is_named(root, caplog):
         f"{names[1]} is not read: {names[0]} tells the images of val",
         *(f"{name} is not read: {folder} tells the images of val" for name in names),
     ]
+
+
+def test_from_the_table_to_a_prediction(root, own_run):
+    """The labels are 7 and 9 in the files, and no names pair them with images."""
+    for number in (1, 2, 3):
+        draw_labels(root / f"masks/{number}.png", (7, 9, 255))
+    table, run = write(root / "data.csv", ROWS), root / "run"
+    small = {"backbone": "test_vit", "head": "linear", "loss_reduction": "valid", "power": 1.0, "scale": (48, 40)}
+    small |= {"crop_size": 32, "window": 32, "stride": 16, "iterations": 2, "batch_size": 2, "tracker": "none"}
+    data = {
+        "dataset": "folder",
+        "data_root": table,
+        "class_names": ("a", "b"),
+        "label_values": (7, 9),
+        "ignore_index": 255,
+    }
+    run_training(
+        TrainingConfig.from_flat(**{**DEMO_RUN, **small, **data}),
+        lambda config, count: create_model(config.model.backbone, "linear", count, **config.model_options(count)),
+    )
+    results = evaluate(EvaluateConfig(model=str(run), workers=0, threads=1, pictures=0))
+    assert results["pixels"].tolist() == [640, 640]
+    predictor = Predictor.from_pretrained(run)
+    assert predictor.classes.names == ("a", "b")
+    assert predictor.model.label_map == LabelMap({7: 0, 9: 1, 255: None})
+    assert predictor(root / ROWS[0]["image"]).labels.shape == (40, 48)

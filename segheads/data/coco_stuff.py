@@ -182,8 +182,8 @@ class COCOStuff164K(SegmentationDataset):
         )
         if images is None or labels is None:
             raise DataMissingError(
-                f"COCOStuff164K needs {part}/ or images/{part}/, and stuffthingmaps_trainval2017/{part}/ or "
-                f"annotations/{part}/, in {root}; there are no {'images' if images is None else 'labels'}"
+                f"there is no {root / (part if images is None else f'annotations/{part}')}; COCOStuff164K needs {part}/ or "
+                f"images/{part}/, and stuffthingmaps_trainval2017/{part}/ or annotations/{part}/, in {root}"
             )
         self._is_converted = next(labels.glob("*_labelTrainIds.png"), None) is not None
         self.files = find_pairs(images, labels, label_end="_labelTrainIds" if self._is_converted else "")

@@ -159,8 +159,9 @@ SOME_SUM = "ce(weight=[1, 2, 3, 0.5, 1]) + 0.5*dice + 2*focal(stride=3)"
 @pytest.mark.parametrize("text", [*LOSSES, SOME_SUM])
 @REDUCTIONS
 def test_parts_with_their_shares_add_up(text, reduction):
-    criterion = create_loss(text, 5, reduction=reduction)
-    logits, labels = torch.randn(6, 5, 4, 4, requires_grad=True), torch.randint(0, 5, (6, 32, 32))
+    K = kind(text)
+    criterion = create_loss(text, K, reduction=reduction)
+    logits, labels = torch.randn(6, K, 4, 4, requires_grad=True), torch.randint(0, max(K, 2), (6, 32, 32))
     labels[0, 3:], labels[1], labels[4, :, :9] = 255, 255, 255
     parts = [slice(0, 2), slice(2, 4), slice(4, 6)]
     divisors = torch.stack([criterion.divisors(labels[part]).float() for part in parts])

@@ -181,9 +181,10 @@ class COCOStuff164K(SegmentationDataset):
             for places in (("", "images"), ("stuffthingmaps_trainval2017", "annotations"))
         )
         if images is None or labels is None:
+            missing = root / (part if images is None else f"annotations/{part}")
             raise DataMissingError(
-                f"COCOStuff164K needs {part}/ or images/{part}/, and stuffthingmaps_trainval2017/{part}/ or "
-                f"annotations/{part}/, in {root}; there are no {'images' if images is None else 'labels'}"
+                f"there is no {missing}; COCOStuff164K needs {part}/ or images/{part}/, and "
+                f"stuffthingmaps_trainval2017/{part}/ or annotations/{part}/, in {root}"
             )
         self._is_converted = next(labels.glob("*_labelTrainIds.png"), None) is not None
         self.files = find_pairs(images, labels, label_end="_labelTrainIds" if self._is_converted else "")

@@ -7,6 +7,7 @@ it, a loss or a label, costs little more than the arithmetic, and no full-resolu
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -110,6 +111,11 @@ def tiles(
     for down in _blocks(rows, H, max(height, 4), like):
         for block in across:
             yield Tile(down, block)
+
+
+def rows_of_tiles(plan: Sequence[Tile]) -> list[list[Tile]]:
+    """The tiles of a plan by their rows of pixels, from top to bottom."""
+    return [list(row) for _, row in groupby(plan, key=lambda tile: tile.rows.pixels.start)]
 
 
 def tile_memory(plan: Sequence[Tile], num_classes: int, like: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segheads.functional.bilinear import tile_memory, tiles, wide
+from segheads.functional.bands import can_run_in_bands, run_in_bands
+from segheads.functional.bilinear import rows_of_tiles, tile_memory, tiles, wide
 from segheads.functional.paths import kernels_for
 
 _IGNORED = -100  # no class, whatever `ignore_index` is
@@ -151,15 +152,38 @@ def _in_tiles(
     total = logits.new_zeros((), dtype=dtype)
     gradient = logits.new_zeros(logits.shape, dtype=dtype) if needs_gradient else None
     plan = list(tiles(h, w, (H, W), K, logits))
-    of_scores, of_gradient = (tile_memory(plan, K, logits) for _ in range(2))
-    for number in range(len(logits)):
-        for tile in plan:
+    images = range(len(logits))
+    parts = [(number, row) for number in images for row in rows_of_tiles(plan)]
+
+    def compute(index: int, gradient: Tensor | None) -> Tensor:
+        number, row = parts[index]
+        of_scores, of_gradient = (tile_memory(row, K, logits) for _ in range(2))
+        loss = logits.new_zeros((), dtype=dtype)
+        for tile in row:
             scores = tile.upsample(logits[number], out=of_scores)
             scores_gradient = of_gradient[: scores.numel()].view(scores.shape)
             label = labels[number, tile.rows.pixels, tile.columns.pixels]
-            total += _loss_of_tile(scores, label, label_weights, smoothing_weights, ignore_index, scores_gradient)
+            loss += _loss_of_tile(scores, label, label_weights, smoothing_weights, ignore_index, scores_gradient)
             if gradient is not None:
-                tile.add_gradient(scores_gradient, gradient[number])
+                tile.add_gradient(scores_gradient, gradient)
+        return loss
+
+    def compute_apart(index: int) -> tuple[Tensor, Tensor | None]:
+        own = logits.new_zeros((K, h, w), dtype=dtype) if needs_gradient else None
+        return compute(index, own), own
+
+    def add(index: int, part: tuple[Tensor, Tensor | None]) -> None:
+        (number, row), (loss, own) = parts[index], part
+        total.add_(loss)
+        if gradient is not None and own is not None:
+            source = row[0].rows.source
+            gradient[number, :, source] += own[:, source]
+
+    if can_run_in_bands(logits, labels):
+        run_in_bands(len(parts), compute_apart, add)
+    else:
+        for index, (number, _) in enumerate(parts):
+            total += compute(index, None if gradient is None else gradient[number])
     return total, gradient
 
 

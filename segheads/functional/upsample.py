@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segheads.classes import check_ignore_index
-from segheads.functional.bilinear import tile_memory, tiles, wide
+from segheads.functional.bands import can_run_in_bands, run_in_bands
+from segheads.functional.bilinear import rows_of_tiles, tile_memory, tiles, wide
 from segheads.functional.cross_entropy import cross_entropy_sum, is_valid, plain_cross_entropy_sum
 from segheads.functional.paths import kernels_for
 
@@ -171,14 +172,23 @@ def upsample_argmax(
             labels = logits.new_empty(shape, dtype=dtype)
             probability = logits.new_empty(shape, dtype=wide(logits.dtype)) if return_probability else None
             plan = list(tiles(logits.shape[2], logits.shape[3], size, K, logits))
-            memory = tile_memory(plan, K, logits)
-            for number in range(len(logits)):
-                for tile in plan:
+            parts = [(number, row) for number in range(len(logits)) for row in rows_of_tiles(plan)]
+
+            def compute(index: int) -> None:
+                number, row = parts[index]
+                memory = tile_memory(row, K, logits)
+                for tile in row:
                     at = (number, tile.rows.pixels, tile.columns.pixels)
                     scores = tile.upsample(logits[number], out=memory)
                     labels[at] = best_class(scores)
                     if probability is not None:
                         probability[at] = scores.softmax(1).amax(1)
+
+            if can_run_in_bands(logits):
+                run_in_bands(len(parts), compute, lambda _index, _part: None)
+            else:
+                for index in range(len(parts)):
+                    compute(index)
     return labels if probability is None else (labels, probability)
 
 

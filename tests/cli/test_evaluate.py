@@ -66,7 +66,7 @@ def test_repeats_the_evaluation_of_the_run(recipe, run, caplog):
     assert (told["window"], told["stride"], told["scales"], told["flip"]) == (32, 24, [1.0], False)
     out = "\n".join(caplog.messages)
     assert "on 100 images of scenes val: windows of 32 every 24, scales 1.0; 1 process(es) on cpu" in out
-    assert f"mIoU {after['mIoU']:.4f}, mIoU_small {after['mIoU_small']:.4f}" in out
+    assert all(f"{name} {after[name]:.4f}" in out for name in ("mIoU", "mF1", "fwIoU", "mIoU_small"))
     assert f"tables and pictures are in {run / 'evaluation'}" in out
 
 
@@ -196,7 +196,7 @@ def test_mistakes_in_options_are_named(recipe, run, bare, tmp_path):
     known = ", ".join(DATASETS)
     message = refused(recipe, "--model", bare)
     assert f"--model {bare} is no run that tells its data set; give --dataset, of {known}" in message
-    assert f"--dataset coco is not known; choose one of {known}" in refused(recipe, "--model", run, "--dataset", "coco")
+    assert f"--dataset mine is not known; choose one of {known}" in refused(recipe, "--model", run, "--dataset", "mine")
     assert "--limit must be 1 or more; got 0" in refused(recipe, "--model", run, "--limit", 0)
     assert "--scales must be one or more numbers above 0; got (1.0, 0.0)" in refused(
         recipe, "--model", run, "--scales", 1, 0

@@ -58,7 +58,7 @@ def test_lists_of_names(tmp_path, text):
 def test_splits_have_lists_of_their_own(tmp_path):
     root = write(write(draw(tmp_path, "a", "b", "c"), "a\nc\n", "train.txt"), "b\n")
     assert [names_of(opened(root, split)) for split in ("train", "val")] == [["a.jpg", "c.jpg"], ["b.jpg"]]
-    with pytest.raises(DataMissingError, match=r"no folder .*images.test, no list test\.txt beside .*images"):
+    with pytest.raises(DataMissingError, match=r"no folder .*images.test, no list test\.txt beside .*, and no table"):
         opened(root, "test")
 
 

@@ -207,13 +207,8 @@ def test_from_the_table_to_a_prediction(root, own_run):
     table, run = write(root / "data.csv", ROWS), root / "run"
     small = {"backbone": "test_vit", "head": "linear", "loss_reduction": "valid", "power": 1.0, "scale": (48, 40)}
     small |= {"crop_size": 32, "window": 32, "stride": 16, "iterations": 2, "batch_size": 2, "tracker": "none"}
-    data = {
-        "dataset": "folder",
-        "data_root": table,
-        "class_names": ("a", "b"),
-        "label_values": (7, 9),
-        "ignore_index": 255,
-    }
+    data = {"dataset": "folder", "data_root": table, "class_names": ("a", "b"), "label_values": (7, 9)}
+    data |= {"ignore_index": 255, "output": run, "pictures": 0, "threads": 1}
     run_training(
         TrainingConfig.from_flat(**{**DEMO_RUN, **small, **data}),
         lambda config, count: create_model(config.model.backbone, "linear", count, **config.model_options(count)),

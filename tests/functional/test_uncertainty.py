@@ -92,11 +92,15 @@ def test_a_single_learner_agrees_with_itself():
     assert (disagreement == 0).all()
 
 
-def test_a_single_class_is_certain():
-    learners = noise(3, 1, scale=1e4)
-    for values in ensemble_uncertainty(average(learners), learners):
-        assert torch.equal(values, torch.zeros(2, 3, 4))
-    rounded_up = torch.full((1, 1, 1, 1), 1e-6)  # a probability of 1.000001
+def test_a_single_class_is_one_of_two():
+    logits = torch.tensor([[[[0.0, 2.0, 1e4, -1e4]]]])
+    p = torch.tensor([0.5, 1 / (1 + math.exp(-2)), 1.0, 0.0])
+    expected = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
+    values = ensemble_uncertainty(logits, [logits, logits])
+    torch.testing.assert_close(values.entropy[0, 0], expected)
+    assert values.mutual_information.abs().max() < 1e-6
+    assert not values.disagreement.any()
+    rounded_up = torch.full((1, 2, 1, 1), 1e-6)  # probabilities of 1.000001
     assert ensemble_uncertainty(rounded_up, [rounded_up]).entropy == 0
 
 

@@ -1,0 +1,118 @@
+"""Loss and label map on a CPU that other processes use, too: ours against the published way, in turns in one process.
+
+    python recipes/benchmark/busy.py
+    python recipes/benchmark/busy.py --load 0 2 4 --turns 5
+
+Starts its own load: processes that multiply matrices on one core each. Prints a Markdown table with a row for each size
+and load: seconds of ours divided by the published way's, the median over turns. What else the machine does counts, too.
+"""
+
+import contextlib
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import plain
+import torch
+import tyro
+from measure import machine, seconds_in_turns
+from torch import Tensor
+
+from segheads.evaluation.tables import markdown_table
+from segheads.functional import upsample_argmax, upsample_cross_entropy
+
+# classes, batch, grid, pixels
+SIZES = [
+    (150, 8, (32, 32), (512, 512)),
+    (150, 1, (32, 32), (512, 512)),
+    (19, 1, (128, 256), (1024, 2048)),
+    (2, 8, (128, 128), (512, 512)),
+]
+TINY = [(5, 2, (4, 4), (32, 32))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is measured."""
+
+    load: tuple[int, ...] = (0, 2)
+    """Numbers of other processes, each busy on one core."""
+    turns: int = 5
+    """Calls of each side in each row, in turns."""
+    quick: bool = False
+    """One tiny size, for tests."""
+
+
+def main(config: Config) -> None:
+    """Run the benchmark."""
+    print(f"{machine('cpu')}, {torch.get_num_threads()} threads; ours / plain")
+    rows = []
+    for num_classes, batch, grid, size in TINY if config.quick else SIZES:
+        name = f"{num_classes} classes, {grid[0]}x{grid[1]} to {size[0]}x{size[1]}, batch {batch}"
+        for load in config.load:
+            with busy(load):
+                ratios = measure(num_classes, batch, grid, size, config.turns)
+            rows.append([name, str(load), *(f"{ratio:.2f}" for ratio in ratios)])
+            print(f"{name}, {load} other processes: loss {ratios[0]:.2f}, label map {ratios[1]:.2f}", file=sys.stderr)
+    print(markdown_table(["size", "other processes", "loss and gradient", "label map"], rows))
+
+
+def measure(num_classes: int, batch: int, grid: tuple[int, int], size: tuple[int, int], turns: int) -> list[float]:
+    """Ours over the published way in seconds: of the loss with its gradient, and of the label map."""
+    torch.manual_seed(0)
+    logits = torch.randn(batch, num_classes, *grid, requires_grad=True)
+    labels = torch.randint(0, num_classes, (batch, *size))
+
+    def with_gradient(loss: Any) -> Tensor:
+        return torch.autograd.grad(loss(logits, labels), logits)[0]
+
+    losses = {side: partial(with_gradient, loss) for side, loss in SIDES["loss"].items()}
+    maps = {side: partial(label_map, logits.detach(), size) for side, label_map in SIDES["label_map"].items()}
+    ratios = []
+    for calls in (losses, maps):
+        for call in calls.values():
+            call()
+        seconds = seconds_in_turns(calls, turns, "cpu")
+        ratios.append(statistics.median(seconds["ours"]) / statistics.median(seconds["plain"]))
+    return ratios
+
+
+SIDES: dict[str, dict[str, Any]] = {
+    "loss": {"plain": plain.loss, "ours": upsample_cross_entropy},
+    "label_map": {"plain": plain.label_map, "ours": upsample_argmax},
+}
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes that compute without a break."""
+    context = get_context("spawn")
+    started, processes = context.Barrier(count + 1), []
+    for _ in range(count):
+        process = context.Process(target=work, args=(started,), daemon=True)
+        process.start()
+        processes.append(process)
+    started.wait()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def work(started: Any) -> None:
+    """Multiply matrices on one core for ever."""
+    torch.set_num_threads(1)
+    matrix = torch.rand(512, 512) / 512
+    started.wait()
+    while True:
+        matrix = (matrix @ matrix).clamp_(0, 1)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,127 @@
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from segheads.functional import upsample_argmax, upsample_cross_entropy
+from segheads.functional.bands import can_run_in_bands, run_in_bands
+
+SUBNORMAL = 1e-39
+
+
+@pytest.fixture(autouse=True)
+def own_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 150, 16, 16, generator=generator)
+    return logits.requires_grad_(), torch.randint(150, (2, 96, 96), generator=generator)
+
+
+def results():
+    logits, labels = inputs()
+    loss = upsample_cross_entropy(logits, labels)
+    loss.backward()
+    return [loss.detach(), logits.grad, *upsample_argmax(logits, (96, 96), return_probability=True)]
+
+
+def test_bits_are_the_same_for_any_number_of_threads():
+    found = []
+    for num_threads in (1, 2, 4):
+        torch.set_num_threads(num_threads)
+        found.append(results())
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_parts_are_added_in_order_on_one_core_each():
+    torch.set_num_threads(3)
+    seen = []
+    run_in_bands(20, lambda index: (index, torch.get_num_threads()), lambda index, part: seen.append((index, *part)))
+    assert seen == [(index, index, 1) for index in range(20)]
+    assert torch.get_num_threads() == 3
+    of_others = []
+    other = threading.Thread(target=lambda: of_others.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert of_others == [3]
+
+
+def test_subnormal_numbers_are_flushed_in_bands_alone():
+    number = torch.tensor([SUBNORMAL])
+    flushes = torch.set_flush_denormal(True)
+    torch.set_flush_denormal(False)
+    if not flushes:
+        pytest.skip("this processor keeps subnormal numbers")
+    seen = []
+    run_in_bands(1, lambda _: (number * 1.0).item(), lambda _, part: seen.append(part))
+    assert seen == [0.0]
+    assert (number * 1.0).item() > 0
+
+
+def test_the_first_error_ends_the_work():
+    torch.set_num_threads(2)
+
+    def fail(index):
+        if index == 3:
+            raise RuntimeError("part 3")
+
+    with pytest.raises(RuntimeError, match="part 3"):
+        run_in_bands(1000, fail, lambda *_: None)
+    logits, labels = inputs()
+    labels[1, 90, 90] = 151
+    with pytest.raises(ValueError, match="got 151"):
+        upsample_cross_entropy(logits, labels)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_process_has_threads_of_its_own():
+    script = """
+import os, torch
+from segheads.functional import upsample_cross_entropy
+x, y = torch.randn(2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long)
+torch.set_num_threads(2)
+expected = upsample_cross_entropy(x, y)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(upsample_cross_entropy(x, y), expected) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
+
+
+def test_threads_of_the_user_and_inference_mode():
+    torch.set_num_threads(2)
+    logits, labels = inputs()
+    expected, found = results()[0], []
+
+    def call():
+        with torch.inference_mode():
+            found.append(upsample_cross_entropy(logits, labels))
+            upsample_argmax(logits, (96, 96))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(torch.equal(loss, expected) for loss in found)
+
+
+def test_no_threads_at_import():
+    script = "import threading, segheads; raise SystemExit(threading.active_count() - 1)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_tensors_that_stay_in_the_caller_s_thread():
+    assert can_run_in_bands(torch.zeros(1))
+    assert not can_run_in_bands(torch.zeros(1, device="meta"))
+    assert not can_run_in_bands(torch.nn.Parameter(torch.zeros(1)))

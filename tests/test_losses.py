@@ -143,7 +143,7 @@ def test_model_is_saved_with_its_loss(name, tmp_path):
     torch.testing.assert_close(again(images, labels), model(images, labels))
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "lovasz"])  # which looks at what it sorts
+@pytest.mark.parametrize("name", ["ce", "bce", "ohem", "focal"])  # lovasz looks at what it sorts
 def test_compiles(name):
     model = create_model("test_vit", "linear", kind(name), pretrained=False, loss=name).eval()
     images, labels = torch.randn(2, 3, 40, 40), torch.randint(0, 2, (2, 40, 40))

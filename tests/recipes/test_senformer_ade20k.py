@@ -20,6 +20,7 @@ from segheads.errors import SegheadsError
 from segheads.evaluation import evaluate
 from segheads.training import changed, flat
 from segheads.training.batches import training_samples
+from segheads.training.machine import share_batch_norms
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "senformer_ade20k.py"
 TINY = ["--backbone", "test_resnet", "--scenes-size", "32", "--scale", "32", "32", "--crop-size", "32"]
@@ -159,10 +160,10 @@ def test_mistakes_are_named(recipe, tmp_path, options, message):
 
 
 @pytest.mark.parametrize(("processes", "device", "shared"), [(2, "cuda", True), (1, "cuda", False), (2, "cpu", False)])
-def test_batch_norms_are_shared_by_processes_on_gpus(recipe, monkeypatch, processes, device, shared):
-    state = SimpleNamespace(num_processes=processes, device=torch.device(device))
-    monkeypatch.setattr(recipe, "PartialState", lambda: state)
-    model = recipe.build_model(tiny(recipe), 5)
+def test_batch_norms_are_shared_by_processes_on_gpus(recipe, processes, device, shared):
+    assert tiny(recipe).machine.sync_batchnorm  # as published
+    connected = SimpleNamespace(num_processes=processes, device=torch.device(device))
+    model = share_batch_norms(recipe.build_model(tiny(recipe), 5), connected)
     kinds = {type(module) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     assert all(issubclass(kind, nn.SyncBatchNorm) == shared for kind in kinds)
     assert kinds

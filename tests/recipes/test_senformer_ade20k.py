@@ -137,7 +137,7 @@ def test_a_short_run(recipe, tmp_path, caplog, options):
     kept = json.loads((tmp_path / "config.json").read_text())
     rate, _, decay, _, drop_path = OTHERS if options else RESNET
     assert (kept["learning_rate"], kept["weight_decay"], kept["drop_path_rate"]) == (rate, decay, drop_path)
-    assert f"learning rate {rate:g} (backbone times 1), weight decay {decay:g}" in caplog.text
+    assert f"learning rate {rate:g} poly (backbone times 1), weight decay {decay:g}" in caplog.text
     assert 0 <= json.loads((tmp_path / "results.json").read_text())["mIoU"] <= 1
     model = SegmentationModel.from_pretrained(tmp_path / "model")
     assert model.predict(torch.randn(1, 3, 40, 50)).shape == (1, 40, 50)

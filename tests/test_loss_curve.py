@@ -49,7 +49,8 @@ def test_loss_curve_is_the_plain_one(monkeypatch, reduction):
         curve = loss_curve(reduction)
         calls = []
         monkeypatch.setattr(
-            "segheads.losses.upsample_cross_entropy", lambda *a, **k: calls.append(1) or plain_loss(*a, **k)
+            "segheads.losses.cross_entropy.upsample_cross_entropy",
+            lambda *a, **k: calls.append(1) or plain_loss(*a, **k),
         )
         expected = loss_curve(reduction)
     finally:

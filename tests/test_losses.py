@@ -173,6 +173,30 @@ def test_parts_with_their_shares_add_up(text, reduction):
     torch.testing.assert_close(gradient(summed, logits), gradient(whole, logits))
 
 
+@pytest.mark.parametrize("text", [*LOSSES, SOME_SUM])
+@REDUCTIONS
+def test_what_is_set_later_counts_as_if_it_had_been_given(text, reduction):
+    K = kind(text)
+    logits, labels = torch.randn(2, K, 4, 4), torch.randint(0, max(K, 2), (2, 32, 32))
+    labels[0, 3:], labels[1, :, :9] = 77, 77
+    criterion = create_loss(text, K)
+    criterion.ignore_index, criterion.reduction = 77, reduction
+    given = create_loss(text, K, ignore_index=77, reduction=reduction)
+    torch.testing.assert_close(criterion(logits, labels), given(logits, labels))
+    torch.testing.assert_close(criterion.divisors(labels), given.divisors(labels))
+
+
+@pytest.mark.parametrize("text", [*LOSSES, SOME_SUM])
+@pytest.mark.parametrize("value", [-3, 7])
+def test_labels_out_of_range_are_named(text, value):
+    K = kind(text)
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    labels[1, 2:5, 2:5] = value
+    logits = torch.randn(2, K, 4, 4)
+    with pytest.raises(ValueError, match=f"labels must be classes 0 to {max(K, 2) - 1} or 255 .*; got {value}"):
+        create_loss(text, K)(logits, labels)
+
+
 # ---------------------------------------------------------------- regions, hard pixels, sums
 
 

@@ -141,14 +141,19 @@ KERNEL = '''class Newcomer(Kernel):
 
 '''
 
-LOSS = '''class Newcomer(CrossEntropy):
+LOSS = '''"""A loss."""
+
+from torch import Tensor
+
+from segheads.losses.cross_entropy import CrossEntropy
+
+
+class Newcomer(CrossEntropy):
     """Cross-entropy, doubled."""
 
     def compute(self, logits: Tensor, labels: Tensor, pixels: int) -> Tensor:
         """The loss."""
         return 2 * super().compute(logits, labels, pixels)
-
-
 '''
 
 
@@ -189,7 +194,7 @@ PARTS = {
     "merge": same_file("segheads/merges.py", "MERGES", MERGE, "newcomer"),
     "pyramid": same_file("segheads/pyramids.py", "PYRAMIDS", PYRAMID, "Newcomer"),
     "kernel": same_file("segheads/functional/kernels.py", "KERNELS", KERNEL, "Newcomer()"),
-    "loss": same_file("segheads/losses.py", "LOSSES", LOSS, "Newcomer"),
+    "loss": own_file("losses", "LOSSES", "Newcomer", LOSS),
     "metric": own_file("metrics", "METRICS", "Newcomer", METRIC),
 }
 TESTS = {

@@ -54,12 +54,12 @@ class Tile(NamedTuple):
         return torch.mm(R, flat, out=out[: len(R) * flat.shape[1]].view(len(R), -1)).view(shape)
 
     def add_gradient(self, scores_gradient: Tensor, gradient: Tensor) -> None:
-        """Add what the gradient of the tile's scores `(R, K, C)` means for the logits' `(K, h, w)`."""
-        (_, source_rows, R), (_, source_columns, C) = self.rows, self.columns
+        """Add what the gradient of the tile's scores `(R, K, C)` means for the logits' `rows.source`, `(K, h', w)`."""
+        (_, _, R), (_, source_columns, C) = self.rows, self.columns
         x = scores_gradient
         if R is not None:
             x = (R.mT @ x.flatten(1)).view(-1, *x.shape[1:])  # (R, K, C) -> (h', K, C)
-        gradient[:, source_rows, source_columns].transpose(0, 1).add_(x if C is None else x @ C)
+        gradient[:, :, source_columns].transpose(0, 1).add_(x if C is None else x @ C)
 
 
 def bilinear_weights(n_in: int, n_out: int, part: slice = slice(None)) -> Tensor:

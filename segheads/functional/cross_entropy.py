@@ -63,7 +63,7 @@ def plain_cross_entropy_sum(
         ValueError: As `cross_entropy_sum` does; elsewhere the sum is NaN, too.
     """
     valid = is_valid(labels, ignore_index)
-    inside, error = _check_range(torch.where(valid, labels, 0).long(), logits.shape[1], ignore_index)
+    inside, error = check_range(torch.where(valid, labels, 0).long(), logits.shape[1], ignore_index)
     target = torch.where(valid, inside, _IGNORED)
     with torch.autocast(logits.device.type, enabled=False):
         scores = logits.to(wide(logits.dtype))
@@ -155,6 +155,10 @@ def _in_tiles(
     images = range(len(logits))
     parts = [(number, row) for number in images for row in rows_of_tiles(plan)]
 
+    def rows_of(index: int) -> Tensor | None:
+        number, row = parts[index]
+        return None if gradient is None else gradient[number, :, row[0].rows.source]
+
     def compute(index: int, gradient: Tensor | None) -> Tensor:
         number, row = parts[index]
         of_scores, of_gradient = (tile_memory(row, K, logits) for _ in range(2))
@@ -169,21 +173,21 @@ def _in_tiles(
         return loss
 
     def compute_apart(index: int) -> tuple[Tensor, Tensor | None]:
-        own = logits.new_zeros((K, h, w), dtype=dtype) if needs_gradient else None
+        rows = rows_of(index)
+        own = None if rows is None else torch.zeros_like(rows)
         return compute(index, own), own
 
     def add(index: int, part: tuple[Tensor, Tensor | None]) -> None:
-        (number, row), (loss, own) = parts[index], part
+        (loss, own), rows = part, rows_of(index)
         total.add_(loss)
-        if gradient is not None and own is not None:
-            source = row[0].rows.source
-            gradient[number, :, source] += own[:, source]
+        if rows is not None and own is not None:
+            rows.add_(own)
 
     if can_run_in_bands(logits, labels):
         run_in_bands(len(parts), compute_apart, add)
     else:
-        for index, (number, _) in enumerate(parts):
-            total += compute(index, None if gradient is None else gradient[number])
+        for index in range(len(parts)):
+            total += compute(index, rows_of(index))
     return total, gradient
 
 
@@ -198,7 +202,7 @@ def _loss_of_tile(
     """Sum of the losses of scores `(R, K, C)`, which it uses up; their gradient is left in `gradient`."""
     valid = is_valid(label, ignore_index)
     label = torch.where(valid, label, 0).long().unsqueeze(1)  # (R, C) -> (R, 1, C)
-    label, error = _check_range(label, scores.shape[1], ignore_index)
+    label, error = check_range(label, scores.shape[1], ignore_index)
     share = valid.unsqueeze(1).to(scores.dtype)
     weight = share if label_weights is None else share * label_weights[label]
     highest = scores.amax(1, keepdim=True)
@@ -221,10 +225,21 @@ def _loss_of_tile(
     return total
 
 
-def _check_range(label: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor | float]:
-    """Labels that name a class, and what to add to the loss: on the CPU nothing, elsewhere NaN if one did not."""
+def check_range(label: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor | float]:
+    """Labels that name a class, and what to add to the loss: nothing on the CPU, where looking costs little.
+
+    Elsewhere, and in a compiled graph, it is NaN if one did not.
+
+    Args:
+        label: Class of each pixel; what is ignored has a class, too.
+        num_classes: Number of classes.
+        ignore_index: For the message.
+
+    Raises:
+        ValueError: On the CPU, if one is out of range.
+    """
     lowest, highest = label.aminmax()
-    if label.device.type != "cpu":
+    if label.device.type != "cpu" or torch.compiler.is_compiling():
         inside = (lowest >= 0) & (highest < num_classes)
         return label.clamp(0, num_classes - 1), torch.where(inside, 0.0, torch.nan)
     for value in (int(lowest), int(highest)):

@@ -58,8 +58,10 @@ def _label_probability(logits: Tensor, labels: Tensor) -> Tensor:
             for tile in plan:
                 at = (number, tile.rows.pixels, tile.columns.pixels)
                 scores = tile.upsample(logits[number], out=memory).softmax(1)
-                label = labels[at].long().clamp(0, K - 1).unsqueeze(1)  # out of range: the loss itself says so
-                probability[at] = scores.gather(1, label).squeeze(1)
+                label = labels[at].long()
+                inside = (label >= 0) & (label < K)
+                own = scores.gather(1, torch.where(inside, label, 0).unsqueeze(1)).squeeze(1)
+                probability[at] = torch.where(inside, own, -1)  # always hard, so that the loss meets it and says so
     return probability
 
 

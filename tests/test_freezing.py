@@ -5,33 +5,24 @@ import json
 
 import pytest
 import torch
+from runs import SMALL_RUN
 from test_backbones import SHALLOW
 
 from segheads import SegmentationModel, TimmBackbone, create_model
 from segheads.errors import OptionError
 from segheads.modules import start_training
-from segheads.training import DEMO_RUN, TrainingConfig, run_training
+from segheads.training import TrainingConfig, run_training
 from segheads.training.config import MAY_DIFFER
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.zeros(2, 64, 64, dtype=torch.long)
 SMALL = {
-    **DEMO_RUN,
-    "backbone": "test_resnet",
-    "head": "linear",
-    "loss_reduction": "valid",
-    "power": 1.0,
-    "scenes_size": 32,
-    "scale": (32, 32),
-    "crop_size": 32,
-    "iterations": 4,
-    "batch_size": 2,
-    "checkpoint_every": 2,
+    **SMALL_RUN,
     "drop_path_rate": 0.5,
-    "tracker": "none",
-    "pictures": 0,
+    "iterations": 4,
+    "checkpoint_every": 2,
+    "backbone": "test_resnet",
     "evaluate_images": 1,
-    "threads": 1,
 }
 
 

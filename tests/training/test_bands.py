@@ -9,6 +9,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from miniatures import camvid
 from PIL import Image
+from runs import SMALL_RUN
 
 from segheads import Predictor, SegmentationModel, create_model
 from segheads.cli.analyse import load_model
@@ -20,29 +21,20 @@ from segheads.data import DataConfig, EvaluationSamples, FolderDataset, RandomSc
 from segheads.data.images import ImageForm
 from segheads.errors import DataError, OptionError
 from segheads.probing import ProbeConfig
-from segheads.training import DEMO_RUN, TrainingConfig, changed, run_training
+from segheads.training import TrainingConfig, changed, run_training
 
 tifffile = pytest.importorskip("tifffile")
 
 MEAN, STD = (0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.25)
 BANDS = {"in_chans": 5, "bit_depth": 12, "band_mean": MEAN, "band_std": STD}
 SMALL = {
-    **DEMO_RUN,
+    **SMALL_RUN,
     "dataset": "folder",
-    "label_values": (0, 7),
-    "backbone": "test_vit",
-    "head": "linear",
-    "loss_reduction": "valid",
-    "power": 1.0,
     "scale": (48, 40),
-    "crop_size": 32,
     "window": 32,
     "stride": 16,
-    "iterations": 2,
-    "batch_size": 2,
-    "tracker": "none",
+    "label_values": (0, 7),
     "pictures": 1,
-    "threads": 1,
 }
 
 

@@ -5,32 +5,15 @@ import shutil
 
 import pytest
 import torch
+from runs import SMALL_RUN
 
 from segheads import SegmentationModel, create_model
 from segheads.data import Scenes
 from segheads.errors import OptionError
-from segheads.training import DEMO_RUN, TrainingConfig, changed, run_training
+from segheads.training import TrainingConfig, changed, run_training
 from segheads.training.keeping import Keeper
 
-EACH = {
-    **DEMO_RUN,
-    "backbone": "test_vit",
-    "head": "linear",
-    "loss_reduction": "valid",
-    "power": 1.0,
-    "scenes_size": 32,
-    "scale": (32, 32),
-    "crop_size": 32,
-    "iterations": 4,
-    "batch_size": 2,
-    "tracker": "none",
-    "pictures": 0,
-    "threads": 1,
-    "evaluate_every": 1,
-    "checkpoint_every": 2,
-    "log_every": 1,
-    "evaluate_images": 2,
-}
+EACH = {**SMALL_RUN, "iterations": 4, "evaluate_every": 1, "checkpoint_every": 2, "log_every": 1, "evaluate_images": 2}
 
 
 @pytest.fixture(autouse=True)

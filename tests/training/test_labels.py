@@ -8,35 +8,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from miniatures import draw_labels, own_folder
+from runs import SMALL_RUN
 
 from segheads import SegmentationModel, create_model
 from segheads.cli.run import parse
 from segheads.data import FolderDataset, Scenes
 from segheads.data.findings import Finding
 from segheads.errors import DataError, OptionError
-from segheads.training import DEMO_RUN, TrainingConfig, changed, run_training
+from segheads.training import TrainingConfig, changed, run_training
 from segheads.training import labels as labels_module
 from segheads.training.labels import look_at_labels, refuse_errors
 from segheads.training.setup import open_data
 
 SMALL = {
-    **DEMO_RUN,
+    **SMALL_RUN,
     "dataset": "folder",
-    "num_classes": 2,
-    "backbone": "test_vit",
-    "head": "linear",
-    "loss_reduction": "valid",
-    "power": 1.0,
     "scale": (48, 40),
-    "crop_size": 32,
     "window": 32,
     "stride": 8,
-    "iterations": 2,
-    "batch_size": 2,
     "checkpoint_every": 1,
-    "tracker": "none",
-    "pictures": 0,
-    "threads": 1,
+    "num_classes": 2,
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
+from runs import SMALL_RUN
 
 from segheads import create_model
 from segheads.cli.run import advise, parse
@@ -31,27 +32,11 @@ from segheads.data import (
     open_dataset,
 )
 from segheads.errors import DataMissingError, OptionError, PackageMissingError
-from segheads.training import DEMO_RUN, TrainingConfig, run_training
+from segheads.training import TrainingConfig, run_training
 from segheads.training.config import changed
 from segheads.training.setup import open_data
 
-SMALL = {
-    **DEMO_RUN,
-    "backbone": "test_vit",
-    "head": "linear",
-    "loss_reduction": "valid",
-    "power": 1.0,
-    "scenes_size": 32,
-    "scale": (48, 40),
-    "crop_size": 32,
-    "window": 32,
-    "stride": 8,
-    "iterations": 2,
-    "batch_size": 2,
-    "tracker": "none",
-    "pictures": 1,
-    "threads": 1,
-}
+SMALL = {**SMALL_RUN, "scale": (48, 40), "window": 32, "stride": 8, "pictures": 1}
 # name: class, drawing, options of the configuration, the first values of a validation label (255 is ignored)
 KINDS = {
     "ade20k": (ADE20K, miniatures.ade20k, {}, [255, 0, 149]),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from runs import SMALL_RUN
 from torch import nn
 
 import segheads
@@ -13,16 +14,11 @@ from segheads import create_model
 from segheads.errors import OptionError
 from segheads.functional.paths import Verdict
 from segheads.mean_shift import MeanShift
-from segheads.training import DEMO_RUN, TrainingConfig, run_training
+from segheads.training import TrainingConfig, run_training
 from segheads.training.config import as_launched
 from segheads.training.machine import MachineConfig, environment, installed_version, paths_line, start_accelerator
 
-SMALL = {
-    **DEMO_RUN,
-    **{"backbone": "test_vit", "head": "linear", "loss_reduction": "valid", "power": 1.0, "scenes_size": 32},
-    **{"scale": (32, 32), "crop_size": 32, "iterations": 1, "batch_size": 2, "tracker": "none", "pictures": 0},
-    **{"threads": 1},
-}
+SMALL = {**SMALL_RUN, "iterations": 1}
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from runs import SMALL_RUN
 
 from segheads import SegmentationMetrics, SegmentationModel, TimmBackbone, create_model
 from segheads.classes import Classes
@@ -24,28 +25,13 @@ from segheads.errors import (
     SavedModelMissingError,
 )
 from segheads.evaluation import scores
-from segheads.training import DEMO_RUN, TrainingConfig, changed, flat, run_training
+from segheads.training import TrainingConfig, changed, flat, run_training
 from segheads.training.batches import explain_batch, training_samples
 from segheads.training.config import MAY_DIFFER
 from segheads.training.machine import is_convolutional
 from segheads.training.setup import open_data
 
-SMALL = {
-    **DEMO_RUN,
-    "backbone": "test_vit",
-    "head": "linear",
-    "loss_reduction": "valid",
-    "power": 1.0,
-    "scenes_size": 32,
-    "scale": (32, 32),
-    "crop_size": 32,
-    "iterations": 2,
-    "batch_size": 2,
-    "tracker": "none",
-    "pictures": 1,
-    "evaluate_images": 2,
-    "threads": 1,
-}
+SMALL = {**SMALL_RUN, "pictures": 1, "evaluate_images": 2}
 
 
 @dataclass(frozen=True, kw_only=True)

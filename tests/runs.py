@@ -1,0 +1,20 @@
+"""What tests of whole runs share."""
+
+from segheads.training import DEMO_RUN
+
+SMALL_RUN = {
+    **DEMO_RUN,
+    "backbone": "test_vit",
+    "head": "linear",
+    "loss_reduction": "valid",
+    "power": 1.0,
+    "scenes_size": 32,
+    "scale": (32, 32),
+    "crop_size": 32,
+    "iterations": 2,
+    "batch_size": 2,
+    "tracker": "none",
+    "pictures": 0,
+    "threads": 1,
+}
+"""Two updates of a small ViT on scenes of 32 pixels, as fields of a configuration without `output`."""

@@ -189,7 +189,7 @@ def read_folder(name: str, **hub_options: Any) -> SavedModel:
         plan, settings = read_model(config["model"], version=version), config["settings"]
         classes, protocol, label_map = meaning_from_json(config)
         given = {key.removeprefix("band_"): config["input"].get(key) for key in INPUT} if "input" in config else {}
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a value of another kind is one of them
         raise SavedModelError(
             f"{files[0]} does not describe a model ({error!r}); expected what save_pretrained wrote"
         ) from error

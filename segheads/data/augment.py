@@ -27,8 +27,8 @@ class Augment:
     worker and process, and after a resume. Labels are never interpolated.
 
     - Rotation about the middle: the image bilinear, labels of the nearest pixel.
-    - Colour jitter as [torchvision](https://docs.pytorch.org/vision/stable/)'s `ColorJitter`, in floats; the contrast of
-      images that are not of colours is about the mean of each band, and floats (bit depth 32) are not clipped.
+    - Colour jitter as [torchvision](https://docs.pytorch.org/vision/stable/)'s `ColorJitter`, in floats. The contrast
+      of images that are not of colours is about the mean of each band; floats (bit depth 32) are not clipped.
     - Random erasing ([Zhong et al., AAAI 2020](https://arxiv.org/abs/1708.04896)) with the mean pixel.
     - CutMix ([Yun et al., ICCV 2019](https://arxiv.org/abs/1905.04899)): a rectangle of a random share, of the
       proportions of the crop. ClassMix ([Olsson et al., WACV 2021](https://arxiv.org/abs/2007.07936)): half of the
@@ -170,9 +170,7 @@ class Augment:
         return image, labels
 
 
-def mix_neighbours(
-    images: Tensor, labels: Tensor, given: Tensor, valid: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def mix_neighbours(images: Tensor, labels: Tensor, given: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Put what crops give into their neighbours: images 0 and 1 of a batch exchange, 2 and 3, and so on.
 
     Neighbours stay neighbours however an update is cut into parts of an even number of images, accumulated or in

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from segheads.data.images import ImageForm
 from segheads.errors import OptionError
 
-MOST_HUE = 0.5  # turns: further is back
+JITTERED = {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5}  # and their most; the hue's is half a turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class AugmentationConfig:
         for name in shares:
             self._check(name, 0, 1)
         self._check("rotation", 0, 180)
-        if len(self.jitter) != 4:
+        if len(self.jitter) != len(JITTERED):
             raise ValueError(f"jitter has 4 numbers, brightness contrast saturation hue; got {self.jitter}")
-        for value, most, what in zip(self.jitter, (1, 1, 1, MOST_HUE), ("brightness", "contrast", "saturation", "hue")):
+        for value, (what, most) in zip(self.jitter, JITTERED.items(), strict=True):
             if not 0 <= value <= most:
                 raise ValueError(f"the {what} of jitter must be 0 to {most:g}; got {value}")
         low, high = self.blur_sigma
@@ -75,7 +75,9 @@ class AugmentationConfig:
             raise ValueError(f"blur_sigma must be two numbers above 0, the smaller first; got {low} {high}")
         low, high = self.erasing_area
         if not 0 < low <= high < 1:
-            raise ValueError(f"erasing_area must be two numbers above 0 and below 1, the smaller first; got {low} {high}")
+            raise ValueError(
+                f"erasing_area must be two numbers above 0 and below 1, the smaller first; got {low} {high}"
+            )
         if self.erased_labels not in ("keep", "ignore"):
             raise ValueError(f"erased_labels must be keep or ignore; got {self.erased_labels!r}")
         if self.cutmix + self.classmix > 1:
@@ -116,7 +118,9 @@ class AugmentationConfig:
 
     def changed_values(self) -> dict[str, Any]:
         """The fields that are not as by default, by name."""
-        return {name: value for name, value in vars(self).items() if value != type(self).__dataclass_fields__[name].default}
+        return {
+            name: value for name, value in vars(self).items() if value != type(self).__dataclass_fields__[name].default
+        }
 
     def _check(self, name: str, least: float, most: float) -> None:
         if not least <= getattr(self, name) <= most:

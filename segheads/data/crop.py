@@ -99,7 +99,7 @@ class RandomScaleCrop:
 
     def _draw(self, classes: NDArray[np.integer], rng: np.random.Generator) -> "_Drawn":
         """Where a crop is, and its labels."""
-        resized = rescaled_size(*classes.shape, self.scale, rng.uniform(*self.ratio_range))
+        resized = rescaled_size(classes.shape[0], classes.shape[1], self.scale, rng.uniform(*self.ratio_range))
         valid = (min(self.size[0], resized[0]), min(self.size[1], resized[1]))
         factors = (resized[0] / classes.shape[0], resized[1] / classes.shape[1])
         spans = [_source(valid[axis], factors[axis]) for axis in (0, 1)]

@@ -68,8 +68,10 @@ class RareClasses:
         return cls(weights / weights.sum(), images, int(least * config.rare_class_crop))
 
     def key(self, seed: int, position: int) -> Key:
-        """What `TrainingSamples` takes for one place in a run: the place, which stands for an epoch, the image drawn,
-        the class, and how many pixels of it the crop must have more of.
+        """What `TrainingSamples` takes for one place in a run.
+
+        That is the place, which stands for an epoch, the image drawn, the class, and how many pixels of it the crop
+        must have more of.
 
         Args:
             seed: Of the run.

@@ -27,7 +27,8 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
 
     Indexed by `(epoch, index)`, as `IterationSampler` yields them. All randomness of a sample comes from a generator
     seeded with (seed, epoch, index), so it is the same in any worker, in any process, and after a resume; what
-    `augment` draws comes from generators of its own and changes no crop. `PhotometricNormalize` turns a batch into the model's input, on the device.
+    `augment` draws comes from generators of its own and changes no crop. `PhotometricNormalize` turns a batch into the
+    model's input, on the device.
 
     Args:
         dataset: Any data set of the package.

@@ -76,7 +76,8 @@ def _draw(run: Run, samples: TrainingSamples, batches: Iterable[list[Key]], prep
         if len(key) > 2:
             right.set_title(f"for {samples.dataset.class_names[key[2]]}", fontsize=SMALL)
     for axis in axes:
-        axis.axis("off")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set(color="grey", linewidth=0.5)  # where labels are white, which is of no class
     classes.legend(figure)
     save_figure(figure, run.folder.path / CROP_SHEET)
 

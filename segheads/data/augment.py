@@ -47,7 +47,7 @@ class Augment:
 
     Raises:
         ValueError: The mean has other channels than images.
-        OptionError: Colours are to be changed, and images have none.
+        OptionError: An option is out of range, or colours are to be changed, and images have none.
 
     Examples:
         >>> augment = Augment(AugmentationConfig(rotation=90, rotation_share=1), ImageForm(), ignore_index=255)

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from segheads.data.images import ImageForm
+from segheads.data.images import RGB, ImageForm
 from segheads.errors import OptionError
 
-JITTERED = {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5}  # and their most; the hue's is half a turn
+JITTERED = {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5}  # and the most of each; hues in turns
+SHARES = ("rotation_share", "jitter_share", "grey", "blur", "erasing", "cutmix", "classmix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +16,6 @@ class AugmentationConfig:
     """What happens to training crops beyond the published resize, crop, flip and distortion: nothing by default.
 
     `Augment` does it, `mix_neighbours` mixes, and `RareClasses` draws images.
-
-    Raises:
-        ValueError: A number is out of range.
 
     Examples:
         >>> AugmentationConfig(rotation=10, classmix=0.5).mixes
@@ -60,38 +58,6 @@ class AugmentationConfig:
     rare_class_crop: float = 0.5
     """Share of those pixels that a crop must have more of; after 10 tries any crop is taken. 0 takes the first."""
 
-    def __post_init__(self) -> None:
-        shares = ("rotation_share", "jitter_share", "grey", "blur", "erasing", "cutmix", "classmix")
-        for name in shares:
-            self._check(name, 0, 1)
-        self._check("rotation", 0, 180)
-        if len(self.jitter) != len(JITTERED):
-            raise ValueError(f"jitter has 4 numbers, brightness contrast saturation hue; got {self.jitter}")
-        for value, (what, most) in zip(self.jitter, JITTERED.items(), strict=True):
-            if not 0 <= value <= most:
-                raise ValueError(f"the {what} of jitter must be 0 to {most:g}; got {value}")
-        low, high = self.blur_sigma
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"blur_sigma must be two numbers above 0, the smaller first; got {low} {high}")
-        low, high = self.erasing_area
-        if not 0 < low <= high < 1:
-            raise ValueError(
-                f"erasing_area must be two numbers above 0 and below 1, the smaller first; got {low} {high}"
-            )
-        if self.erased_labels not in ("keep", "ignore"):
-            raise ValueError(f"erased_labels must be keep or ignore; got {self.erased_labels!r}")
-        if self.cutmix + self.classmix > 1:
-            raise ValueError(
-                f"a crop is mixed in one way, so cutmix and classmix are 1 or less in sum; got {self.cutmix} and "
-                f"{self.classmix}"
-            )
-        if self.rare_class_temperature is not None and not 0 < self.rare_class_temperature < math.inf:
-            raise ValueError(f"rare_class_temperature must be above 0; got {self.rare_class_temperature}")
-        if self.rare_class_pixels < 0:
-            raise ValueError(f"rare_class_pixels must be 0 or more; got {self.rare_class_pixels}")
-        if not 0 <= self.rare_class_crop < math.inf:
-            raise ValueError(f"rare_class_crop must be 0 or more; got {self.rare_class_crop}")
-
     @property
     def mixes(self) -> bool:
         """Whether crops are mixed with their neighbours."""
@@ -102,8 +68,8 @@ class AugmentationConfig:
         """Whether there is anything for `Augment` to do."""
         return self.mixes or bool(self.rotation or any(self.jitter) or self.grey or self.blur or self.erasing)
 
-    def check(self, form: ImageForm) -> None:
-        """Refuse changes of colours for images that have none.
+    def check(self, form: ImageForm = RGB) -> None:
+        """Refuse numbers out of range, and changes of colours for images that have none.
 
         Args:
             form: What the images hold.
@@ -111,8 +77,34 @@ class AugmentationConfig:
         Raises:
             OptionError: Says which.
         """
-        asked = {"grey": self.grey, "the saturation of jitter": self.jitter[2], "the hue of jitter": self.jitter[3]}
-        for name, value in asked.items():
+        if len(self.jitter) != len(JITTERED):
+            raise OptionError(f"jitter has 4 numbers, brightness contrast saturation hue; got {self.jitter}")
+        jitter = zip(JITTERED, self.jitter, JITTERED.values(), strict=True)
+        for name, value, most in (
+            ("rotation", self.rotation, 180),
+            *((f"the {what} of jitter", value, most) for what, value, most in jitter),
+            *((name, getattr(self, name), 1) for name in SHARES),
+        ):
+            if not 0 <= value <= most:
+                raise OptionError(f"{name} must be 0 to {most:g}; got {value}")
+        for name, (low, high), most, above in (
+            ("blur_sigma", self.blur_sigma, math.inf, "above 0"),
+            ("erasing_area", self.erasing_area, 1, "above 0 and below 1"),
+        ):
+            if not 0 < low <= high < most:
+                raise OptionError(f"{name} must be two numbers {above}, the smaller first; got {low} {high}")
+        if self.erased_labels not in ("keep", "ignore"):
+            raise OptionError(f"erased_labels must be keep or ignore; got {self.erased_labels!r}")
+        if self.cutmix + self.classmix > 1:
+            both = f"{self.cutmix} and {self.classmix}"
+            raise OptionError(f"a crop is mixed in one way: cutmix and classmix must be 1 or less in sum; got {both}")
+        if self.rare_class_temperature is not None and not 0 < self.rare_class_temperature < math.inf:
+            raise OptionError(f"rare_class_temperature must be above 0; got {self.rare_class_temperature}")
+        for name in ("rare_class_pixels", "rare_class_crop"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise OptionError(f"{name} must be 0 or more; got {getattr(self, name)}")
+        colours = {"grey": self.grey, "the saturation of jitter": self.jitter[2], "the hue of jitter": self.jitter[3]}
+        for name, value in colours.items():
             if value and not form.has_colours:
                 raise OptionError(f"{name} is of colours, 3 channels of 8 to 16 bit; got {value} for images of {form}")
 
@@ -121,7 +113,3 @@ class AugmentationConfig:
         return {
             name: value for name, value in vars(self).items() if value != type(self).__dataclass_fields__[name].default
         }
-
-    def _check(self, name: str, least: float, most: float) -> None:
-        if not least <= getattr(self, name) <= most:
-            raise ValueError(f"{name} must be {least} to {most}; got {getattr(self, name)}")

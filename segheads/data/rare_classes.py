@@ -42,7 +42,8 @@ class RareClasses:
                 softmax((1 - f_c) / T).
 
         Raises:
-            OptionError: No pixel is labelled, or no image has enough pixels of a class that occurs.
+            OptionError: An option is out of range, no pixel is labelled, or no image has enough pixels of a class
+                that occurs.
 
         Examples:
             >>> two = SplitScan(class_names=("a", "b"), pixels=(980, 20), class_pixels=({0: 500}, {0: 480, 1: 20}))
@@ -50,6 +51,7 @@ class RareClasses:
             >>> drawn.probabilities.round(3), drawn.images[1]
             (array([0.277, 0.723]), array([1]))
         """
+        config.check()
         pixels = np.array(scan.pixels, dtype=np.float64)
         if not pixels.any():
             raise OptionError("rare_class_temperature needs labels, and no pixel of the training set is of any class")
@@ -63,8 +65,9 @@ class RareClasses:
                     f"{counts.max()}; give rare_class_pixels {counts.max() - 1} or fewer"
                 )
         shares = pixels / pixels.sum()
-        exponents = (shares[pixels > 0].min() - shares) / (config.rare_class_temperature or 1)  # softmax, at most 0
-        weights = np.where(pixels > 0, np.exp(exponents), 0)
+        with np.errstate(over="ignore"):  # to minus infinity, whose exponential is 0
+            exponents = (shares[pixels > 0].min() - shares) / (config.rare_class_temperature or 1)
+        weights = np.exp(np.where(pixels > 0, exponents, -np.inf))
         return cls(weights / weights.sum(), images, int(least * config.rare_class_crop))
 
     def key(self, seed: int, position: int) -> Key:

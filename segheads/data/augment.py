@@ -109,10 +109,10 @@ class Augment:
             rows, columns = _cutmix_box(valid, rng)
             given[rows, columns] = True
         elif kind < self.config.cutmix + self.config.classmix:
-            there = labels.unique()
-            there = there[there != self.ignore_index]
-            chosen = there[torch.from_numpy(rng.permutation(len(there))[: (len(there) + 1) // 2])]
-            given = torch.isin(labels, chosen)
+            classes = labels.numpy()
+            there = np.flatnonzero(np.bincount(classes[classes != self.ignore_index]))
+            chosen = there[rng.permutation(len(there))[: (len(there) + 1) // 2]]
+            given = torch.from_numpy(np.isin(classes, chosen))
         return given
 
     def _rotate(self, image: Tensor, labels: Tensor, degrees: float) -> tuple[Tensor, Tensor]:

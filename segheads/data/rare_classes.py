@@ -25,7 +25,7 @@ class RareClasses:
     Args:
         probabilities: Of each class, `(K,)`; 0 for one that never occurs.
         images: For each class, the images that have enough of it.
-        crop_pixels: Of the class; a crop has more, after up to 10 tries.
+        crop_pixels: Of the class; a crop has more, after up to 10 tries. -1 is any crop.
     """
 
     probabilities: NDArray[np.float64]
@@ -68,7 +68,8 @@ class RareClasses:
         with np.errstate(over="ignore"):  # to minus infinity, whose exponential is 0
             exponents = (shares[pixels > 0].min() - shares) / (config.rare_class_temperature or 1)
         weights = np.exp(np.where(pixels > 0, exponents, -np.inf))
-        return cls(weights / weights.sum(), images, int(least * config.rare_class_crop))
+        enough = int(least * config.rare_class_crop) if config.rare_class_crop else -1
+        return cls(weights / weights.sum(), images, enough)
 
     def key(self, seed: int, position: int) -> Key:
         """What `TrainingSamples` takes for one place in a run.

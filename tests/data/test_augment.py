@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
 from scipy import ndimage
 from torch.utils.data import DataLoader
@@ -17,6 +18,7 @@ from segheads.data import (
     AugmentationConfig,
     ImageForm,
     IterationSampler,
+    PhotometricNormalize,
     RandomScaleCrop,
     TrainingSamples,
     collate_samples,
@@ -25,6 +27,7 @@ from segheads.data import (
 from segheads.data import augment as augment_module
 from segheads.data.dataset import SegmentationDataset
 from segheads.errors import OptionError
+from segheads.training import training_batches
 
 RGB, BANDS, FLOATS = ImageForm(), ImageForm(5, 12), ImageForm(4, 32)
 FORMS = [RGB, ImageForm(3, 16), ImageForm(5), BANDS, FLOATS]
@@ -358,6 +361,32 @@ def test_neighbours_exchange_what_they_give_however_a_batch_is_cut():
     torch.testing.assert_close(whole[0], images.view(4, 2, 5, 6, 7).flip(1).flatten(0, 1))
     with pytest.raises(ValueError, match="two by two, so a batch must have an even number of images; got 3"):
         mix_neighbours(images[:3], labels[:3], given[:3])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_mix_what_one_would(processes):
+    """As Accelerate deals samples out: each process has its part of every batch."""
+    prepare, samples_ = PhotometricNormalize((0.5,) * 3, (0.5,) * 3), samples(EVERYTHING)
+
+    def batches(sampler):
+        loader = DataLoader(samples_, batch_sampler=sampler, collate_fn=collate_samples)
+        return list(training_batches(loader, prepare))
+
+    def sampler():
+        return IterationSampler(4, 8, seed=3, num_iterations=2)
+
+    parts = [batches(BatchSamplerShard(sampler(), processes, rank, split_batches=True)) for rank in range(processes)]
+    for whole, own in zip(batches(sampler()), zip(*parts, strict=True), strict=True):
+        for expected, cut in zip(whole, zip(*own, strict=True), strict=True):
+            torch.testing.assert_close(torch.cat(cut), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (24, 2)])
+def test_crops_of_a_few_pixels(size):
+    augment = Augment(EVERYTHING, RGB)
+    for index in range(20):
+        image, labels = augment(drawn_image(RGB), squares(), size, (0, 0, index))
+        assert image.shape[1:] == labels.shape == augment.gift(labels, size, (0, 0, index)).shape == (24, 30)
 
 
 def test_classmix_gives_half_of_the_classes_whole():

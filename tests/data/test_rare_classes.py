@@ -60,6 +60,7 @@ def test_defaults_are_the_published_ones():
     config = AugmentationConfig(rare_class_temperature=0.01)
     big = tuple({label: 1000 * count for label, count in counts.items()} for counts in COUNTS)
     assert (config.rare_class_pixels, RareClasses.of(found(big), config).crop_pixels) == (3000, 1500)
+    assert drawn(crop=0.0).crop_pixels == -1  # the first crop has more, whatever it shows
 
 
 def sampler(start=0, rare=None):

@@ -24,7 +24,8 @@ class Augment:
     """Turns, changes and erases a crop, in the order of `AugmentationConfig`'s fields.
 
     All of it happens inside the rectangle that is not padding, and depends on nothing but the key: the same in any
-    worker and process, and after a resume. Labels are never interpolated.
+    worker and process, and after a resume. Labels are never interpolated. The published distortion of colours comes
+    later, to the mean pixel, too.
 
     - Rotation about the middle: the image bilinear, labels of the nearest pixel.
     - Colour jitter as [torchvision](https://docs.pytorch.org/vision/stable/)'s `ColorJitter`, in floats. The contrast

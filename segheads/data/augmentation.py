@@ -23,7 +23,7 @@ class AugmentationConfig:
     """
 
     distortion: bool = True
-    """Distort the colours of crops of 3 channels as published; --no-distortion leaves them."""
+    """Distort the colours of crops of 3 channels as published."""
     rotation: float = 0.0
     """Turn crops by up to so many degrees, 0 to 180, to either side. What is uncovered gets the mean pixel and no
     class."""

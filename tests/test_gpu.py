@@ -230,6 +230,7 @@ def test_batches_made_beside_the_step_are_those_of_the_cpu():
                 "labels": torch.randint(5, (2, 64, 64), dtype=torch.uint8, generator=generator).to(device),
                 "distortion": torch.tensor([[10.0, 1.2, 1.0, 0.7, 12.0]] * 2, device=device),
                 "valid": torch.tensor([[64, 64], [40, 64]], device=device),
+                "given": (torch.rand(2, 64, 64, generator=generator) < 0.5).to(device),
             }
 
     half = (0.5, 0.5, 0.5)

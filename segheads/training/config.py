@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from typing_extensions import Self, is_typeddict
 
 from segheads.classes import ignored_label
+from segheads.data.augmentation import AugmentationConfig
 from segheads.data.config import DataConfig
 from segheads.errors import OptionError
 from segheads.functional.upsample import Reduction
@@ -159,11 +160,13 @@ class TrainingConfig:
     tracker: str = "tensorboard"
     """A tracker of Accelerate, or none."""
     pictures: int = 6
-    """Rows of the picture sheet."""
+    """Rows of the picture sheet; 0 draws none, nor augment.png."""
     model: ModelConfig
     """Backbone, head and loss."""
     data: DataConfig = DataConfig()
     """The data set."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """What happens to training crops beyond the published pipeline."""
     scan: bool = True
     """Look at all labels of both splits before the first step; what was read is remembered."""
     optimization: OptimizationConfig

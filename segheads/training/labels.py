@@ -4,13 +4,14 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from segheads.data import SegmentationDataset
 from segheads.data.findings import Finding, find_problems
+from segheads.data.rare_classes import RareClasses
 from segheads.data.scan import DataScan, SplitScan, has_files, scan, scan_splits
 from segheads.data.scan_cache import default_cache
 from segheads.data.weights import RULES, class_weights
@@ -22,13 +23,20 @@ WEIGHTS = "class_weights.json"  # in the folder of a run
 log = logging.getLogger(__name__)
 
 
+class Looked(NamedTuple):
+    """What a run takes from its labels."""
+
+    class_weights: tuple[float, ...] | None = None
+    rare_classes: RareClasses | None = None
+
+
 def look_at_labels(
     accelerator: Accelerator,
     config: TrainingConfig,
     training_set: SegmentationDataset,
     validation_set: SegmentationDataset,
-) -> tuple[float, ...] | None:
-    """Scan both splits in the main process, where `scan` is set and there are files; count weights where asked for.
+) -> Looked:
+    """Scan both splits in the main process, where `scan` is set and there are files; count classes where asked for.
 
     Args:
         accelerator: What connects the processes; all of them call this.
@@ -37,11 +45,12 @@ def look_at_labels(
         validation_set: What is measured with.
 
     Returns:
-        One weight per class, or None where `class_weights` asks for none. A run that goes on keeps its own.
+        One weight per class, or None where `class_weights` asks for none (a run that goes on keeps its own), and how
+        images are drawn by their classes, or None.
 
     Raises:
         DataError: Labels are not what they should be: one line for each thing that is wrong.
-        OptionError: There are no such weights.
+        OptionError: There are no such weights, or no image shows enough of a class.
         RunError: A process that reads labels died.
     """
     found: list[Any] = [None]
@@ -53,8 +62,8 @@ def look_at_labels(
     broadcast_object_list(found)
     if isinstance(found[0], SegheadsError):
         raise found[0]
-    weights: tuple[float, ...] | None = found[0]
-    return weights
+    looked: Looked = found[0]
+    return looked
 
 
 def refuse_errors(findings: Sequence[Finding]) -> None:
@@ -85,9 +94,7 @@ def keep_weights(folder: Path, names: Sequence[str], weights: Sequence[float]) -
     write_json(folder / WEIGHTS, dict(zip(names, weights, strict=True)))
 
 
-def _look(
-    config: TrainingConfig, training_set: SegmentationDataset, validation_set: SegmentationDataset
-) -> tuple[float, ...] | None:
+def _look(config: TrainingConfig, training_set: SegmentationDataset, validation_set: SegmentationDataset) -> Looked:
     options: dict[str, Any] = {"workers": None if config.machine.workers else 0, "cache": default_cache()}
     rule, kept = config.model.class_weights, config.output / WEIGHTS
     weights = None if isinstance(rule, str) else rule
@@ -100,6 +107,10 @@ def _look(
     if config.scan and has_files(training_set):
         looked = scan_splits({"train": training_set, "val": validation_set}, **options)
         refuse_errors(find_problems(looked))
-    if weights is not None or not isinstance(rule, str):
-        return weights
-    return class_weights(rule, looked.splits["train"] if looked else scan(training_set, **options))
+    weighs, draws = weights is None and isinstance(rule, str), config.augmentation.rare_class_temperature is not None
+    if not weighs and not draws:
+        return Looked(weights)
+    found = looked.splits["train"] if looked else scan(training_set, **options)
+    if weighs:
+        weights = class_weights(str(rule), found)
+    return Looked(weights, RareClasses.of(found, config.augmentation) if draws else None)

@@ -22,6 +22,7 @@ from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.batches import explain_batch, normalization, training_batches, training_loader
 from segheads.training.config import JUDGES, MAY_DIFFER, TrainingConfig, as_launched
+from segheads.training.crop_sheet import crops_words, show_crops
 from segheads.training.init_from import init_from
 from segheads.training.keeping import Keeper
 from segheads.training.loop import ModelLearner, train
@@ -40,7 +41,8 @@ def run_training(
     """Train, evaluate and report, in a process of its own or under `accelerate launch`.
 
     The run's folder, `config.output`, ends up with the model, config.json, metrics.jsonl, results.json, per_class.md,
-    curves.png, predictions.png, TensorBoard files and the last checkpoints; with `calibration`, reliability.png, too.
+    augment.png, curves.png, predictions.png, TensorBoard files and the last checkpoints; with `calibration`,
+    reliability.png, too.
 
     Args:
         config: Every number of the run.
@@ -98,9 +100,11 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         config.optimization.rate_at(0, config.loop.iterations)  # refuses what is out of range, as does the next
         training_loader(config, run.training_set, 0)
     start = run.start()
-    loader = training_loader(config, run.training_set, start)
+    drawn: Any = {"mean": model.data_config["mean"], "rare": run.rare_classes}
+    loader: Any = training_loader(config, run.training_set, start, **drawn)
     _say(run, model, channels_last)
     prepare = normalization(model).to(accelerator.device)
+    show_crops(run, loader.dataset, loader.batch_sampler, prepare)
     keeper = Keeper(config.keeping, model, accelerator)
     if machine.compile:
         model.compile()
@@ -116,7 +120,7 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         schedule=partial(config.optimization.rate_at, iterations=config.loop.iterations),
         max_grad_norm=config.optimization.max_grad_norm,
         clip_mode=config.optimization.clip_mode,
-        explain=partial(explain_batch, config, run.training_set),
+        explain=partial(explain_batch, config, run.training_set, rare=run.rare_classes),
     )
     batches = training_batches(loader, prepare, channels_last=channels_last)
 
@@ -135,7 +139,7 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
 
 def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
     """What begins, in words."""
-    config, optimization, form = run.config, run.config.optimization, run.training_set.image_form
+    config, optimization = run.config, run.config.optimization
     log.info(
         f"{config.model.head} on {config.model.backbone}: "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters{_frozen(config)}; "
@@ -147,8 +151,7 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"weight decay {optimization.weight_decay:g}, "
         f"gradients clipped at {optimization.max_grad_norm}{_clipped(config)}, "
         f"drop path {config.model.drop_path_rate:g}\n"
-        f"{paths_line(run.accelerator, [model], run.images_per_step())}"
-        + ("" if form.has_colours else f"\nimages of {form}: crops are resized and mirrored, no colours are changed")
+        f"{paths_line(run.accelerator, [model], run.images_per_step())}" + crops_words(run)
     )
 
 

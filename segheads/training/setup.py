@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
-from segheads.data import SegmentationDataset, SubsetDataset, open_dataset
+from segheads.data import RareClasses, SegmentationDataset, SubsetDataset, open_dataset
 from segheads.data.dataset import check_same_classes
 from segheads.data.images import FLOATS
 from segheads.data.label_map import LabelMap
@@ -35,6 +35,7 @@ class Run:
         training_set: What it trains on.
         validation_set: What it is evaluated on.
         class_weights: Of its loss, as numbers, once labels were looked at; None weighs all classes the same.
+        rare_classes: Draws images by their classes, once labels were looked at; None takes each once an epoch.
     """
 
     config: TrainingConfig
@@ -43,6 +44,7 @@ class Run:
     training_set: SegmentationDataset
     validation_set: SegmentationDataset
     class_weights: tuple[float, ...] | None = None
+    rare_classes: RareClasses | None = None
     _has_looked: bool = False
 
     @property
@@ -71,7 +73,7 @@ class Run:
         """
         if not self._has_looked:
             sets = self.training_set, self.validation_set
-            self.class_weights = look_at_labels(self.accelerator, self.config, *sets)
+            self.class_weights, self.rare_classes = look_at_labels(self.accelerator, self.config, *sets)
             self._has_looked = True
 
     def images_per_step(self) -> int:
@@ -288,6 +290,11 @@ def _check_batch_size(config: TrainingConfig, processes: int) -> None:
             f"batch_size {size} is over all {processes} processes and {accumulation} accumulated batches, and must be "
             f"a multiple of {parts}"
         )
+    if config.augmentation.mixes and size // parts % 2:
+        raise OptionError(
+            f"cutmix and classmix take neighbours two by two: batch_size {size} over all {processes} processes and "
+            f"{accumulation} accumulated batches must be a multiple of {2 * parts}"
+        )
 
 
 def _check_ranges(config: TrainingConfig) -> None:
@@ -301,3 +308,4 @@ def _check_ranges(config: TrainingConfig) -> None:
     ):
         if not is_right:
             raise OptionError(f"{name} must be {expected}; got {flat(config)[name]}")
+    config.augmentation.check(config.data.image_form)

@@ -53,7 +53,7 @@ def test_end_to_end(recipe, tmp_path, caplog):
     assert len(results["classes"]) == 12
     assert [r["iteration"] for r in records(tmp_path) if "mIoU" in r] == [3, 6]
     assert list((tmp_path / "tensorboard").glob("events*"))
-    for picture in ("curves.png", "predictions.png"):
+    for picture in ("augment.png", "curves.png", "predictions.png"):
         with Image.open(tmp_path / picture) as image:
             assert min(image.size) > 200
     model = SegmentationModel.from_pretrained(tmp_path / "model")

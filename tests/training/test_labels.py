@@ -131,7 +131,7 @@ def test_without_a_scan_nothing_is_read(folder, monkeypatch):
 
 def look(run):
     accelerator = Accelerator(cpu=True)
-    return look_at_labels(accelerator, run, *open_data(accelerator, run))
+    return look_at_labels(accelerator, run, *open_data(accelerator, run)).class_weights
 
 
 def test_scenes_are_not_scanned_unless_weights_are_asked_for(tmp_path, monkeypatch):

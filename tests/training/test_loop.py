@@ -193,7 +193,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 HALF = (0.5, 0.5, 0.5)
 
 
-def handed_over(number, device="cpu"):
+def handed_over(number, device="cpu", mixes=False):
     """Batches as `collate_samples` makes them."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(number):
@@ -204,6 +204,7 @@ def handed_over(number, device="cpu"):
             "labels": torch.randint(5, (2, 64, 64), dtype=torch.uint8, generator=generator).to(device),
             "distortion": torch.tensor([[10.0, 1.2, 1.0, 0.7, 12.0]] * 2, device=device),
             "valid": torch.tensor([[64, 64], [40, 64]], device=device),
+            **({"given": torch.ones(2, 64, 64, dtype=torch.bool, device=device)} if mixes else {}),
         }
 
 
@@ -234,7 +235,7 @@ def test_nothing_waits_for_the_device(tmp_path, monkeypatch, head):
     options = {"learning_rate": 1e-3, "weight_decay": 0.1, "momentum": 0.9}
     model, optimizer = accelerator.prepare(model, create_optimizer(model, "adamw", **options))
     prepare = PhotometricNormalize(HALF, HALF).to(meta)
-    batches = training_batches(list(handed_over(4, meta)), prepare)
+    batches = training_batches(list(handed_over(4, meta, mixes=True)), prepare)
     folder = RunFolder(tmp_path, {})
     run = Run(config=None, accelerator=accelerator, folder=folder, training_set=None, validation_set=None)
     learner = ModelLearner(accelerator, model, optimizer, schedule=lambda iteration: 1e-3, max_grad_norm=1.0)

@@ -310,9 +310,14 @@ class Predictor:
             None if doubt is None else Uncertainty(*(x.cpu() for x in doubt)),
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
     def _precision(self) -> torch.autocast:
         dtype = AUTOCAST[self.mixed_precision]
-        return torch.autocast(next(self.model.parameters()).device.type, dtype=dtype, enabled=dtype is not None)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _raised(found: Prediction | Exception) -> Prediction:

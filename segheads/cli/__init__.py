@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: As `segheads.cli.run.run` does, and with 2 if there is no such command.
     """
-    words = list(sys.argv[1:] if args is None else args)
+    words = [*(sys.argv[1:] if args is None else args)]  # `list` is a command, and so a module in this package
     commands = list_commands()
     first = words[0] if words else "--help"
     if first in commands:

@@ -20,7 +20,7 @@ from segheads.cli import list_commands
 class Config:
     """For which shell."""
 
-    shell: Annotated[Literal["bash", "zsh", "fish", "tcsh"], tyro.conf.Positional]
+    shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]
     """The shell."""
 
 

@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from segheads.build import create_model
 from segheads.errors import SegheadsError
 from segheads.files import cache_folder
-from segheads.functional.paths import driver_version, path_of_loss, triton_setting
+from segheads.functional.paths import driver_version, path_of_loss
 from segheads.mean_shift import MeanShift
 from segheads.training.machine import installed_version
 from segheads.version import VERSION
@@ -112,7 +112,7 @@ def device_values(device: torch.device, problems: list[str]) -> dict[str, Any]:
         values |= {"name": told.name, "memory_gb": round(told.total_memory / 1e9, 1), "driver": driver_version()}
     else:
         values |= {"name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    values |= {f"loss and label map, {name}": _path(device, dtype, problems) for name, dtype in PRECISIONS.items()}
+    values["loss and label map"] = {name: _path(device, dtype, problems) for name, dtype in PRECISIONS.items()}
     try:
         block = MeanShift(32, num_layers=1).to(device)
         values["mean shift"] = block.path(torch.zeros(1, 32, 2, 2, device=device, requires_grad=True))
@@ -134,7 +134,8 @@ def _path(device: torch.device, dtype: torch.dtype, problems: list[str]) -> str:
     try:
         return path_of_loss(device, dtype)
     except SegheadsError as error:  # what SEGHEADS_TRITON asks for cannot be had
-        problems.append(f"{device}: {error}")
+        if (problem := f"{device}: {error}") not in problems:
+            problems.append(problem)
         return "none"
 
 
@@ -184,10 +185,16 @@ def described(values: Mapping[str, Any]) -> str:
         there = ", ".join(f"{name} {version}" for name, version in own.items() if version is not None)
         hint = f'no {", ".join(missing)} (pip install "segheads[{extra}]")' if missing else ""
         lines.append(f"  {extra}: {'; '.join(filter(None, (there, hint)))}")
-    lines += ["", f"devices (SEGHEADS_TRITON={triton_setting()}):"]
+    lines += ["", "devices:"]
     for device in values["devices"]:
-        told = ", ".join(f"{name} {x}" for name, x in device.items() if name not in ("device", "name"))
-        lines.append(f"  {device['device']} ({device['name']}): {told}")
+        paths = device["loss and label map"]
+        ways = "; ".join(
+            f"{way} in {', '.join(x for x in paths if paths[x] == way)}" for way in dict.fromkeys(paths.values())
+        )
+        told = {name: x for name, x in device.items() if name not in ("device", "name", "loss and label map")}
+        lines.append(f"  {device['device']} ({device['name']}): {', '.join(f'{name} {x}' for name, x in told.items())}")
+        lines.append(f"    loss and label map: {ways}")
+    lines += [f"  {name}={value}" for name, value in values["environment"].items()]
     lines += ["", "caches:"]
     for name, cache in values["caches"].items():
         sizes = f"{cache['bytes'] / 1e6:.1f} MB, {cache['free_bytes'] / 1e9:.0f} GB free"

@@ -70,8 +70,8 @@ class Views:
     """Pixels between windows; None means the protocol's, or that of another window."""
     scales: tuple[float, ...] | None = None
     """Factors of the image's size whose probabilities are averaged."""
-    flip: bool | None = None
-    """Average with the mirrored image, too."""
+    flip: bool = False
+    """Average with the mirrored image, too, whether the protocol does or not."""
     small_images: SmallImages | None = None
     """Make the window smaller for an image below its size, or enlarge the image."""
     threshold: float | None = None
@@ -81,7 +81,8 @@ class Views:
         """The model's protocol with what was given."""
         if self.whole and (self.window or self.stride):
             raise OptionError("--whole shows no windows, and --window and --stride do; leave one out")
-        given = {name: value for name, value in vars(self).items() if value is not None and name != "whole"}
+        given = {name: value for name, value in vars(self).items() if value is not None and value is not False}
+        given.pop("whole", None)
         if self.whole or "window" in given:
             given = {"window": None, "stride": None, **given}
         with options_become_parts():
@@ -108,7 +109,11 @@ class Machine:
 class Config:
     """Which images, which model, and where the results go."""
 
-    inputs: Annotated[tuple[str, ...], tyro.conf.arg(name="input", metavar="INPUT"), tyro.conf.Positional]
+    inputs: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(name="input", metavar="INPUT", help_behavior_hint="(one or more)"),
+        tyro.conf.Positional,
+    ]
     """Image files, folders that are searched at any depth, or patterns in quotes, such as "photos/**/*.jpg"."""
     model: str
     """The folder of a run, a folder that save_pretrained wrote, or a model's name on the Hugging Face hub."""
@@ -129,6 +134,8 @@ def main(config: Config) -> None:
     kinds = kinds_of(config.results)
     if not config.inputs:
         raise OptionError("no INPUT was given; name image files, folders or patterns")
+    if config.output.exists() and not config.output.is_dir():
+        raise OptionError(f"--output {config.output} is a file; give a folder")
     paths = find_images(config.inputs, config.output)
     accelerator = Accelerator(cpu=config.machine.device == "cpu")
     share_cores(accelerator, config.machine.threads)

@@ -83,8 +83,9 @@ def help_text(commands: dict[str, str]) -> str:
             lines += textwrap.wrap(start + commands[name], WIDTH, subsequent_indent=" " * COLUMN)
     lines += [
         "",
-        "segheads COMMAND --help lists the options of a command. accelerate launch -m segheads COMMAND runs it in",
-        "several processes. The exit status is 0, or 1 for results with faults, or 2 if nothing could begin.",
+        "segheads COMMAND --help lists the options of a command, and",
+        "accelerate launch -m segheads COMMAND runs it in several processes.",
+        "Exit status: 0, or 1 for results with faults, or 2 if nothing could begin.",
     ]
     return "\n".join(lines)
 

@@ -71,7 +71,7 @@ def describe(name: str) -> dict[str, Any]:
             "strides": [float(stride) for stride in model.backbone.strides],
             "channels": [*model.backbone.channels],
             "parameters": count_parameters(model.backbone),
-            "weights_from": _origin(plan.backbone, run),
+            "weights_from": origin(plan.backbone, run),
         },
         "pyramid": None
         if model.pyramid is None
@@ -122,8 +122,13 @@ def described(values: Mapping[str, Any]) -> str:
     return "\n".join(f"{title:<10}{line}" for title, line in lines.items() if line)
 
 
-def _origin(backbone: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Where the backbone's first weights come from, as far as is known: a run tells, and timm knows the licence."""
+def origin(backbone: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Where the backbone's first weights come from, as far as is known: a run tells, and timm knows the licence.
+
+    Args:
+        backbone: Its name in timm.
+        run: Options of the run; empty where there is none.
+    """
     if run.get("pretrained") is False or run.get("backbone_weights") or run.get("init_from"):
         source = run.get("init_from") or run.get("backbone_weights")
         return {"words": f"began from {source}", "licence": None} if source else None

@@ -2,7 +2,7 @@
 
 A command is a module of this package with a dataclass `Config` and a function `main(config)`; the first line of its
 docstring is what `segheads --help` says of it. It is imported when it is called. A module may have a `DEMO`: what the
-options default to with `--demo`.
+options default to with `--demo`; and `GROUPS`, which its help shows the options in.
 """
 
 import ast
@@ -16,7 +16,7 @@ from typing import Any
 
 from segheads.version import VERSION
 
-FRAME = {"__init__", "run"}  # what is no command
+FRAME = {"__init__", "groups", "run"}  # what is no command
 USAGE = 2  # the exit status where nothing can begin; that of segheads.cli.run, whose import would take seconds
 
 # The order in the help; a command that is in no row comes last
@@ -48,17 +48,16 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The words of the command line; None means `sys.argv`'s.
 
     Raises:
-        SystemExit: As `segheads.cli.run.run` does, and with 2 if there is no such command.
+        SystemExit: As `segheads.cli.run.run` does, with 0 after the help, and with 2 if there is no such command.
     """
     words = [*(sys.argv[1:] if args is None else args)]  # `list` is a command, and so a module in this package
     commands = list_commands()
     first = words[0] if words else "--help"
     if first in commands:
         _run_command(first, words[1:])  # what it returns would become the script's exit status
-    elif first in ("-h", "--help"):
-        print(help_text(commands))
-    elif first == "--version":
-        print(f"segheads {VERSION}")
+    elif first in ("-h", "--help", "--version"):
+        print(f"segheads {VERSION}" if first == "--version" else help_text(commands))
+        raise SystemExit(0)
     else:
         close = difflib.get_close_matches(first, commands, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -94,5 +93,11 @@ def _run_command(name: str, words: list[str]) -> None:
     from segheads.cli.run import run
 
     module: Any = import_module(f"segheads.cli.{name.replace('-', '_')}")
-    demo = getattr(module, "DEMO", None)
-    run(module.main, module.Config, demo=demo, description=module.__doc__, args=words, prog=f"segheads {name}")
+    told: dict[str, Any] = {"description": module.__doc__, "args": words, "prog": f"segheads {name}"}
+    if groups := getattr(module, "GROUPS", None):
+        from segheads.cli.groups import in_groups
+
+        config, flat = in_groups(module.Config, groups)
+        run(lambda grouped: module.main(flat(grouped)), config, **told)
+    else:
+        run(module.main, module.Config, demo=getattr(module, "DEMO", None), **told)

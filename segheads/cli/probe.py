@@ -10,6 +10,7 @@ for about the time of one. `--output` ends up with heads.md, heads.csv, heads.js
 at its best rate: docs/probe.md. What a frozen backbone tells of heads is not what they reach when it learns, too.
 """
 
+import dataclasses
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,13 @@ from segheads.cli.train import BACKBONE, tell_classes
 from segheads.data import DataConfig
 from segheads.inference.protocol import InferenceProtocol
 from segheads.probing import ProbeConfig, run_probing
-from segheads.training import DEMO_RUN, LoopConfig, ModelConfig, OptimizationConfig, changed
+from segheads.training import DEMO_RUN, LoopConfig, ModelConfig, OptimizationConfig, changed, flat
 
 log = logging.getLogger(__name__)
+
+# Options that the training of the best head takes over, beside its head and backbone
+SHARED = {field.name for field in dataclasses.fields(DataConfig)} - {"download"}
+SHARED |= {"backbone_weights", "pretrained", "crop_size", "scale", "window", "stride"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +91,17 @@ def what_next(config: ProbeConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     if not scored:
         return "no head has a score; give other --learning-rates"
     best = max(scored, key=lambda row: float(row["mIoU"]))
-    data = config.data
     words = ["--head", best["head"], "--backbone", config.model.backbone]
-    words += ["--dataset", data.dataset] if data.dataset != "folder" else []
-    words += ["--data-root", str(data.data_root)] if data.data_root else []
-    words += ["--class-names", *data.class_names] if data.class_names else []
-    words += ["--num-classes", str(data.num_classes)] if data.num_classes else []
+    usual = flat(Config())
+    for name, value in flat(config).items():
+        if name in SHARED and value != usual[name]:
+            words += _option(name, value)
     return f"next: train the best head, and the backbone with it\n  segheads train {shlex.join(words)}"
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """The words of a command line that give an option a value."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]

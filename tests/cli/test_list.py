@@ -101,7 +101,9 @@ def test_bash_completes_commands_and_options(capsys, tmp_path):
 
 def test_the_help_is_short_and_by_purpose(capsys):
     for words in ([], ["--help"], ["-h"]):
-        main(words)
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
         printed = capsys.readouterr().out
         lines = printed.splitlines()
         assert len(lines) < 40
@@ -110,5 +112,6 @@ def test_the_help_is_short_and_by_purpose(capsys):
     assert all(f"  {name} " in printed for name in list_commands())
     told = help_text({**list_commands(), "own-command": "Do something else."})
     assert told.index("\nMore:\n  own-command Do something else.\n") > told.index("Help:")
-    main(["--version"])
+    with pytest.raises(SystemExit):
+        main(["--version"])
     assert capsys.readouterr().out == f"segheads {VERSION}\n"

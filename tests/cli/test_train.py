@@ -9,8 +9,7 @@ from miniatures import draw_labels, own_folder
 from segheads import Predictor
 from segheads.cli import main
 from segheads.cli.info import origin
-from segheads.cli.probe import what_next
-from segheads.cli.train import Config
+from segheads.cli.probe import Config, what_next
 from segheads.data import Scenes
 from segheads.training import changed
 
@@ -155,12 +154,14 @@ def test_probes_end_with_the_command_that_trains_the_best_head(data, caplog):
     main([*map(str, words), "--learning-rates", "1e-3", *SMALL])
     assert (data.parent / "probe" / "models").is_dir()
     (last,) = caplog.messages[-1].splitlines()[1:]
-    expected = "  segheads train --head 'linear @ fpn(out_channels=8)' --backbone test_resnet --data-root "
-    assert last == f"{expected}{data} --class-names lawn path"
-    rows = [
-        {"head": name, "best": True, "mIoU": score} for name, score in (("linear", 3.0), ("fcn", 4.0), ("uper", None))
-    ]
-    config = changed(Config(), dataset="camvid", num_classes=3)
-    assert "--head fcn --backbone convnext" in what_next(config, rows)
-    assert what_next(config, rows).endswith("--dataset camvid --num-classes 3")
+    assert last.startswith("  segheads train --head 'linear @ fpn(out_channels=8)' --backbone test_resnet ")
+    for option in (f"--data-root {data}", "--class-names lawn path", "--scale 48 40", "--no-pretrained"):
+        assert f" {option}" in last
+    scores = {"linear": 3.0, "fcn": 4.0, "uper": None}
+    rows = [{"head": name, "best": True, "mIoU": score} for name, score in scores.items()]
+    config = changed(Config(), dataset="camvid", num_classes=3, ignore_index=(7, 9), reduce_zero_label=True)
+    told = what_next(config, rows)
+    for option in ("--head fcn --backbone convnext", "--dataset camvid", "--ignore-index 7 9", "--reduce-zero-label"):
+        assert f" {option}" in told
+    assert "--scale" not in told
     assert what_next(config, rows[2:]) == "no head has a score; give other --learning-rates"

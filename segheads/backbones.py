@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data.config import resolve_model_data_config
-from timm.layers import resample_abs_pos_embed
+from timm.layers import LayerNorm2d, resample_abs_pos_embed
 from timm.models import group_parameters
 from timm.models._input import get_model_input_config  # no public spelling; timm >= 1.0.31
 from timm.models.deit import VisionTransformerDistilled
@@ -23,6 +23,7 @@ from typing_extensions import Self
 from segheads.errors import PretrainedWeightsError
 from segheads.modules import evaluating, freeze_unused, modules_before_learning, parameters_behind
 from segheads.pretrained import create_timm_model, few, find_weights, log_of_missing_keys
+from segheads.swin import pad_before_shift
 
 # A family is the name of timm's model file. What a sweep over all 1,371 architectures of timm 1.0.31 found:
 NO_FINAL_NORM = {"hiera", "hieradet_sam2"}  # forward_intermediates asserts norm=False: their norm follows the pooling
@@ -73,6 +74,10 @@ class TimmBackbone(nn.Module):
         norm_eps: The eps of every LayerNorm; `None` leaves the architecture's own (1e-6 in timm's ViTs; 1e-5 in the
             published Segmenter).
         model_kwargs: More arguments for `timm.create_model`.
+        level_norms: A LayerNorm of its own over the channels of each map, in place of the final norm alone, as
+            MMSegmentation, transformers and SenFormer put behind Swin and ConvNeXt; its eps is `norm_eps`, or 1e-5.
+        swin_padding: Whether a Swin shifts a map before it pads it to whole windows (`"timm"`) or after, as
+            `"published"`, which matters where windows do not cover the map.
 
     Shape:
         - Input: images `(B, in_chans, H, W)`, any `H` and `W`.
@@ -86,7 +91,8 @@ class TimmBackbone(nn.Module):
             mean and std are timm's averages.
 
     Raises:
-        ValueError: For an unknown name, levels that are not there, or a `pos_embed_resize` that cannot be.
+        ValueError: For an unknown name, levels that are not there, or a `pos_embed_resize` or `swin_padding` that
+            cannot be.
         FileNotFoundError: If `pretrained` is the path of no file.
         PretrainedWeightsError: If weights are missing, out of reach or do not fit.
 
@@ -110,6 +116,8 @@ class TimmBackbone(nn.Module):
         pos_embed_resize: Literal["timm", "bilinear", "bicubic"] = "timm",
         norm_eps: float | None = None,
         model_kwargs: dict[str, Any] | None = None,
+        level_norms: bool = False,
+        swin_padding: Literal["timm", "published"] = "timm",
     ) -> None:
         super().__init__()
         self.name = name
@@ -149,10 +157,17 @@ class TimmBackbone(nn.Module):
                     module.eps = norm_eps
         if pos_embed_resize != "timm":
             _resize_pos_embed_as_published(self.model, name, pos_embed_resize)
+        if swin_padding not in ("timm", "published"):
+            raise ValueError(f"swin_padding must be 'timm' or 'published'; got {swin_padding!r}")
+        if swin_padding == "published" and not pad_before_shift(self.model):
+            raise ValueError(f"swin_padding='published' needs a Swin, which {name} is not; leave it at 'timm'")
 
         self.smallest = SMALLEST.get(family, 1)
-        self.final_norm = family not in NO_FINAL_NORM
+        self.final_norm = family not in NO_FINAL_NORM and not level_norms
+        self.norms = nn.ModuleList()  # of the maps, if there are any
         self.indices, self.strides, self.channels = self._choose_levels(levels)
+        if level_norms:
+            self.norms.extend(LayerNorm2d(C, eps=norm_eps or 1e-5) for C in self.channels)
         lost = sorted(missing & self.model.state_dict().keys())
         if lost:
             shown = few(lost) + (f"; what it has besides: {few(sorted(unexpected))}" if unexpected else "")
@@ -203,6 +218,7 @@ class TimmBackbone(nn.Module):
         if count >= len(self.indices):
             return
         self.indices, self.strides, self.channels = (x[-count:] for x in (self.indices, self.strides, self.channels))
+        self.norms = self.norms[-count:]
         self._freeze_unneeded(max(self.strides))
 
     @property
@@ -264,7 +280,8 @@ class TimmBackbone(nn.Module):
         if matcher is not None:
             found = group_parameters(self.model, matcher(coarse=False), reverse=True)
         own = dict.fromkeys((f"to_rgb.{name}" for name, _ in self.to_rgb.named_parameters()), 0)
-        return {**own, **{f"model.{name}": layer for name, layer in found.items()}}
+        last = dict.fromkeys((f"norms.{name}" for name, _ in self.norms.named_parameters()), max(found.values()))
+        return {**own, **{f"model.{name}": layer for name, layer in found.items()}, **last}
 
     def train(self, mode: bool = True) -> Self:
         """Training or evaluation mode; what is frozen stays in evaluation mode.
@@ -300,13 +317,16 @@ class TimmBackbone(nn.Module):
         return self.fixed_size or (max(3 * stride, self.smallest), max(5 * stride, self.smallest))
 
     def _maps(self, images: Tensor, indices: list[int] | None = None, *, norm: bool = True) -> list[Tensor]:
-        return self.model.forward_intermediates(
+        maps = self.model.forward_intermediates(
             self.to_rgb(images),
             indices=self.indices if indices is None else indices,
             norm=norm and self.final_norm,
             intermediates_only=True,
             output_fmt="NCHW",
         )
+        if indices is None and len(self.norms):
+            return [normalise(x) for normalise, x in zip(self.norms, maps, strict=True)]
+        return maps
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The feature maps of the images, fine to coarse.

@@ -64,6 +64,10 @@ class PretrainedWeightsMissingError(PretrainedWeightsError, FileNotFoundError):
     """There is no such checkpoint of a backbone."""
 
 
+class CheckpointError(SegheadsError, ValueError):
+    """A published checkpoint is missing, damaged, or cannot be converted; the message names it."""
+
+
 class SavedModelError(SegheadsError, ValueError):
     """A saved model is damaged, or does not fit what it says of itself."""
 

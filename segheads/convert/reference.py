@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from segheads.build import create_model
+from segheads.convert.mmseg import from_mmseg, is_decoder
 from segheads.convert.senformer import from_senformer
 from segheads.convert.states import State, load, rename, without_prefix
 from segheads.heads import Head, LinearHead, MaskTransformerHead, MeanShiftHead
@@ -34,6 +35,7 @@ MASK_HEAD = [
 ]
 PREFIXES = {  # source: prefix of the backbone, prefix of the head
     "segmenter": ("encoder.", "decoder."),
+    "mmseg": ("backbone.", "decode_head."),
     "mmseg_segmenter": ("backbone.", "decode_head."),
     "meanshifter": ("backbone.", "decode_head."),
 }
@@ -50,25 +52,29 @@ def from_reference(
     num_layers: int = 1,
     neck_heads: int | None = None,
     window_size: int | None = None,
+    output_stride: int | None = None,
 ) -> SegmentationModel | Head | Pyramid | nn.Sequential:
     """Turn a state dict of a published implementation into a model, or into a head where it holds no backbone.
 
     What shapes tell is inferred: widths, depths, patch size, class count, linear or mask decoder, distillation token.
     A `"meanshifter"` state without `q.*` is a `LinearHead`. A model behaves as its source does: layer-norm eps,
-    resizing of the position embeddings, padding (`stretch_logits`) and loss reduction. One thing is right rather than
+    resizing of the position embeddings, padding (`stretch_logits`) and loss reduction. Two things are right rather than
     equal: for a grid of another shape but equal token count the published code adds the position embeddings unresized,
-    in row-major order of the wrong grid; here they are resized.
+    in row-major order of the wrong grid; here they are resized. And images whose sides are no multiple of the coarsest
+    stride are padded before a ResNet, Swin or ConvNeXt, not between its stages, which shows in the last cells.
 
-    A `"senformer"` state gives its neck (`FPN` or `FPNT`), its head (`SenFormerHead`), or where it holds `neck.*` and
-    `decode_head.*` both in an `nn.Sequential`; each is called with the list of levels. The head's result is the
-    logarithm of the mean of the learners' probabilities, where the published code gives their sum. The auxiliary head
-    is left out; a backbone is not converted.
+    An `"mmseg"` state holds Segmenter, or UPerNet or FCN on a ResNet, Swin or ConvNeXt.
+
+    A `"senformer"` state gives a model on its ResNet or Swin; its neck (`FPN` or `FPNT`) or its head (`SenFormerHead`)
+    where it holds only that; or where it holds `neck.*` and `decode_head.*` both in an `nn.Sequential`; these are
+    called with the list of levels. The head's result is the logarithm of the mean of the learners' probabilities, where
+    the published code gives their sum. Auxiliary heads are left out.
 
     Args:
         state: The state dict, or a checkpoint that holds it under `state_dict` (MMSegmentation), `model` (Segmenter) or
             `ema`; what DDP and torch.compile put before its names is taken off.
-        source: `"segmenter"` (https://github.com/rstrudel/segmenter), `"mmseg_segmenter"` (Segmenter in
-            MMSegmentation), `"meanshifter"` (its author's fork of MMSegmentation 0.29) or `"senformer"`
+        source: `"segmenter"` (https://github.com/rstrudel/segmenter), `"mmseg"` (MMSegmentation; `"mmseg_segmenter"`
+            means the same), `"meanshifter"` (its author's fork of MMSegmentation 0.29) or `"senformer"`
             (https://github.com/WalBouss/SenFormer).
         num_heads: Attention heads of the backbone, and of a mask decoder; None means width // 64. Of SenFormer's
             learners; None means 8.
@@ -78,6 +84,8 @@ def from_reference(
             tells.
         neck_heads: Attention heads of SenFormer's neck, for checking: its position tables tell them.
         window_size: Window of SenFormer's neck, for checking likewise.
+        output_stride: Pixels per cell of the last map of a ResNet, which dilation decides and no shape tells; None
+            means 8 for FCN, 32 for others, as published.
 
     Raises:
         ValueError: If `source` is unknown, the state is of another kind or contradicts an argument, or `num_heads` or
@@ -98,13 +106,15 @@ def from_reference(
     state = plain_state(state)
     state = {key: value for key, value in state.items() if not UNUSED.match(key)}
     if source == "senformer":
-        return from_senformer(state, num_heads, neck_heads, window_size, num_layers)
+        return from_senformer(state, num_heads, neck_heads, window_size, num_layers, output_stride)
     backbone_prefix, head_prefix = PREFIXES[source]
     backbone = without_prefix(state, backbone_prefix)
     head_state = without_prefix(state, head_prefix)
     others = [key for key in state if not key.startswith((backbone_prefix, head_prefix))]
     if not backbone and not head_state:
         head_state, others = state, []
+    if backbone and not others and source.startswith("mmseg") and is_decoder(head_state):
+        return from_mmseg(state, source, output_stride)
     if others or not head_state:
         raise ValueError(f"a {source} state has keys {backbone_prefix}* and {head_prefix}*; got {sorted(state)[:4]}")
     heads = decoder_num_heads or num_heads

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from segheads.heads.base import Head
@@ -12,9 +13,8 @@ class FCNHead(Head):
     """A few 3x3 convolutions and a classifier on one map.
 
     The decoder of Long et al., "Fully Convolutional Networks for Semantic Segmentation" (CVPR 2015,
-    https://arxiv.org/abs/1411.4038) as MMSegmentation has it (`FCNHead`, without its option of concatenating the
-    input): the auxiliary head of PSPNet, UPerNet and SenFormer on the third stage, and the learner of `SenUPer`.
-    Convolutions start as He et al. have it.
+    https://arxiv.org/abs/1411.4038) as MMSegmentation has it (`FCNHead`): the auxiliary head of PSPNet, UPerNet and
+    SenFormer on the third stage, and the learner of `SenUPer`. Convolutions start as He et al. have it.
 
     Args:
         in_channels: Channels of the feature map.
@@ -25,6 +25,8 @@ class FCNHead(Head):
         drop_rate: Probability with which whole channels are dropped before the classifier.
         init: How the classifier starts: `"xavier"`, like other heads here, or `"published"`, with a standard deviation
             of 0.01, which learns later.
+        concat_input: Whether one more convolution takes the input beside what the others made of it, as in
+            MMSegmentation's main head.
 
     Shape:
         `(B, C, h, w)` to `(B, K, h, w)`.
@@ -48,6 +50,7 @@ class FCNHead(Head):
         kernel_size: int = 3,
         drop_rate: float = 0.1,
         init: Init = "xavier",
+        concat_input: bool = False,
     ) -> None:
         super().__init__(in_channels, num_classes)
         if channels < 1 or num_layers < 0:
@@ -56,13 +59,18 @@ class FCNHead(Head):
             raise ValueError(f"kernel_size must be odd, so that the grid stays the same; got {kernel_size}")
         widths = [in_channels] + [channels] * num_layers
         self.layers = nn.Sequential(*(_conv_norm_relu(narrow, wide, kernel_size) for narrow, wide in pairwise(widths)))
+        self.concat = _conv_norm_relu(in_channels + widths[-1], channels, kernel_size) if concat_input else None
+        widths.append(channels if concat_input else widths[-1])
         self.dropout = nn.Dropout2d(drop_rate)
         self.classifier = pixel_classifier(widths[-1], num_classes, init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, K, h, w)` of a feature map `(B, C, h, w)`."""
         self._check(x)
-        return self.classifier(self.dropout(self.layers(x)))
+        features = self.layers(x)
+        if self.concat is not None:
+            features = self.concat(torch.cat([x, features], 1))
+        return self.classifier(self.dropout(features))
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:

@@ -44,14 +44,16 @@ class SmpHead(Head):
         in_channels: Channels of the maps, fine to coarse.
         num_classes: Number of classes K.
         decoder: A name of `smp_decoders()`.
+        upsampling: Factor by which the head itself enlarges the decoder's logits, with `align_corners=True` as smp does
+            (4 for `fpn`, `upernet`, `segformer`); 1 leaves it to the model, which holds no full-resolution logits.
         **options: smp's options of that decoder, in smp's words, such as `decoder_channels` or `decoder_use_norm`.
 
     Shape:
         A list of `(B, C_i, h_i, w_i)` to `(B, K, h_0 * upsampling, w_0 * upsampling)`.
 
     Raises:
-        ValueError: If the decoder or an option of it is unknown, the maps are too few or too many for it, or their
-            sizes are not those that it takes.
+        ValueError: If the decoder or an option of it is unknown, `upsampling` is none that it takes, the maps are too
+            few or too many for it, or their sizes are not those that it takes.
 
     Examples:
         >>> import torch
@@ -65,7 +67,15 @@ class SmpHead(Head):
     preferred_pyramid = None
     max_levels = 5
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, *, decoder: str = "unet", **options: Any) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        decoder: str = "unet",
+        upsampling: int = 1,
+        **options: Any,
+    ) -> None:
         super().__init__(in_channels, num_classes)
         spec, count = _find(decoder), len(self.in_channels)
         known = [name for name in inspect.signature(spec.build).parameters if name != "encoder_channels"]
@@ -93,6 +103,13 @@ class SmpHead(Head):
             self.upsampling = self._strides[0] // 2
         elif spec.upsamples:
             self.upsampling = 2**self._num_dummies
+        if upsampling != 1:
+            if decoder == "dpt" or spec.upsamples or upsampling < 1 or upsampling % self._enlarge:
+                raise ValueError(
+                    f"upsampling is for smp's fpn, pan, pspnet, deeplabv3, deeplabv3plus, upernet and segformer, and a "
+                    f"multiple of {self._enlarge} on {count} maps; got {upsampling} for {decoder!r}"
+                )
+            self.upsampling, self._enlarge = upsampling // self._enlarge, 1
 
         encoder_channels = [0] * self._num_dummies + self.in_channels[-self._used :]
         try:
@@ -103,7 +120,7 @@ class SmpHead(Head):
         if decoder == "dpt":
             self.segmentation_head = DPTSegmentationHead(channels, num_classes, upsampling=1)
         else:
-            self.segmentation_head = SegmentationHead(channels, num_classes, spec.kernel_size, upsampling=1)
+            self.segmentation_head = SegmentationHead(channels, num_classes, spec.kernel_size, upsampling=upsampling)
         if spec.initialises:
             initialize_decoder(self.decoder)
             initialize_head(self.segmentation_head)

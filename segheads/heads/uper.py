@@ -29,6 +29,7 @@ class UPerHead(Head):
         channels: Channels of the pyramid and the fusion.
         drop_rate: Probability with which whole channels are dropped before the classifier.
         init: How the classifier starts, see `FCNHead`.
+        normalize: Whether each map is first normalised over its channels; MMSegmentation's head does not.
 
     Shape:
         A list of `(B, C_i, h_i, w_i)`, fine to coarse, to `(B, K, h_0, w_0)`.
@@ -54,9 +55,12 @@ class UPerHead(Head):
         channels: int = 512,
         drop_rate: float = 0.1,
         init: Init = "xavier",
+        normalize: bool = True,
     ) -> None:
         super().__init__(in_channels, num_classes)
         self.decoder = _decoder(self.in_channels, channels)
+        if not normalize:
+            self.decoder.feature_norms = nn.ModuleList(nn.Identity() for _ in self.in_channels)
         self.dropout = nn.Dropout2d(drop_rate)
         self.classifier = pixel_classifier(channels, num_classes, init)
 

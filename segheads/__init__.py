@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from segheads.metrics.confusion import SegmentationMetrics as SegmentationMetrics
     from segheads.metrics.object_size import ObjectSizeIoU as ObjectSizeIoU
     from segheads.model import SegmentationModel as SegmentationModel
-    from segheads.predictor import Prediction as Prediction
+    from segheads.prediction import Prediction as Prediction
     from segheads.predictor import Predictor as Predictor
     from segheads.pyramids import FPN as FPN
     from segheads.pyramids import FPNT as FPNT
@@ -34,7 +34,7 @@ _MODULES = {  # the same for running code; all other public names are those of s
     "BoundaryIoU": "metrics.boundary",
     "MeanShift": "mean_shift",
     "ObjectSizeIoU": "metrics.object_size",
-    "Prediction": "predictor",
+    "Prediction": "prediction",
     "Predictor": "predictor",
     "PretrainedWeightsError": "errors",
     "SegmentationMetrics": "metrics.confusion",

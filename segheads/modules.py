@@ -1,5 +1,6 @@
 """What any module may need done to it: evaluation for a while, freezing of what nothing depends on."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -146,3 +147,17 @@ def freeze_unused(model: nn.Module, run: Callable[[], Sequence[Tensor]]) -> list
         if id(parameter) not in needed:
             parameter.requires_grad_(False)
     return outputs
+
+
+def weights_hash(module: nn.Module, start: bytes = b"") -> str:
+    """A SHA-256 of the names, types, shapes and values of all weights and buffers.
+
+    Args:
+        module: Any module.
+        start: What else it is to depend on.
+    """
+    digest = hashlib.sha256(start)
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,17 +1,19 @@
 """From an image in any form to labels at its own size."""
 
 import json
+import math
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from segheads import Predictor, SegmentationModel, create_model
+from segheads import Prediction, Predictor, SegmentationModel, create_model
 from segheads.classes import Classes
 from segheads.data import Scenes, to_input
 from segheads.errors import DataError, SavedModelError, SavedModelMissingError, ScoresError
-from segheads.inference import InferenceProtocol, predict_labels
+from segheads.inference import InferenceProtocol, predict_labels, predict_probabilities, predict_uncertainty
 
 CLASSES = Classes(("sky", "road", "car"), ((0, 0, 255), (90, 90, 90), (255, 0, 0)))
 
@@ -41,6 +43,154 @@ def test_every_form_of_an_image_gives_the_same_labels(model, photo, tmp_path):
     assert not first.is_inference()
     for labels in others:
         torch.testing.assert_close(labels, first, rtol=0, atol=0)
+
+
+def test_bytes_are_read_as_the_file_is(model, photo, tmp_path):
+    predictor = Predictor(model)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    for path in (tmp_path / "turned.jpg", tmp_path / "pixels.npy", tmp_path / "a.tif"):
+        if path.suffix == ".npy":
+            np.save(path, np.array(photo))
+        elif path.suffix == ".tif":
+            photo.save(path)
+        found = predictor(path.read_bytes())
+        assert torch.equal(found.labels, predictor(path).labels)
+        assert found.image.size == ((80, 120) if path.suffix == ".jpg" else (120, 80))
+    with pytest.raises(DataError, match=r"^given \(8 bytes\) cannot be read as an image"):
+        predictor(b"no image")
+    with pytest.raises(DataError, match="^given .*cannot be read as an image"):
+        predictor((tmp_path / "turned.jpg").read_bytes()[:900])
+
+
+def test_several_images_are_as_each_alone_and_the_model_sees_them_together(model, photo, monkeypatch):
+    calls, original = [], model.low_resolution
+    monkeypatch.setattr(type(model), "low_resolution", lambda self, x: calls.append(len(x)) or original(x))
+    upright = photo.transpose(Image.Transpose.ROTATE_90)
+    images = [photo, np.array(photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), upright, photo]
+    for protocol, batches in [
+        (InferenceProtocol(), [3, 1]),  # whole images of one size
+        (InferenceProtocol(scale=(96, 64), window=48, stride=32), [8, 8, 4]),  # 6, 6, 6 and 6 windows but for overlap
+        (InferenceProtocol(scales=(1.0, 0.5), flip=True), [3, 1] * 4),
+    ]:
+        predictor = Predictor(model, protocol=protocol)
+        calls.clear()
+        together = predictor(images, confidence=True)
+        assert sum(calls) == sum(batches) if protocol.window is None else max(calls) == 8
+        assert protocol.window is not None or calls == batches
+        for found, image in zip(together, images, strict=True):
+            alone = predictor(image, confidence=True)
+            assert (found.labels != alone.labels).float().mean() < 1e-3
+            torch.testing.assert_close(found.confidence, alone.confidence, rtol=1e-4, atol=1e-5)
+            assert found.image.size == alone.image.size
+    assert predictor([]) == []
+
+
+def test_probability_and_entropy_are_those_of_the_logits(model, photo):
+    for protocol in (InferenceProtocol(), InferenceProtocol(scales=(0.5, 1.0), flip=True)):
+        found = Predictor(model, protocol=protocol)(photo, confidence=True, probability=True, uncertainty=True)
+        x = to_input(photo, model.data_config["mean"], model.data_config["std"])
+        expected = predict_probabilities(model, x, protocol)
+        torch.testing.assert_close(found.probability, expected)
+        torch.testing.assert_close(found.confidence, expected.amax(0))
+        assert torch.equal(found.labels, Predictor(model, protocol=protocol)(photo).labels)
+        torch.testing.assert_close(found.uncertainty.entropy, -(expected * expected.log()).sum(0))
+        assert not found.uncertainty.disagreement.any()
+    plain = Predictor(model)(photo)
+    assert (plain.confidence, plain.probability, plain.uncertainty) == (None, None, None)
+
+
+def test_a_model_of_one_class_is_unsure_where_its_probability_is_a_half(photo):
+    torch.manual_seed(0)
+    model = create_model("test_vit", "linear", 1, pretrained=False, loss="bce")
+    found = Predictor(model)(photo, confidence=True, probability=True, uncertainty=True)
+    p = found.probability
+    assert p.shape == (1, 80, 120)
+    torch.testing.assert_close(found.confidence, torch.where(found.labels == 1, p[0], 1 - p[0]))
+    doubt = torch.special.entr(torch.cat([p, 1 - p])).sum(0)
+    torch.testing.assert_close(found.uncertainty.entropy, doubt)
+    assert doubt.max() <= math.log(2) + 1e-6
+
+
+def test_an_ensemble_tells_where_its_learners_disagree(photo):
+    torch.manual_seed(0)
+    small = {"pyramid_kwargs": {"out_channels": 16}, "head_kwargs": {"learner": "linear"}}
+    model = create_model("test_vit", "senformer", 3, pretrained=False, **small)
+    model.protocol = InferenceProtocol(window=48, stride=32)
+    (found,) = Predictor(model)([photo], uncertainty=True)
+    x = to_input(photo, model.data_config["mean"], model.data_config["std"])
+    torch.testing.assert_close(found.uncertainty, predict_uncertainty(model, x, model.protocol))
+    assert found.uncertainty.mutual_information.any()
+
+
+def test_an_image_that_fails_stops_no_other(model, photo, tmp_path, monkeypatch):
+    photo.save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    given = [tmp_path / "good.png", tmp_path / "bad.png", np.zeros((4, 4)), photo, tmp_path / "none.png"]
+    for workers in (0, 2):
+        found = list(Predictor(model).stream(given, workers=workers))
+        assert [getattr(one, "labels", None) is not None for one in found] == [True, False, False, True, False]
+        assert str(found[1]).startswith(f"{tmp_path / 'bad.png'} (8 bytes) cannot be read")
+        assert str(found[2]).startswith("image 2: an image must be a path, bytes, ")
+        assert isinstance(found[4], FileNotFoundError)
+    with pytest.raises(DataError, match=r"bad\.png"):
+        Predictor(model)(given)
+    from segheads import predictor
+
+    original = predictor.views_of_images
+
+    def short_of_memory(model, images, *others, **options):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("too many")
+        return original(model, images, *others, **options)
+
+    monkeypatch.setattr(predictor, "views_of_images", short_of_memory)
+    first, second = Predictor(model)([photo, photo])
+    assert torch.equal(first.labels, second.labels)
+
+
+def test_a_group_holds_no_more_values_than_memory_has_room_for(model, photo, monkeypatch):
+    sizes = []
+    original = Predictor._views
+    monkeypatch.setattr(Predictor, "_views", lambda self, inputs: sizes.append(len(inputs)) or original(self, inputs))
+    monkeypatch.setattr("segheads.predictor.MOST_VALUES", 2 * 3 * 64 * 96)
+    Predictor(model, batch_size=4)([photo] * 5)
+    assert sizes == [2, 2, 1]
+
+
+def test_device_and_precision(model, photo):
+    exact = Predictor(model)(photo).labels
+    half = Predictor(model, device="cpu", mixed_precision="bf16")(photo, confidence=True)
+    assert half.confidence.dtype == torch.float32
+    assert 0 < (half.labels != exact).float().mean() < 0.05
+    assert (Predictor(model.bfloat16())(photo).labels != exact).float().mean() < 0.1
+    with pytest.raises(ValueError, match="mixed_precision must be one of no, bf16, fp16; got 'fp8'"):
+        Predictor(model, mixed_precision="fp8")
+    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+        Predictor(model, batch_size=0)
+
+
+def test_areas_and_what_a_notebook_shows(photo):
+    labels = torch.zeros(80, 120, dtype=torch.long)
+    labels[:20] = 2
+    prediction = Prediction(photo, labels, Classes(("sky", "road", "<car>")))
+    assert prediction.areas == ((0, "sky", 7200, 0.75), (2, "<car>", 2400, 0.25))
+    assert repr(prediction) == "Prediction(120 x 80: sky 75.0%, <car> 25.0%)"
+    shown = Image.open(BytesIO(prediction._repr_png_()))
+    np.testing.assert_array_equal(np.array(shown), np.array(prediction.overlay()))
+    text = prediction._repr_html_()
+    assert "&lt;car&gt; 25.0%" in text
+    assert "road" not in text
+    assert f"background:rgb{prediction.classes.palette[2]}" in text
+    large = Prediction(photo.resize((3000, 2000)), torch.zeros(2000, 3000, dtype=torch.long), prediction.classes)
+    assert Image.open(BytesIO(large._repr_png_())).size == (1024, 683)
+
+
+def test_above_256_classes_labels_are_a_png_of_16_bit(photo, tmp_path):
+    labels = torch.arange(9600).view(80, 120) % 300
+    Prediction(photo, labels, Classes.numbered(300)).save(tmp_path / "new" / "labels.png")
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "new" / "labels.png")), labels.numpy())
 
 
 def test_the_protocol_is_the_models(model, photo):

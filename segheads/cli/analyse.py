@@ -120,6 +120,21 @@ class Config:
     """Where the model runs, such as cuda."""
 
 
+GROUPS = {
+    "data": (
+        "What the images are; None means what the run was trained with.",
+        (
+            *("dataset", "data_root", "image_suffix", "label_suffix", "class_names", "num_classes", "ignore_index"),
+            *("label_values", "label_map", "label_colours", "reduce_zero_label", "scenes_size", "seed", "scale"),
+        ),
+    ),
+    "look": (
+        "What is looked at, and how it is drawn.",
+        ("image", "pixel", "class_name", "shifts", "distance_images", "dataset_colours", "device"),
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Data:
     """The data set, the size into which its images are resized, and the seed of drawn scenes."""

@@ -133,6 +133,24 @@ class Config:
     """Rows of the sheet of the worst images; 0 draws none."""
 
 
+GROUPS = {
+    "data": (
+        "What it is measured on.",
+        (
+            *("dataset", "data_root", "split", "limit", "image_suffix", "label_suffix", "class_names", "num_classes"),
+            *("ignore_index", "label_values", "label_map", "label_colours", "reduce_zero_label", "flip_pairs"),
+            *("in_chans", "bit_depth", "exif", "background", "scenes_size", "seed"),
+        ),
+    ),
+    "protocol": (
+        "How the model is shown images.",
+        ("scale", "slide", "whole", "window", "stride", "scales", "flip", "small_images", "threshold"),
+    ),
+    "results": ("What is measured and drawn.", ("metrics", "pictures")),
+    "machine": ("Precision and speed.", ("batch_size", "mixed_precision", "threads", "workers")),
+}
+
+
 def main(config: Config) -> dict[str, Tensor]:
     """Evaluate a model, and write what was measured."""
     accelerator = Accelerator(mixed_precision=config.mixed_precision or launched_precision())

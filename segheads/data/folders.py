@@ -74,6 +74,18 @@ def list_images(folder: Path, suffix: str = "") -> Listing:
     return found
 
 
+def walk_images(folder: Path) -> list[Path]:
+    """All image files of a folder and its sub-folders, sorted; what is hidden, or no image by its ending, is left out.
+
+    Args:
+        folder: The folder. Links to other folders are followed.
+
+    Raises:
+        DataError: A link leads round in a loop.
+    """
+    return sorted(folder / place for place, _ in _walk(folder) if not _reason(place, "", ""))
+
+
 def common_name(place: str, suffix: str) -> str | None:
     """The part of a file's path that image and label share, in the normal form C of Unicode.
 

@@ -4,6 +4,7 @@ import itertools
 import os
 import struct
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -20,6 +21,7 @@ Picture: TypeAlias = Image.Image | NDArray[Any]
 FLOATS = 32  # the bit depth that stands for floats
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = 1
+NPY = b"\x93NUMPY"  # the beginning of such a file
 NEW_SUBFILE_TYPE, REDUCED, MASK = 254, 1, 4  # a tag of TIFF and its bits
 # What Pillow's decoders raise on damaged files. Decompression bombs are not among them and pass through.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
@@ -144,7 +146,40 @@ def read_stored(path: str | os.PathLike[str], form: ImageForm) -> tuple[Picture,
     Raises:
         DataError: As `read_image` does.
     """
-    picture, has_alpha, orientation = _decoded(path, form.channels)
+    return _in_form(_decoded(path, form.channels), form, path)
+
+
+def read_encoded(data: bytes, form: ImageForm = RGB) -> Picture:
+    """What `read_image` gives of a file, of its bytes: an upload, an archive's member, a database's cell.
+
+    Args:
+        data: The whole file.
+        form: What the image must hold.
+
+    Raises:
+        DataError: As `read_image` does; the image is called the given one.
+    """
+    file = _File(data)
+    picture, orientation = _in_form(_decoded_file(file, file.name, form.channels, data[:6] == NPY), form, file.name)
+    return turned(picture, orientation) if form.exif == "apply" else picture
+
+
+class _File(BytesIO):
+    """Bytes as a file that readers can look into and call by a name."""
+
+    name = "given"
+
+    def peek(self, size: int = 0) -> bytes:
+        """What comes next, which stays to be read."""
+        place = self.tell()
+        found = self.read(size)
+        self.seek(place)
+        return found
+
+
+def _in_form(decoded: tuple[Picture, bool, int], form: ImageForm, path: Any) -> tuple[Picture, int]:
+    """What was decoded in the form that is wanted, and the orientation."""
+    picture, has_alpha, orientation = decoded
     if isinstance(picture, Image.Image):
         if form.is_rgb and not picture.mode.startswith(_WIDE):  # the usual case
             return picture if picture.mode == "RGB" else picture.convert("RGB"), orientation
@@ -316,7 +351,7 @@ def _count_pages(image: Any) -> int:
 
 
 def _damaged(path: Any, file: Any, kind: str, error: Exception) -> DataError:
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     return DataError(
         f"{path} ({size} bytes) cannot be read as {kind}: {error}; "
         "replace the damaged file or take it out of the folder"
@@ -333,23 +368,28 @@ def _decoded(path: str | os.PathLike[str], channels: int | None) -> tuple[Pictur
     """The stored pixels as Pillow has them or as an array `(H, W, C)`, whether the last is alpha, the orientation."""
     check_file(path, "an image")
     with open(path, "rb") as file:
-        try:
-            if str(os.fspath(path)).lower().endswith(".npy"):
-                return read_npy(file, channels, path), False, UPRIGHT
-            if is_tiff(file) and (found := read_tiff(file)) is not None:
-                return found
-            image = Image.open(file)
-            coding = _coding(image)
-            raw = str(coding[1]) if len(coding) > 1 else ""
-            if image.format == "PNG" and ";16" in raw and not raw.startswith(("L;", "I;")):
-                return read_png(file, path), raw.startswith(("RGBA", "LA")), _orientation(image)
-            image.load()
-            orientation = UPRIGHT if image.format == "TIFF" else _orientation(image)  # read_tiff takes turned ones
-            _refuse_narrowed(image, coding, file, path)
-        except _BROKEN as error:
-            if isinstance(error, DataError):
-                raise
-            raise _damaged(path, file, "an image", error) from error
+        return _decoded_file(file, path, channels, str(os.fspath(path)).lower().endswith(".npy"))
+
+
+def _decoded_file(file: Any, path: Any, channels: int | None, is_npy: bool) -> tuple[Picture, bool, int]:
+    """The same of an open file, which messages call `path`."""
+    try:
+        if is_npy:
+            return read_npy(file, channels, path), False, UPRIGHT
+        if is_tiff(file) and (found := read_tiff(file)) is not None:
+            return found
+        image = Image.open(file)
+        coding = _coding(image)
+        raw = str(coding[1]) if len(coding) > 1 else ""
+        if image.format == "PNG" and ";16" in raw and not raw.startswith(("L;", "I;")):
+            return read_png(file, path), raw.startswith(("RGBA", "LA")), _orientation(image)
+        image.load()
+        orientation = UPRIGHT if image.format == "TIFF" else _orientation(image)  # read_tiff takes turned ones
+        _refuse_narrowed(image, coding, file, path)
+    except _BROKEN as error:
+        if isinstance(error, DataError):
+            raise
+        raise _damaged(path, file, "an image", error) from error
     return image, image.mode in _WITH_ALPHA, orientation
 
 

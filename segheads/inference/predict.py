@@ -1,7 +1,7 @@
 """Predict one image: whole or in sliding windows, at one or several scales, with or without its mirror image."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +24,13 @@ from segheads.inference.windows import (
     scores_in_tiles,
     sliding_window_logits,
     view_grid,
+    view_grids,
 )
 
 __all__ = [
     "average_views",
     "predict_labels",
+    "predict_maps",
     "predict_probabilities",
     "predict_uncertainty",
     "predict_with_confidence",
@@ -150,13 +152,8 @@ def predict_labels(
         >>> predict_labels(lambda x: x, torch.rand(3, 20, 30), InferenceProtocol(window=16, stride=8)).shape
         torch.Size([20, 30])
     """
-    image = _one_image(image)
-    size = _output_size(image, size)
-    labels = image.new_empty(size, dtype=torch.int64)
-    with evaluation_of(model):
-        for at, scores, are_logits in _scores_in_tiles(model, image, size, protocol, batch_size, flip_pairs):
-            labels[at] = _best(scores, are_logits, protocol)
-    return labels
+    (maps,) = predict_maps(model, [image], protocol, sizes=[size], batch_size=batch_size, flip_pairs=flip_pairs)
+    return maps.labels
 
 
 @torch.no_grad()
@@ -179,18 +176,156 @@ def predict_with_confidence(
         >>> bool(((confidence >= 1 / 3) & (confidence <= 1)).all())
         True
     """
-    image = _one_image(image)
-    size = _output_size(image, size)
-    labels, confidence = image.new_empty(size, dtype=torch.int64), image.new_empty(size, dtype=wide(image.dtype))
+    options: Any = {"batch_size": batch_size, "flip_pairs": flip_pairs, "confidence": True}
+    (maps,) = predict_maps(model, [image], protocol, sizes=[size], **options)
+    return maps.labels, maps.confidence  # type: ignore[return-value]  # which was asked for
+
+
+class Maps(NamedTuple):
+    """What is known of each pixel of an image.
+
+    Attributes:
+        labels: The most probable class, `(H, W)`, int64.
+        confidence: Its probability, `(H, W)`; None unless it was asked for.
+        probability: That of every class, `(K, H, W)`; None unless it was asked for.
+        entropy: Of the classes' probabilities, nats, `(H, W)`; None unless it was asked for.
+    """
+
+    labels: Tensor
+    confidence: Tensor | None = None
+    probability: Tensor | None = None
+    entropy: Tensor | None = None
+
+
+@torch.no_grad()
+def predict_maps(
+    model: Model,
+    images: Sequence[Tensor],
+    protocol: InferenceProtocol = WHOLE,
+    *,
+    sizes: Sequence[tuple[int, int] | None] | None = None,
+    batch_size: int = 8,
+    flip_pairs: Pairs | None = None,
+    confidence: bool = False,
+    probability: bool = False,
+    entropy: bool = False,
+) -> Iterator[Maps]:
+    """Labels of several images, and what else is asked for, from one pass of the model.
+
+    A `SegmentationModel` sees windows of one size together, whatever images they are of: whole images where those are
+    of one size. The other arguments are as of `predict_probabilities`.
+
+    Args:
+        model: from images (n, 3, h, w) to logits (n, K, h, w); a module is in evaluation mode meanwhile.
+        images: as the model wants them, normalised, on its device.
+        protocol: how the model is shown each image.
+        sizes: height and width of each result, pixels; None means that of the image.
+        batch_size: windows for each call of the model.
+        flip_pairs: pairs of classes that change places in a mirrored image.
+        confidence: give the probability of each label, too.
+        probability: give that of all classes, too.
+        entropy: give that of the classes' probabilities, too.
+
+    Shape:
+        images (3, H, W) or (1, 3, H, W), each of its own size -> labels (H0, W0) of int64, confidence and entropy
+        (H0, W0), probability (K, H0, W0), one image after the other.
+
+    Raises:
+        ValueError: for no image in an entry, or several, and see `sliding_window_logits`.
+        ScoresError: when an image's turn comes whose logits are NaN or infinite.
+
+    Examples:
+        >>> images = [torch.rand(3, 20, 30), torch.rand(3, 8, 9)]
+        >>> [maps.labels.shape for maps in predict_maps(lambda x: x, images)]
+        [torch.Size([20, 30]), torch.Size([8, 9])]
+    """
+    images = [_one_image(image) for image in images]
+    given = [None] * len(images) if sizes is None else sizes
+    places = [_output_size(image, size) for image, size in zip(images, given, strict=True)]
+    views = views_of_images(model, images, places, protocol, batch_size=batch_size, flip_pairs=flip_pairs)
+    return (
+        maps_of(own, size, protocol, confidence=confidence, probability=probability, entropy=entropy)
+        for own, size in zip(views, places, strict=True)
+    )
+
+
+@torch.no_grad()
+def views_of_images(
+    model: Model,
+    images: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    protocol: InferenceProtocol,
+    *,
+    batch_size: int = 8,
+    flip_pairs: Pairs | None = None,
+) -> list[list[Grid]]:
+    """The grids of all views of each image `(1, 3, H, W)`, for `maps_of`; arguments as of `predict_maps`."""
+    pairs = _pairs(model, flip_pairs)
     with evaluation_of(model):
-        for at, scores, are_logits in _scores_in_tiles(model, image, size, protocol, batch_size, flip_pairs):
-            labels[at] = _best(scores, are_logits, protocol)  # of the logits: the softmax's rounding makes ties
-            shares = probabilities(scores.to(confidence.dtype)) if are_logits else scores
-            is_single = shares.shape[1] == 1
-            confidence[at] = (
-                torch.where(labels[at] == 1, shares[:, 0], 1 - shares[:, 0]) if is_single else shares.amax(1)
-            )
-    return labels, confidence
+        if gives_low_resolution(model):
+            found: list[list[Grid]] = [[] for _ in images]
+            for of_one_kind in zip(*(_views(image, protocol) for image in images), strict=True):
+                grids = view_grids(model, [view for view, _ in of_one_kind], sizes, protocol, batch_size)
+                for own, grid, (_, flipped) in zip(found, grids, of_one_kind, strict=True):
+                    own.append(grid.flipped(pairs) if flipped else grid)
+            return found
+        if len(protocol.scales) == 1 and not protocol.flip:
+            options = protocol, batch_size
+            return [
+                [view_grid(model, view, size, *options) for view, _ in _views(image, protocol)]
+                for image, size in zip(images, sizes, strict=True)
+            ]
+        means = (
+            average_views(model, _views(image, protocol), size, protocol, batch_size=batch_size, flip_pairs=flip_pairs)
+            for image, size in zip(images, sizes, strict=True)
+        )
+        return [[Grid(mean, *size, are_probabilities=True)] for mean, size in zip(means, sizes, strict=True)]
+
+
+@torch.no_grad()
+def maps_of(
+    views: Sequence[Grid],
+    size: tuple[int, int],
+    protocol: InferenceProtocol,
+    *,
+    confidence: bool = False,
+    probability: bool = False,
+    entropy: bool = False,
+) -> Maps:
+    """What the views of one image say of its pixels.
+
+    Args:
+        views: The image's, as `views_of_images` gave them.
+        size: Height and width, pixels.
+        protocol: Its threshold counts.
+        confidence: Give the probability of each label, too.
+        probability: Give that of all classes, too.
+        entropy: Give that of the classes' probabilities, too.
+
+    Raises:
+        ScoresError: For logits that are NaN or infinite.
+    """
+    if flags := [flag for grid in views for flag in grid.finite]:  # none where a mean was checked as it was taken
+        check_finite(flags)
+    logits = views[0].logits
+    kind = wide(logits.dtype)
+    labels = logits.new_empty(size, dtype=torch.int64)
+    sure, doubt = (logits.new_empty(size, dtype=kind) if asked else None for asked in (confidence, entropy))
+    every = logits.new_empty((len(logits), *size), dtype=kind) if probability else None
+    for at, scores, are_logits in _scores_in_tiles(views, size):
+        labels[at] = _best(scores, are_logits, protocol)  # of the logits: the softmax's rounding makes ties
+        if sure is None and every is None and doubt is None:
+            continue
+        shares = probabilities(scores.to(kind)) if are_logits else scores
+        if every is not None:
+            every[:, at[0], at[1]] = shares.transpose(0, 1).to(kind)  # (R, K, C) -> (K, R, C)
+        if shares.shape[1] == 1:
+            shares = torch.cat([1 - shares, shares], dim=1)
+        if sure is not None:
+            sure[at] = shares.gather(1, labels[at][:, None])[:, 0] if len(logits) == 1 else shares.amax(1)
+        if doubt is not None:
+            doubt[at] = torch.special.entr(shares).sum(1)
+    return Maps(labels, sure, every, doubt)
 
 
 @torch.no_grad()
@@ -254,32 +389,16 @@ class _Doubts:
 
 
 def _scores_in_tiles(
-    model: Model,
-    image: Tensor,
-    size: tuple[int, int],
-    protocol: InferenceProtocol,
-    batch_size: int,
-    flip_pairs: Pairs | None,
+    views: Sequence[Grid], size: tuple[int, int]
 ) -> Iterator[tuple[tuple[slice, slice], Tensor, bool]]:
     """Tile by tile what orders the classes, `(R, K, C)`, and whether it is logits, of one view; else probabilities."""
-    views = _views(image, protocol)
-    if len(protocol.scales) == 1 and not protocol.flip:  # the softmax of one view changes no order
-        ((view, _),) = views
-        grid = view_grid(model, view, size, protocol, batch_size)
-        check_finite(grid.finite)
-        for at, (scores,) in scores_in_tiles([grid], size):
-            yield at, scores, not grid.are_probabilities
-    elif gives_low_resolution(model):
-        pairs = _pairs(model, flip_pairs)
-        grids = [_grid(model, view, flipped and pairs, size, protocol, batch_size) for view, flipped in views]
-        check_finite([flag for grid in grids for flag in grid.finite])
-        for at, each in scores_in_tiles(grids, size):
-            of_views = (x if g.are_probabilities else probabilities(x) for x, g in zip(each, grids, strict=True))
+    for at, each in scores_in_tiles(views, size):
+        if len(views) == 1:  # the softmax of one view changes no order
+            (scores,) = each
+            yield at, scores, not views[0].are_probabilities
+        else:
+            of_views = (x if g.are_probabilities else probabilities(x) for x, g in zip(each, views, strict=True))
             yield at, _mean(of_views), False
-    else:
-        mean = average_views(model, views, size, protocol, batch_size=batch_size, flip_pairs=flip_pairs)
-        for at, (shares,) in scores_in_tiles([Grid(mean, *size)], size):
-            yield at, shares, False
 
 
 def _best(scores: Tensor, are_logits: bool, protocol: InferenceProtocol) -> Tensor:

@@ -86,11 +86,11 @@ def gives_low_resolution(model: Model) -> bool:
 
 def view_grid(model: Model, image: Tensor, size: tuple[int, int], protocol: InferenceProtocol, batch_size: int) -> Grid:
     """Grid of one view `(1, 3, H, W)` of an image, for an output of `size`; of the protocol its windows alone."""
+    if gives_low_resolution(model):
+        return view_grids(model, [image], [size], protocol, batch_size)[0]
     window, stride = protocol.window, protocol.stride
     if window is not None and protocol.small_images == "enlarge":
         image = _enlarge(image, pair("window", window))
-    if gives_low_resolution(model):
-        return _grid_of_windows(model, image, size, window, stride, batch_size)
     of_probabilities = averages_probabilities(model)
     if window is None:
         logits = model(image)
@@ -167,23 +167,69 @@ def _sliding_window(
     return total.div_(times_seen.to(total)), finite
 
 
-def _grid_of_windows(
-    model: Any, image: Tensor, size: tuple[int, int], window: Size | None, stride: Size | None, batch_size: int
-) -> Grid:
-    """The low-resolution logits of all windows, side by side."""
+def view_grids(
+    model: Any, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], protocol: InferenceProtocol, batch_size: int
+) -> list[Grid]:
+    """Grids of one view `(1, 3, H, W)` of each of several images, whose windows of one size the model sees together.
+
+    Of one image it is what `view_grid` gives; the model must give its logits before their upsampling.
+    """
+    window, stride = protocol.window, protocol.stride
+    if window is not None and protocol.small_images == "enlarge":
+        images = [_enlarge(image, pair("window", window)) for image in images]
+    return _grids_of_windows(model, images, sizes, window, stride, batch_size)
+
+
+class _Windows(NamedTuple):
+    """The windows of an image, all of one size."""
+
+    parts: list[Tensor]
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+
+def _windows(image: Tensor, window: Size | None, stride: Size | None) -> _Windows:
     H, W = image.shape[-2:]
     (height, width), (down, right) = _window_and_stride((H, W) if window is None else window, stride)
-    check_positive("batch_size", batch_size)
     h, w = min(height, H), min(width, W)
     tops, lefts = _starts(H, h, down), _starts(W, w, right)
-    windows = [image[0, :, y : y + h, x : x + w] for y in tops for x in lefts]
-    parts = []
-    for start in range(0, len(windows), batch_size):
-        logits, covered = model.low_resolution(torch.stack(windows[start : start + batch_size]))
-        parts.append(logits)
-    grid = rearrange(torch.cat(parts), "(t l) k h w -> k (t h) (l w)", t=len(tops))
-    rows = _weights(logits.shape[2], covered[0], tuple(tops), h, H, size[0])
-    columns = _weights(logits.shape[3], covered[1], tuple(lefts), w, W, size[1])
+    return _Windows([image[0, :, y : y + h, x : x + w] for y in tops for x in lefts], tuple(tops), tuple(lefts))
+
+
+def _grids_of_windows(
+    model: Any,
+    images: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    window: Size | None,
+    stride: Size | None,
+    batch_size: int,
+) -> list[Grid]:
+    """The low-resolution logits of all windows of each image, side by side."""
+    check_positive("batch_size", batch_size)
+    windows = [_windows(image, window, stride) for image in images]
+    alike: dict[tuple[int, ...], list[int]] = {}  # images by the size of their windows
+    for index, own in enumerate(windows):
+        alike.setdefault(tuple(own.parts[0].shape), []).append(index)
+    grids: dict[int, Grid] = {}
+    for indices in alike.values():
+        parts, logits = [part for index in indices for part in windows[index].parts], []
+        for start in range(0, len(parts), batch_size):
+            found, covered = model.low_resolution(torch.stack(parts[start : start + batch_size]))
+            logits.append(found)
+        counts = [len(windows[index].parts) for index in indices]
+        for index, own in zip(indices, torch.cat(logits).split(counts), strict=True):
+            grids[index] = _side_by_side(model, own, covered, windows[index], images[index], sizes[index])
+    return [grids[index] for index in range(len(images))]
+
+
+def _side_by_side(
+    model: Any, logits: Tensor, covered: tuple[int, int], windows: _Windows, image: Tensor, size: tuple[int, int]
+) -> Grid:
+    """The grid of one image from its windows' logits `(n, K, h, w)`."""
+    (h, w), (H, W) = windows.parts[0].shape[-2:], image.shape[-2:]
+    grid = rearrange(logits, "(t l) k h w -> k (t h) (l w)", t=len(windows.tops))
+    rows = _weights(logits.shape[2], covered[0], windows.tops, h, H, size[0])
+    columns = _weights(logits.shape[3], covered[1], windows.lefts, w, W, size[1])
     finite, of_probabilities = [all_finite(grid)], averages_probabilities(model)
     return Grid(probabilities_of(grid) if of_probabilities else grid, rows, columns, finite, of_probabilities)
 

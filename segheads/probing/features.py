@@ -19,6 +19,7 @@ from segheads.data import IterationSampler, RareClasses, SegmentationDataset, Tr
 from segheads.data.rare_classes import Key
 from segheads.data.subset import SubsetDataset
 from segheads.files import whole_file, write_json
+from segheads.modules import weights_hash
 
 Keys = Sequence[Sequence[int]]  # of every sample of a batch
 ABOUT = "about.json"
@@ -220,11 +221,7 @@ class RoundSampler:
 
 def fingerprint_module(module: nn.Module) -> str:
     """A hash of a module's structure and of every weight and buffer."""
-    digest = hashlib.sha256(str(module).encode())
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return weights_hash(module, str(module).encode())
 
 
 def fingerprint_data(dataset: SegmentationDataset) -> str:

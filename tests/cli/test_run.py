@@ -1,9 +1,12 @@
 """The one place that catches and prints, and the list of commands."""
 
+import dataclasses
 import logging
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -116,7 +119,7 @@ def test_help_lists_the_names_that_options_take(capsys):
 def test_commands_are_the_modules():
     folder = Path(sys.modules["segheads.cli"].__file__).parent
     assert list(list_commands()) == sorted(
-        path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in ("__init__", "run")
+        path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in ("__init__", "groups", "run")
     )
     assert all(text.endswith(".") for text in list_commands().values())
 
@@ -143,6 +146,28 @@ def test_the_list_of_commands_comes_without_torch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
     assert "evaluate" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["evaluate", "analyse"])
+def test_options_in_groups_are_those_of_the_configuration(name, capsys, monkeypatch):
+    module = import_module(f"segheads.cli.{name}")
+    names = {field.name for field in dataclasses.fields(module.Config)}
+    grouped = [field for _, fields in module.GROUPS.values() for field in fields]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) < names
+    given = []
+    monkeypatch.setattr(module, "main", given.append)
+    segheads_main([name, "--model", "a", "--scale", "64", "48", "--class-names", "b", "c"])
+    assert given == [module.Config(model="a", scale=(64, 48), class_names=("b", "c"))]
+    with pytest.raises(SystemExit):
+        segheads_main([name, "--help"])
+    text = capsys.readouterr().out
+    assert re.findall(r"^\W+ ((?:\w+ )?options) \W+$", text, re.MULTILINE) == [
+        "options",
+        *(f"{group} options" for group in module.GROUPS),
+    ]
+    assert all(f"--{field.replace('_', '-')}" in text for field in names)
+    assert "Longest and shortest side, pixels," in text
 
 
 def test_a_command_names_its_options_and_mistakes(capsys):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 Part = TypeVar("Part")
+GRAIN = 32_768  # elements above which PyTorch wakes all its threads, which then wait busily for some milliseconds
 
 
 def can_run_in_bands(*tensors: Tensor) -> bool:

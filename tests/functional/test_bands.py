@@ -41,6 +41,23 @@ def test_bits_are_the_same_for_any_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("K", [1, 2, 19])
+def test_few_classes_have_parts_for_several_threads(K, monkeypatch):
+    counts = []
+    for name in ("upsample", "cross_entropy"):
+        module = sys.modules[f"segheads.functional.{name}"]
+        monkeypatch.setattr(
+            module, "run_in_bands", lambda count, *work: counts.append(count) or run_in_bands(count, *work)
+        )
+    logits = torch.randn(1, K, 32, 32, requires_grad=True)
+    upsample_cross_entropy(logits, torch.zeros(1, 512, 512, dtype=torch.long)).backward()
+    upsample_argmax(logits, (512, 512))
+    divisor, *others = counts
+    assert divisor == 1  # a part of each image
+    assert others
+    assert min(others) >= 4
+
+
 def test_parts_are_added_in_order_on_one_core_each():
     torch.set_num_threads(3)
     seen = []

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segheads.functional.bands import GRAIN, can_run_in_bands, run_in_bands
+from segheads.functional.bands import GRAIN, can_run_in_bands, run_in_bands, run_parts
 from segheads.functional.bilinear import rows_of_tiles, tile_memory, tiles, wide
 from segheads.functional.paths import kernels_for
 
@@ -96,7 +96,7 @@ def _scaled(gradient: Tensor, grad: Tensor) -> Tensor:
     if gradient.numel() <= GRAIN or not can_run_in_bands(gradient, grad):
         return gradient * grad
     scaled = torch.empty_like(gradient)
-    run_in_bands(len(gradient), lambda i: torch.mul(gradient[i], grad, out=scaled[i]), lambda *_: None)
+    run_in_bands(len(gradient), lambda index: torch.mul(gradient[index], grad, out=scaled[index]), lambda *_: None)
     return scaled
 
 
@@ -189,11 +189,7 @@ def _in_tiles(
                 gradient[number].zero_()
             gradient[number, :, row[0].rows.source] += own if K != 2 else torch.cat([-own, own])
 
-    if can_run_in_bands(logits, labels):
-        run_in_bands(len(parts), compute, add)
-    else:
-        for index in range(len(parts)):
-            add(index, compute(index))
+    run_parts(len(parts), compute, add, (logits, labels))
     return total, gradient
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segheads.classes import check_ignore_index
-from segheads.functional.bands import GRAIN, can_run_in_bands, run_in_bands
+from segheads.functional.bands import GRAIN, can_run_in_bands, run_in_bands, run_parts
 from segheads.functional.bilinear import rows_of_tiles, tile_memory, tiles, wide
 from segheads.functional.cross_entropy import cross_entropy_sum, is_valid, plain_cross_entropy_sum
 from segheads.functional.paths import kernels_for
@@ -184,11 +184,7 @@ def upsample_argmax(
                     if probability is not None:
                         probability[at] = scores.softmax(1).amax(1)
 
-            if can_run_in_bands(logits):
-                run_in_bands(len(parts), compute, lambda _index, _part: None)
-            else:
-                for index in range(len(parts)):
-                    compute(index)
+            run_parts(len(parts), compute, lambda *_: None, (logits,))
     return labels if probability is None else (labels, probability)
 
 
@@ -240,7 +236,11 @@ def _count_valid(labels: Tensor, ignore_index: int) -> Tensor:
     if labels.numel() <= GRAIN or not can_run_in_bands(labels):
         return is_valid(labels, ignore_index).sum()
     total = labels.new_zeros((), dtype=torch.int64)
-    run_in_bands(len(labels), lambda i: is_valid(labels[i], ignore_index).sum(), lambda _, count: total.add_(count))
+
+    def add(_: int, count: Tensor) -> None:
+        total.add_(count)
+
+    run_in_bands(len(labels), lambda index: is_valid(labels[index], ignore_index).sum(), add)
     return total
 
 

@@ -117,10 +117,8 @@ def main(config: Config) -> None:
         count = sum(p.numel() for p in model.parameters())
         rows.append(Row(choice, score, exact, (h, w), ceilings[h, w], loss, count))
         print(f"{choice}: mIoU {percent(score)} in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    text = table(rows)
-    print(text)
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(config.output, text + "\n")
+        write_text(config.output, table(rows) + "\n")  # as far as it goes
+    print(table(rows))
 
 
 def read(config: Config) -> tuple[Tensor, Tensor, int]:

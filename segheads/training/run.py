@@ -22,6 +22,7 @@ from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.batches import explain_batch, normalization, training_batches, training_loader
 from segheads.training.config import JUDGES, MAY_DIFFER, TrainingConfig, as_launched
+from segheads.training.extending import extended, refuse_unfinished, tell_of_extension
 from segheads.training.init_from import init_from
 from segheads.training.keeping import Keeper
 from segheads.training.loop import ModelLearner, train
@@ -56,10 +57,14 @@ def run_training(
         DivergedError: A loss or a weight is not finite; the last checkpoint is good.
         SegheadsError: Data or pretrained weights are missing or damaged.
     """
-    config = as_launched(config)
+    config, length = extended(as_launched(config))
     config.keeping.check(config.loop.evaluate_every)
     may_differ = MAY_DIFFER if config.keeping.best is None else MAY_DIFFER - JUDGES
-    with open_run(config, may_differ=may_differ, is_last=is_last) as run:
+    longer = set() if length is None else {"iterations"}
+    with open_run(config, may_differ=may_differ | longer, is_last=is_last) as run:
+        if length is not None:
+            refuse_unfinished(run.folder, length)
+            tell_of_extension(config.optimization, length, config.loop.iterations)
         set_seed(config.seed)
         with options_become_parts():
             model = build_model(run.model_config(config), run.num_classes)
@@ -125,6 +130,8 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
             return evaluate_now()
 
     done = start
+    if keeper.has_missed(start, config.loop.evaluate_every):
+        keeper.judge(start, evaluate_kept())
     if not keeper.stops:  # else the run has ended before
         kept, judge = keeper.around(learner), keeper.judge
         done = train(run, kept, batches, config.loop, start=start, evaluate=evaluate_kept, judge=judge)

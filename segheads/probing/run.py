@@ -59,6 +59,7 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
     with open_run(config, may_differ=PROBES_MAY_DIFFER) as run:
         with options_become_parts():
             shared, probes, samples, cache = _build(run, config)
+        run.check_processes(*(probe.model for probe in probes))
         mean, std = (shared.backbone.data_config[key] for key in ("mean", "std"))
         images, some = evaluation_samples(run, mean, std)
         evaluate = partial(

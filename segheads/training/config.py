@@ -21,10 +21,11 @@ C = TypeVar("C")
 
 # A resumed run may change where things are, how often it reports, and in what order the machine sums up (threads,
 # channels_last, compile: rounding, and which random numbers drop a path), but nothing else that its weights depend on.
-ENVIRONMENT = "environment"  # in config.json: what is no option, and may be another where a run goes on
+# In config.json: what is no option; `segheads.training.resuming` says what may be another where a run goes on
+ENVIRONMENT, CONTENTS = "environment", "contents"
 MAY_DIFFER = {
     *("output", "resume", "extend", "data_root", "download", "scan", "backbone_weights", "pretrained"),
-    *("workers", "threads", "channels_last", "compile", "tf32", "cudnn_benchmark", ENVIRONMENT),
+    *("workers", "threads", "channels_last", "compile", "tf32", "cudnn_benchmark", ENVIRONMENT, CONTENTS),
     *("tracker", "pictures", "calibration"),
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
     *("window", "stride", "scales", "flip", "small_images", "threshold"),

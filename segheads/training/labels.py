@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from segheads.data.findings import Finding, find_problems
 from segheads.data.scan import DataScan, SplitScan, has_files, scan, scan_splits
 from segheads.data.scan_cache import default_cache
 from segheads.data.weights import RULES, class_weights
-from segheads.errors import DataError, SegheadsError
+from segheads.errors import DataError, OptionError, SegheadsError
 from segheads.files import write_json
 from segheads.training.config import TrainingConfig
 
@@ -94,6 +94,8 @@ def _look(
     if config.resume and kept.is_file() and isinstance(rule, str):
         known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
         weights = tuple(known.values())
+        if rule not in RULES and Path(rule).is_file():
+            _refuse_other_weights(known, class_weights(rule, SplitScan(class_names=training_set.class_names)), rule)
     elif isinstance(rule, str) and rule not in RULES:  # a file, which is read before all labels are
         weights = class_weights(rule, SplitScan(class_names=training_set.class_names))
     looked: DataScan | None = None
@@ -103,3 +105,10 @@ def _look(
     if weights is not None or not isinstance(rule, str):
         return weights
     return class_weights(rule, looked.splits["train"] if looked else scan(training_set, **options))
+
+
+def _refuse_other_weights(known: Mapping[str, float], given: Sequence[float], path: str) -> None:
+    """Refuse a file that says something else than when the run began."""
+    for (name, before), now in zip(known.items(), given, strict=True):
+        if before != now:
+            raise OptionError(f"class_weights {path} was changed since the run began: {name} was {before} and is {now}")

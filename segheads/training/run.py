@@ -71,6 +71,7 @@ def run_training(
             config.protocol.check_threshold(model.num_classes)
         warn_of_squashing(model, config.protocol)
         run.check_labels(model.ignore_index)
+        run.check_processes(model)
         run.tell_input(model)
         if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
             init_from(model, config.model.init_from, run.training_set.classes)

@@ -15,6 +15,7 @@ from segheads.data.scan import DataScan, SplitScan, has_files, scan, scan_splits
 from segheads.data.scan_cache import default_cache
 from segheads.data.weights import RULES, class_weights
 from segheads.errors import DataError, OptionError, SegheadsError
+from segheads.evaluation.tables import SHOWN, named
 from segheads.files import write_json
 from segheads.training.config import TrainingConfig
 
@@ -74,6 +75,30 @@ def refuse_errors(findings: Sequence[Finding]) -> None:
         raise DataError("\n".join(errors))
 
 
+def occurring(looked: DataScan) -> str:
+    """How many of the classes occur in each split, and which is the rarest, in one line.
+
+    Args:
+        looked: At the labels.
+
+    Examples:
+        >>> split = SplitScan(class_names=("a", "b", "c"), samples=2, pixels=(300, 100, 0), images=(2, 1, 0))
+        >>> occurring(DataScan(splits={"train": split}))
+        'labels: 2 of 3 classes in train (not c; the rarest is b, 25 % of pixels)'
+    """
+    words = []
+    for name, split in looked.splits.items():
+        found = [(count, class_name) for count, class_name in zip(split.pixels, split.class_names, strict=True)]
+        absent = [class_name for count, class_name in found if not count]
+        there = [pair for pair in found if pair[0]]
+        aside = [f"not {named(absent, SHOWN)}"] if absent else []
+        if there:
+            least, rarest = min(there)
+            aside.append(f"the rarest is {rarest}, {100 * least / sum(split.pixels):.2g} % of pixels")
+        words.append(f"{len(there)} of {len(found)} classes in {name} ({'; '.join(aside)})")
+    return f"labels: {', '.join(words)}"
+
+
 def keep_weights(folder: Path, names: Sequence[str], weights: Sequence[float]) -> None:
     """Write the weights of a run, which `--class-weights` reads again.
 
@@ -102,6 +127,7 @@ def _look(
     if config.scan and has_files(training_set):
         looked = scan_splits({"train": training_set, "val": validation_set}, **options)
         refuse_errors(find_problems(looked))
+        log.info(occurring(looked))
     if weights is not None or not isinstance(rule, str):
         return weights
     return class_weights(rule, looked.splits["train"] if looked else scan(training_set, **options))

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import psutil
 import timm
 import timm.layers
 import torch
@@ -136,6 +137,16 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "timm": timm.__version__,
         "segheads": VERSION,
     }
+
+
+def memory_in_use(device: torch.device) -> float:
+    """GB (1e9 bytes): of a GPU the most that tensors took since the process began, elsewhere what the process holds.
+
+    Args:
+        device: The run's.
+    """
+    used: int = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return used / 1e9
 
 
 def installed_version(package: str) -> str | None:

@@ -30,6 +30,7 @@ from segheads.training.labels import keep_weights, look_at_labels
 from segheads.training.machine import environment, start_accelerator
 from segheads.training.resuming import check_contents, check_environment, check_processes, contents_of
 from segheads.training.run_folder import RunFolder
+from segheads.training.watching import class_record
 
 C = TypeVar("C", bound=TrainingConfig)
 log = logging.getLogger(__name__)
@@ -197,7 +198,8 @@ class Run:
         """
         if self.accelerator.is_main_process:
             self.folder.log({"iteration": iteration, **values})
-        self.accelerator.log(flat_record(values), step=iteration)
+        own = class_record(values, self.validation_set.class_names) if values.get("IoU") else {}
+        self.accelerator.log({**flat_record(values), **own}, step=iteration)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def test_the_evaluation_at_the_first_end_is_judged(tmp_path, monkeypatch):
     def record(results, names):
         return {"mIoU": scores.pop(0)}
 
-    monkeypatch.setattr("segheads.training.run.score_record", record)
+    monkeypatch.setattr("segheads.training.run.validation_record", record)
     trained(tmp_path)
     assert trained(tmp_path, extend=4)[1]["iteration"] == 2
     assert kept(tmp_path) == {"score": 0.9, "iteration": 2, "waited": 1}

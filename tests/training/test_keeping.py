@@ -48,7 +48,7 @@ def scored(monkeypatch):
     def record(results, names):
         return {"mIoU": given.pop(0)}
 
-    monkeypatch.setattr("segheads.training.run.score_record", record)
+    monkeypatch.setattr("segheads.training.run.validation_record", record)
     return give
 
 
@@ -136,9 +136,9 @@ def test_the_model_is_there_when_the_report_fails(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ValueError("no picture")
 
-    for name in ("predict", "write_report"):
+    for name in ("watching.predict", "run.write_report"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"segheads.training.run.{name}", fail)
+            patch.setattr(f"segheads.training.{name}", fail)
             with pytest.raises(ValueError, match="no picture"):
                 run_training(config(tmp_path / name, iterations=1, pictures=1), build)
         SegmentationModel.from_pretrained(tmp_path / name / "model")

@@ -59,7 +59,7 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         style = "-" if place < len(LINE_COLOURS) - 1 else "--"
         _line(axes[0], flat, name, "loss", color=LINE_COLOURS[(place + 1) % len(LINE_COLOURS)], linestyle=style)
     if terms:
-        axes[0].legend()
+        axes[0].legend(fontsize=8, ncols=3, loc="upper right")
     _line(axes[1], records, "learning_rate", "learning rate", color=LINE_COLOURS[0])
     for name, colour in zip(("aAcc", "mAcc", "mIoU"), LINE_COLOURS, strict=False):
         _line(axes[2], records, name, "percent", marker="o", factor=100, color=colour)

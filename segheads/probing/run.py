@@ -125,6 +125,7 @@ def _say(run: Run, config: ProbeConfig, probes: list[Probe]) -> None:
         f"{len(probes)} heads on {config.model.backbone}, which is frozen: {len(run.training_set)} training and "
         f"{len(run.validation_set)} validation images of {run.training_set.num_classes} classes; "
         f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}\n"
+        f"{run.batches_line()}\n"
         f"{paths_line(run.accelerator, [probe.model for probe in probes], run.images_per_step())}"
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from timm.layers import DropPath
 from torch import nn
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from segheads.data import SegmentationDataset
@@ -80,13 +80,14 @@ def check_environment(folder: Path, now: Mapping[str, Any]) -> None:
         log.warning("%s: the run goes on, and its numbers may differ from those of one made at once", said)
 
 
-def check_processes(folder: Path, processes: int, models: Iterable[nn.Module]) -> None:
+def check_processes(folder: Path, processes: int, models: Iterable[nn.Module], *, is_synced: bool = False) -> None:
     """Refuse another number of processes where it changes more than the order of sums.
 
     Args:
         folder: The run's; one of an older version says nothing.
         processes: Number of processes.
         models: What is trained, in the modes in which it is.
+        is_synced: Whether batch norms will see the images of all processes.
 
     Raises:
         OptionError: Batch norms see the images of their process, or each process drops what it draws.
@@ -96,7 +97,7 @@ def check_processes(folder: Path, processes: int, models: Iterable[nn.Module]) -
         return
     parts = [module for model in models for module in model.modules() if module.training]
     why = []
-    if any(isinstance(part, _BatchNorm) and not isinstance(part, SyncBatchNorm) for part in parts):
+    if not is_synced and any(isinstance(part, _BatchNorm) for part in parts):
         why.append("batch norms see the images of their process alone")
     if any((isinstance(x, _DropoutNd) and x.p > 0) or (isinstance(x, DropPath) and x.drop_prob > 0) for x in parts):
         why.append("each process drops what it draws")

@@ -157,7 +157,7 @@ def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
         f"{len(run.training_set)} training and {len(run.validation_set)} validation images of {model.num_labels} "
         f"classes; {run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
         f"{', channels last' if channels_last else ''}, {_precision(run.accelerator)}\n"
-        f"{_parts(run)}; {_loss(config, model)}\n"
+        f"{run.batches_line()}; {_loss(config, model)}\n"
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} {optimization.schedule} "
         f"(backbone times {optimization.backbone_lr_scale:g}{_decayed(config)}), "
         f"weight decay {optimization.weight_decay:g}, "
@@ -181,13 +181,6 @@ def _precision(accelerator: Accelerator) -> str:
     name = PRECISIONS[accelerator.mixed_precision]
     rounds = accelerator.device.type == "cuda" and name == "fp32" and torch.backends.cuda.matmul.allow_tf32
     return f"{name}, its products in TF32" if rounds else name
-
-
-def _parts(run: Run) -> str:
-    """How an update's batch is shared out."""
-    loop, processes = run.config.loop, run.accelerator.num_processes
-    shared = f"{processes} process(es) x {loop.gradient_accumulation} part(s) x {run.images_per_step()} image(s)"
-    return f"batches of {loop.batch_size}: {shared}"
 
 
 def _loss(config: TrainingConfig, model: SegmentationModel) -> str:

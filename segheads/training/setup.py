@@ -112,11 +112,18 @@ class Run:
         Raises:
             OptionError: Says both numbers and why.
         """
-        check_processes(self.folder.path, self.accelerator.num_processes, models)
+        is_synced = self.config.machine.sync_batchnorm and self.accelerator.device.type == "cuda"
+        check_processes(self.folder.path, self.accelerator.num_processes, models, is_synced=is_synced)
 
     def images_per_step(self) -> int:
         """How many images each process takes at once."""
         return self.config.loop.batch_size // self.config.loop.gradient_accumulation // self.accelerator.num_processes
+
+    def batches_line(self) -> str:
+        """How an update's batch is shared out, in words."""
+        loop, processes = self.config.loop, self.accelerator.num_processes
+        shared = f"{processes} process(es) x {loop.gradient_accumulation} part(s) x {self.images_per_step()} image(s)"
+        return f"batches of {loop.batch_size}: {shared}"
 
     def start(self) -> int:
         """Look at the labels; write the configuration and start the trackers, once all that may be missing is there.

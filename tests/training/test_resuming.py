@@ -128,6 +128,8 @@ def test_the_number_of_processes_stays_where_it_matters(tmp_path, model, why):
     else:
         with pytest.raises(OptionError, match=f"it was 2 and is 1, and .*{why}; launch 2$"):
             check_processes(folder, 1, [model])
+    if isinstance(model, nn.BatchNorm2d):
+        check_processes(folder, 1, [model], is_synced=True)
     check_processes(told(tmp_path, seed=0), 1, [model])
 
 

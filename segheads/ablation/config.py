@@ -36,6 +36,7 @@ class GridConfig(TrainingConfig):
     """Which share of the trainings to make: 1/4 is the second of four processes, each on a GPU of its own."""
     render_only: bool = axis(False)
     """Make the tables of what is there, and train nothing."""
+    extend: Annotated[int | None, tyro.conf.Suppress] = None
     resume: Annotated[bool, tyro.conf.Suppress] = True
     """A sweep always goes on with what `output` holds."""
     model_kwargs: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)

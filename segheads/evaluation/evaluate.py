@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -15,7 +15,6 @@ from einops import rearrange
 from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 
 from segheads.data.samples import EvaluationSamples
 from segheads.errors import ScoresError
@@ -28,6 +27,7 @@ from segheads.metrics import METRICS, SegmentationMetric, find_metric
 from segheads.metrics.images import class_counts, image_scores
 from segheads.model import SegmentationModel
 from segheads.modules import evaluating
+from segheads.progress import Progress
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -304,8 +304,8 @@ def _in_order(names: Sequence[str]) -> list[str]:
 
 def _own_images(
     accelerator: Accelerator, samples: EvaluationSamples, count: int, workers: int
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Image and labels of this process' share of the first images, with a progress bar."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Image and labels of this process' share of the first images, with progress."""
     loader = DataLoader(
         Subset(samples, range(accelerator.process_index, count, accelerator.num_processes)),
         batch_size=None,
@@ -313,10 +313,10 @@ def _own_images(
         generator=torch.Generator(),  # else it draws from the random state that a checkpoint keeps
         pin_memory=accelerator.device.type == "cuda",
     )
-    shown: Iterable[tuple[Tensor, Tensor]] = tqdm(
-        loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process
-    )
-    return shown
+    with Progress("image", len(loader), is_shown=accelerator.is_main_process, leave=False) as progress:
+        for sample in loader:
+            yield sample
+            progress.update()
 
 
 def _labels_alone(*inputs: Any, **options: Any) -> tuple[Tensor, None]:

@@ -69,6 +69,7 @@ class ProbeConfig(TrainingConfig):
             raise OptionError("best, keep, ema and patience are for one model; probes end with their last weights")
         for option, is_set in {
             "compile": self.machine.compile,
+            "extend": self.extend is not None,
             "calibration": self.loop.calibration,
             "freeze_backbone": self.model.freeze_backbone,
             "freeze_stages": self.model.freeze_stages,

@@ -60,6 +60,7 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
     with open_run(config, may_differ=PROBES_MAY_DIFFER) as run:
         with options_become_parts():
             shared, probes, samples, cache = _build(run, config)
+        run.check_processes(*(probe.model for probe in probes))
         mean, std = (shared.backbone.data_config[key] for key in ("mean", "std"))
         images, some = evaluation_samples(run, mean, std)
         evaluate = partial(
@@ -130,6 +131,7 @@ def _say(run: Run, config: ProbeConfig, probes: list[Probe]) -> None:
         f"{len(probes)} heads on {config.model.backbone}, which is frozen: {len(run.training_set)} training and "
         f"{len(run.validation_set)} validation images of {run.training_set.num_classes} classes; "
         f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}\n"
+        f"{run.batches_line()}\n"
         f"{paths_line(run.accelerator, [probe.model for probe in probes], run.images_per_step())}{crops_words(run)}"
     )
 

@@ -22,10 +22,11 @@ C = TypeVar("C")
 
 # A resumed run may change where things are, how often it reports, and in what order the machine sums up (threads,
 # channels_last, compile: rounding, and which random numbers drop a path), but nothing else that its weights depend on.
-ENVIRONMENT = "environment"  # in config.json: what is no option, and may be another where a run goes on
+# In config.json: what is no option; `segheads.training.resuming` says what may be another where a run goes on
+ENVIRONMENT, CONTENTS = "environment", "contents"
 MAY_DIFFER = {
-    *("output", "resume", "data_root", "download", "scan", "backbone_weights", "pretrained"),
-    *("workers", "threads", "channels_last", "compile", "tf32", "cudnn_benchmark", ENVIRONMENT),
+    *("output", "resume", "extend", "data_root", "download", "scan", "backbone_weights", "pretrained"),
+    *("workers", "threads", "channels_last", "compile", "tf32", "cudnn_benchmark", ENVIRONMENT, CONTENTS),
     *("tracker", "pictures", "calibration"),
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
     *("window", "stride", "scales", "flip", "small_images", "threshold"),
@@ -151,6 +152,9 @@ class TrainingConfig:
     """Folder of the run."""
     resume: bool = False
     """Go on with the run in `output`."""
+    extend: int | None = None
+    """Go on with the finished run in `output` to so many iterations in all; from there on the learning rate is that of
+    a run of this length."""
     seed: int = 0
     """Of the initial weights, the samples and their distortions, and what is dropped."""
     crop_size: Size = 512

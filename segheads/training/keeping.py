@@ -76,6 +76,7 @@ class Keeper:
         self.learner: Any = None
         self.best_score: float | None = None
         self.best_iteration = self.waited = 0
+        self.judged: int | None = 0  # the last evaluation heard of; None where an older checkpoint does not say
         self.best_weights: dict[str, Tensor] = {}
 
     def around(self, learner: Any) -> "Keeper":
@@ -132,6 +133,7 @@ class Keeper:
         Returns:
             Whether the run ends here.
         """
+        self.judged = iteration
         if self.config.best is None or iteration == self.best_iteration:
             return self.stops
         score = scores[self.config.best]
@@ -147,6 +149,16 @@ class Keeper:
                     *(iteration, self.waited, self.config.best, self.best_score or 0.0, self.best_iteration),
                 )
         return self.stops
+
+    def has_missed(self, iteration: int, evaluate_every: int) -> bool:
+        """Whether a checkpoint is of the end of a run that became longer, whose last evaluation it knows nothing of.
+
+        Args:
+            iteration: Of the checkpoint.
+            evaluate_every: Iterations between evaluations.
+        """
+        is_due = evaluate_every > 0 and iteration % evaluate_every == 0
+        return self.config.best is not None and is_due and self.judged is not None and self.judged < iteration
 
     def finish(self, iteration: int) -> int:
         """Give the model the weights that the run ends with.
@@ -173,6 +185,7 @@ class Keeper:
         return {
             "best": {"score": self.best_score, "iteration": self.best_iteration, "waited": self.waited},
             "best_weights": self.best_weights,
+            "judged": self.judged,
             "average": {} if self.average is None else self.average.module.state_dict(),
         }
 
@@ -184,6 +197,7 @@ class Keeper:
         """
         self.best_score, self.best_iteration, self.waited = state["best"].values()
         self.best_weights = state["best_weights"]
+        self.judged = state.get("judged")
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
 

@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import psutil
+import timm
 import timm.layers
 import torch
 from accelerate import Accelerator
@@ -111,22 +113,40 @@ def choose_arithmetic(machine: MachineConfig) -> None:
     torch.backends.cudnn.benchmark = machine.cudnn_benchmark
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """What a run's numbers and times depend on beside its options; None where there is no such thing.
 
     Args:
         device: The run's.
+        processes: That train.
     """
     on_gpu = device.type == "cuda"
+    cudnn = torch.backends.cudnn
     return {
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "driver": driver_version() if on_gpu else None,
         "cuda": torch.version.cuda if on_gpu else None,
         "cudnn": torch.backends.cudnn.version() if on_gpu else None,
         "triton": installed_version("triton") if on_gpu else None,
+        "tf32_products": torch.backends.cuda.matmul.allow_tf32 if on_gpu else None,
+        "tf32_convolutions": cudnn.allow_tf32 if on_gpu else None,
+        "cudnn_benchmark": cudnn.benchmark if on_gpu else None,
+        "cudnn_deterministic": cudnn.deterministic if on_gpu else None,
+        "processes": processes,
         "torch": torch.__version__,
+        "timm": timm.__version__,
         "segheads": VERSION,
     }
+
+
+def memory_in_use(device: torch.device) -> float:
+    """GB (1e9 bytes): of a GPU the most that tensors took since the process began, elsewhere what the process holds.
+
+    Args:
+        device: The run's.
+    """
+    used: int = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return used / 1e9
 
 
 def installed_version(package: str) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
+from torch import nn
 
 from segheads.data import RareClasses, SegmentationDataset, SubsetDataset, open_dataset
 from segheads.data.dataset import check_same_classes
@@ -15,10 +16,21 @@ from segheads.data.label_map import LabelMap
 from segheads.errors import OptionError, options_become_parts
 from segheads.losses import is_binary
 from segheads.model import SegmentationModel
-from segheads.training.config import ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults, flat
+from segheads.training.config import (
+    CONTENTS,
+    ENVIRONMENT,
+    MAY_DIFFER,
+    OLDER,
+    TrainingConfig,
+    changed,
+    field_defaults,
+    flat,
+)
 from segheads.training.labels import keep_weights, look_at_labels
 from segheads.training.machine import environment, start_accelerator
+from segheads.training.resuming import check_contents, check_environment, check_processes, contents_of
 from segheads.training.run_folder import RunFolder
+from segheads.training.watching import class_record
 
 C = TypeVar("C", bound=TrainingConfig)
 log = logging.getLogger(__name__)
@@ -76,9 +88,44 @@ class Run:
             self.class_weights, self.rare_classes = look_at_labels(self.accelerator, self.config, *sets)
             self._has_looked = True
 
+    def environment(self) -> dict[str, Any]:
+        """Device, versions and processes, as config.json keeps them."""
+        return environment(self.accelerator.device, self.accelerator.num_processes)
+
+    def contents(self) -> dict[str, Any]:
+        """What the data set's files say, as config.json keeps it."""
+        return contents_of(self.training_set, label_map_of(self.training_set))
+
+    def check_resumed(self) -> None:
+        """Refuse to go on with other data, or another arithmetic, than the run began with; see `check_processes`.
+
+        Raises:
+            OptionError: Says what differs, and both values.
+        """
+        check_contents(self.folder.path, self.contents())
+        check_environment(self.folder.path, self.environment())
+
+    def check_processes(self, *models: nn.Module) -> None:
+        """Refuse another number of processes than the run began with, where it changes more than the order of sums.
+
+        Args:
+            *models: What is trained.
+
+        Raises:
+            OptionError: Says both numbers and why.
+        """
+        is_synced = self.config.machine.sync_batchnorm and self.accelerator.device.type == "cuda"
+        check_processes(self.folder.path, self.accelerator.num_processes, models, is_synced=is_synced)
+
     def images_per_step(self) -> int:
         """How many images each process takes at once."""
         return self.config.loop.batch_size // self.config.loop.gradient_accumulation // self.accelerator.num_processes
+
+    def batches_line(self) -> str:
+        """How an update's batch is shared out, in words."""
+        loop, processes = self.config.loop, self.accelerator.num_processes
+        shared = f"{processes} process(es) x {loop.gradient_accumulation} part(s) x {self.images_per_step()} image(s)"
+        return f"batches of {loop.batch_size}: {shared}"
 
     def start(self) -> int:
         """Look at the labels; write the configuration and start the trackers, once all that may be missing is there.
@@ -93,7 +140,8 @@ class Run:
         self.accelerator.wait_for_everyone()  # all have looked before the first writes
         values = self.config.as_json()
         if self.accelerator.is_main_process:
-            self.folder.start({**values, ENVIRONMENT: environment(self.accelerator.device)})
+            about = {ENVIRONMENT: self.environment(), CONTENTS: self.contents()}
+            self.folder.start({**values, **about})
             if self.class_weights is not None:
                 keep_weights(self.folder.path, self.training_set.class_names, self.class_weights)
         self.accelerator.wait_for_everyone()
@@ -159,7 +207,8 @@ class Run:
         """
         if self.accelerator.is_main_process:
             self.folder.log({"iteration": iteration, **values})
-        self.accelerator.log(flat_record(values), step=iteration)
+        own = class_record(values, self.validation_set.class_names) if values.get("IoU") else {}
+        self.accelerator.log({**flat_record(values), **own}, step=iteration)
 
 
 @contextmanager
@@ -192,8 +241,9 @@ def open_run(
         defaults={**field_defaults(config), **OLDER},
         keep=config.loop.keep_checkpoints,
     )
-    sets = open_data(accelerator, config)
-    yield Run(config, accelerator, folder, *sets)
+    run = Run(config, accelerator, folder, *open_data(accelerator, config))
+    run.check_resumed()
+    yield run
     accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     if is_last:
         accelerator.end_training()

@@ -96,7 +96,7 @@ def test_numbers_of_the_run_are_told_and_kept(tmp_path, caplog):
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["output"] == str(tmp_path / "run")
     assert kept["scale"] == [32, 32]
-    assert kept.keys() == flat(Config.from_flat(**SMALL, output=tmp_path)).keys() | {"environment"}
+    assert kept.keys() == flat(Config.from_flat(**SMALL, output=tmp_path)).keys() | {"environment", "contents"}
 
 
 def test_classes_that_miou_leaves_out_are_told_and_kept(tmp_path, caplog, monkeypatch):
@@ -255,7 +255,7 @@ def test_options_of_the_model():
 
 
 def test_what_may_differ_is_there():
-    assert flat(Config.from_flat(**SMALL, output=Path("run"))).keys() | {"environment"} >= MAY_DIFFER
+    assert flat(Config.from_flat(**SMALL, output=Path("run"))).keys() | {"environment", "contents"} >= MAY_DIFFER
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from segheads.data import SegmentationDataset
 from segheads.data.findings import Finding, find_problems
 from segheads.data.scan import DataScan, SplitScan, has_files, scan, scan_splits
 from segheads.data.scan_cache import default_cache
 from segheads.data.weights import RULES, class_weights
-from segheads.errors import DataError, SegheadsError
+from segheads.errors import DataError
 from segheads.files import write_json
 from segheads.training.config import TrainingConfig
+from segheads.training.machine import from_main
 
 WEIGHTS = "class_weights.json"  # in the folder of a run
 log = logging.getLogger(__name__)
@@ -44,17 +44,7 @@ def look_at_labels(
         OptionError: There are no such weights.
         RunError: A process that reads labels died.
     """
-    found: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            found = [_look(config, training_set, validation_set)]
-        except SegheadsError as error:
-            found = [error]
-    broadcast_object_list(found)
-    if isinstance(found[0], SegheadsError):
-        raise found[0]
-    weights: tuple[float, ...] | None = found[0]
-    return weights
+    return from_main(accelerator, lambda: _look(config, training_set, validation_set))
 
 
 def refuse_errors(findings: Sequence[Finding]) -> None:

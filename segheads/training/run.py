@@ -18,6 +18,7 @@ from segheads.errors import options_become_parts
 from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty, warn_of_squashing
 from segheads.evaluation.plots import plot_uncertainty
 from segheads.evaluation.report import score_line, score_record
+from segheads.files import whole_folder
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
 from segheads.training.batches import explain_batch, normalization, training_batches, training_loader
@@ -67,7 +68,7 @@ def run_training(
         warn_of_squashing(model, config.protocol)
         run.check_labels(model.ignore_index)
         run.tell_input(model)
-        if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
+        if config.model.init_from and not run.resumes_at:  # a checkpoint has its own weights
             init_from(model, config.model.init_from, run.training_set.classes)
         mean, std = model.data_config["mean"], model.data_config["std"]
         samples, some = evaluation_samples(run, mean, std)
@@ -206,7 +207,8 @@ def report(
     """
     config, dataset, folder = run.config, samples.dataset, run.folder.path
     model.classes, model.protocol = dataset.classes, config.protocol
-    model.save_pretrained(folder / "model")
+    with whole_folder(folder / "model") as temporary:
+        model.save_pretrained(temporary)
     rows: list[Any] = []
     doubts: list[Any] = []
     for index in np.linspace(0, len(dataset) - 1, min(config.pictures, len(dataset))).astype(int).tolist():

@@ -17,7 +17,7 @@ from segheads.losses import is_binary
 from segheads.model import SegmentationModel
 from segheads.training.config import ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults, flat
 from segheads.training.labels import keep_weights, look_at_labels
-from segheads.training.machine import environment, start_accelerator
+from segheads.training.machine import environment, from_main, start_accelerator
 from segheads.training.run_folder import RunFolder
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -34,6 +34,7 @@ class Run:
         folder: Where it keeps what must not be lost.
         training_set: What it trains on.
         validation_set: What it is evaluated on.
+        resumes_at: The iteration that it goes on from; 0 for a new run.
         class_weights: Of its loss, as numbers, once labels were looked at; None weighs all classes the same.
     """
 
@@ -42,6 +43,7 @@ class Run:
     folder: RunFolder
     training_set: SegmentationDataset
     validation_set: SegmentationDataset
+    resumes_at: int = 0
     class_weights: tuple[float, ...] | None = None
     _has_looked: bool = False
 
@@ -95,7 +97,7 @@ class Run:
             if self.class_weights is not None:
                 keep_weights(self.folder.path, self.training_set.class_names, self.class_weights)
         self.accelerator.wait_for_everyone()
-        start = self.folder.latest()
+        start = self.resumes_at
         if self.config.resume:
             log.info("resuming %s at iteration %d of %d", self.folder.path, start, self.config.loop.iterations)
         self.accelerator.init_trackers(
@@ -176,6 +178,7 @@ def open_run(
 
     Raises:
         RunExistsError: The folder holds a run that was not to be resumed.
+        RunError: It holds checkpoints, none of which is whole.
         OptionError: Options are out of range, do not fit, or are not those of the run that is resumed.
         SegheadsError: As `open_dataset` does.
     """
@@ -190,8 +193,9 @@ def open_run(
         defaults={**field_defaults(config), **OLDER},
         keep=config.loop.keep_checkpoints,
     )
+    start = from_main(accelerator, folder.find_start) if config.resume else 0
     sets = open_data(accelerator, config)
-    yield Run(config, accelerator, folder, *sets)
+    yield Run(config, accelerator, folder, *sets, resumes_at=start)
     accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     if is_last:
         accelerator.end_training()

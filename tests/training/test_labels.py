@@ -231,7 +231,7 @@ def test_every_process_raises_what_the_first_found(folder, monkeypatch):
     """The others wait for the first, and have its error or weights."""
     spoil(folder, "val")
     sent = []
-    monkeypatch.setattr(labels_module, "broadcast_object_list", lambda found: sent.append(found[0]))
+    monkeypatch.setattr("segheads.training.machine.broadcast_object_list", lambda found: sent.append(found[0]))
     with pytest.raises(DataError, match="holds the value 38"):
         look(config(folder))
     assert isinstance(sent[0], DataError)
@@ -239,7 +239,7 @@ def test_every_process_raises_what_the_first_found(folder, monkeypatch):
     def received(found):
         found[0] = sent[0]
 
-    monkeypatch.setattr(labels_module, "broadcast_object_list", received)
+    monkeypatch.setattr("segheads.training.machine.broadcast_object_list", received)
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
     monkeypatch.setattr(labels_module, "_look", None)
     with pytest.raises(DataError, match="holds the value 38"):

@@ -23,6 +23,7 @@ from segheads.errors import (
 )
 from segheads.heads import list_heads
 from segheads.merges import MERGES
+from segheads.ranges import check_ranges
 from segheads.training.config import flat
 
 C = TypeVar("C")
@@ -124,14 +125,16 @@ def parse(
 
     Raises:
         SystemExit: As tyro does, for the help and for words that it cannot read.
-        OptionError: If a part refuses its values.
+        OptionError: If a number is out of the range of its field, or a part refuses its values.
     """
     options: dict[str, Any] = {"default": demo} if demo is not None and "--demo" in words else {}
     shown = "\n\n".join(part for part in (description, _names(config)) if part)
     with options_become_parts():
-        return tyro.cli(
+        given = tyro.cli(
             config, args=words, prog=prog, description=shown, config=(tyro.conf.OmitArgPrefixes,), **options
         )
+    check_ranges(given)
+    return given
 
 
 def advise(error: Exception, config: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import timm.layers
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 from segheads.errors import OptionError, SegheadsError
 from segheads.functional.paths import driver_version, path_of_loss
 from segheads.mean_shift import MeanShift
+from segheads.ranges import Range
 from segheads.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,9 @@ class MachineConfig:
     convolutions alone."""
     cudnn_benchmark: bool = False
     """Let cuDNN try its convolutions for each new size and keep the quickest; runs then differ in the last bits."""
-    threads: int | None = None
+    threads: Annotated[int | None, Range(1)] = None
     """CPU threads of each training process; None shares all cores out (accelerate launch alone would give 1)."""
-    workers: int = 4
+    workers: Annotated[int, Range(0)] = 4
     """Processes that load images, for each process that trains."""
 
 

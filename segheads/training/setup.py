@@ -15,7 +15,8 @@ from segheads.data.label_map import LabelMap
 from segheads.errors import OptionError, options_become_parts
 from segheads.losses import is_binary
 from segheads.model import SegmentationModel
-from segheads.training.config import ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults, flat
+from segheads.ranges import check_ranges
+from segheads.training.config import ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults
 from segheads.training.labels import keep_weights, look_at_labels
 from segheads.training.machine import environment, from_main, start_accelerator
 from segheads.training.run_folder import RunFolder
@@ -34,8 +35,8 @@ class Run:
         folder: Where it keeps what must not be lost.
         training_set: What it trains on.
         validation_set: What it is evaluated on.
-        resumes_at: The iteration that it goes on from; 0 for a new run.
         class_weights: Of its loss, as numbers, once labels were looked at; None weighs all classes the same.
+        resumes_at: The iteration that it goes on from; 0 for a new run.
     """
 
     config: TrainingConfig
@@ -43,9 +44,9 @@ class Run:
     folder: RunFolder
     training_set: SegmentationDataset
     validation_set: SegmentationDataset
-    resumes_at: int = 0
     class_weights: tuple[float, ...] | None = None
     _has_looked: bool = False
+    resumes_at: int = 0
 
     @property
     def num_classes(self) -> int:
@@ -182,9 +183,9 @@ def open_run(
         OptionError: Options are out of range, do not fit, or are not those of the run that is resumed.
         SegheadsError: As `open_dataset` does.
     """
+    check_ranges(config)
     accelerator = start_accelerator(config.machine, tracker=config.tracker, folder=config.output)
     _check_batch_size(config, accelerator.num_processes)
-    _check_ranges(config)
     folder = RunFolder(
         config.output,
         config.as_json(),
@@ -287,21 +288,8 @@ def flat_record(values: Mapping[str, Any], *path: str) -> dict[str, float]:
 def _check_batch_size(config: TrainingConfig, processes: int) -> None:
     size, accumulation = config.loop.batch_size, config.loop.gradient_accumulation
     parts = accumulation * processes
-    if accumulation < 1 or size < 1 or size % parts:
+    if size % parts:
         raise OptionError(
             f"batch_size {size} is over all {processes} processes and {accumulation} accumulated batches, and must be "
             f"a multiple of {parts}"
         )
-
-
-def _check_ranges(config: TrainingConfig) -> None:
-    """Numbers that would be refused without a word of advice, or late: pictures after the whole run."""
-    count = config.loop.evaluate_images
-    for name, is_right, expected in (
-        ("pictures", config.pictures >= 0, "0 or more"),
-        ("seed", 0 <= config.seed < 2**32, "0 to 4294967295"),
-        ("evaluate_images", count is None or count >= 1, "1 or more"),
-        ("drop_path_rate", 0 <= config.model.drop_path_rate < 1, "0 or more and below 1"),
-    ):
-        if not is_right:
-            raise OptionError(f"{name} must be {expected}; got {flat(config)[name]}")

@@ -80,6 +80,10 @@ class RunExistsError(RunError, FileExistsError):
     """The folder of a new run holds another one."""
 
 
+class FolderInUseError(RunError):
+    """Another process has the folder."""
+
+
 class DivergedError(RunError, FloatingPointError):
     """A loss or a weight is no longer finite.
 

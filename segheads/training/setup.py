@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from segheads.data.dataset import check_same_classes
 from segheads.data.images import FLOATS
 from segheads.data.label_map import LabelMap
 from segheads.errors import OptionError, options_become_parts
+from segheads.locks import only_process
 from segheads.losses import is_binary
 from segheads.model import SegmentationModel
 from segheads.ranges import check_ranges
@@ -169,8 +170,8 @@ def open_run(
 ) -> Iterator[Run]:
     """Set up processes, check the folder, open the data sets; at the end, close the trackers.
 
-    Nothing is written, and no label looked at, before `Run.start`; but weights of classes that have to be counted are
-    before the model is built.
+    Nothing but a lock is written, and no label looked at, before `Run.start`; but weights of classes that have to be
+    counted are before the model is built.
 
     Args:
         config: Every number of the run.
@@ -178,6 +179,7 @@ def open_run(
         is_last: Whether the processes part afterwards; False where another run follows.
 
     Raises:
+        FolderInUseError: Another process has the folder.
         RunExistsError: The folder holds a run that was not to be resumed.
         RunError: It holds checkpoints, none of which is whole.
         OptionError: Options are out of range, do not fit, or are not those of the run that is resumed.
@@ -186,18 +188,20 @@ def open_run(
     check_ranges(config)
     accelerator = start_accelerator(config.machine, tracker=config.tracker, folder=config.output)
     _check_batch_size(config, accelerator.num_processes)
-    folder = RunFolder(
-        config.output,
-        config.as_json(),
-        resume=config.resume,
-        may_differ=may_differ,
-        defaults={**field_defaults(config), **OLDER},
-        keep=config.loop.keep_checkpoints,
-    )
-    start = from_main(accelerator, folder.find_start) if config.resume else 0
-    sets = open_data(accelerator, config)
-    yield Run(config, accelerator, folder, *sets, resumes_at=start)
-    accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
+    with ExitStack() as stack:
+        from_main(accelerator, lambda: stack.enter_context(only_process(config.output)))
+        folder = RunFolder(
+            config.output,
+            config.as_json(),
+            resume=config.resume,
+            may_differ=may_differ,
+            defaults={**field_defaults(config), **OLDER},
+            keep=config.loop.keep_checkpoints,
+        )
+        start = from_main(accelerator, folder.find_start) if config.resume else 0
+        sets = open_data(accelerator, config)
+        yield Run(config, accelerator, folder, *sets, resumes_at=start)
+        accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     if is_last:
         accelerator.end_training()
     else:  # without taking down what connects the processes

@@ -18,6 +18,7 @@ from segheads.data import (
 from segheads.errors import OptionError
 from segheads.evaluation.tables import SHOWN, named
 from segheads.model import SegmentationModel
+from segheads.stopping import leave_signals_to_parent
 from segheads.training.config import TrainingConfig
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B, H, W)
@@ -78,6 +79,7 @@ def batch_loader(config: TrainingConfig, samples: Any, sampler: Any, collate: An
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # else each new iterator draws from the random state that a checkpoint keeps
     )
 

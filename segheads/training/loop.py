@@ -234,18 +234,20 @@ def train(
 
     Raises:
         DivergedError: If the learner cannot go on; the last checkpoint is good.
+        StoppedError: After SIGTERM or SIGINT, once the step is done and a checkpoint written.
     """
     meter = _Meter(run.accelerator, start)
     main = run.accelerator.is_main_process
     bar = tqdm(total=loop.iterations, initial=start, unit="it", disable=not main, dynamic_ncols=True)
-    with bar, logging_redirect_tqdm([logging.getLogger("segheads")]):
+    with bar, logging_redirect_tqdm([logging.getLogger("segheads")]), run.stop.after_steps():
         for iteration in range(start, loop.iterations):
             step = [next(batches) for _ in range(loop.gradient_accumulation)]
             meter.add(learner.step(iteration, step))
             bar.update()
             done = iteration + 1
             evaluates = evaluate is not None and _is_due(done, loop.evaluate_every) and done < loop.iterations
-            saves = _is_due(done, loop.checkpoint_every) or done == loop.iterations
+            signal = run.stop.agreed_at_last() if done == loop.iterations else run.stop.agreed()
+            saves = _is_due(done, loop.checkpoint_every) or done == loop.iterations or signal > 0
             if not (_is_due(done, loop.log_every) or evaluates or saves):
                 continue
             ends = False
@@ -265,6 +267,8 @@ def train(
                 ends = judge is not None and judge(done, values)
             if saves or ends:
                 run.folder.save(run.accelerator, done)
+            if signal:
+                raise run.stop.error(signal, f" after iteration {done} of {loop.iterations}")
             if ends:
                 return done
             meter.restart_clock()

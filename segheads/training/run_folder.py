@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from segheads.data.config import in_new_words
-from segheads.errors import OptionError, RunError, RunExistsError
+from segheads.errors import OptionError, RunEndedError, RunError, RunExistsError
 from segheads.files import INCOMPLETE, clear_leftovers, place_folder, remove_folder, sync, write_json, write_text
 from segheads.training.checkpoints import find_damage, processes_of, random_state, write_manifest
 
@@ -136,7 +136,7 @@ class RunFolder:
         """Append one record to `metrics.jsonl`; NaN, which JSON lacks, becomes null.
 
         Raises:
-            RunError: If it cannot be written, because the disk is full or the folder is gone.
+            RunEndedError: If it cannot be written, because the disk is full or the folder is gone.
         """
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
         said = self._said(f"the log of iteration {record.get('iteration')}")
@@ -153,11 +153,16 @@ class RunFolder:
         """The iteration of the newest checkpoint, or 0; its files are not read, as `find_start` does."""
         return max(self._iterations(), default=0)
 
+    def left(self) -> str:
+        """What a run can go on from, in words."""
+        latest = self.latest()
+        return f"the last checkpoint is of iteration {latest}, in {self.checkpoints}" if latest else "no checkpoint yet"
+
     def save(self, accelerator: Accelerator, iteration: int) -> None:
         """Write a checkpoint; to be called by every process.
 
         Raises:
-            RunError: If it cannot be written; those before are as they were.
+            RunEndedError: If it cannot be written; those before are as they were.
         """
         folder = self.checkpoints / f"{iteration:08d}"
         incomplete = folder.with_name(f"{INCOMPLETE}{folder.name}")
@@ -210,13 +215,11 @@ class RunFolder:
         except (OSError, RuntimeError, SafetensorError) as error:
             if unfinished is not None:
                 shutil.rmtree(unfinished, ignore_errors=True)  # its room may be what is missing
-            left = f"the last checkpoint is of iteration {self.latest()}" if self.latest() else "there is no checkpoint"
+            if "DataLoader worker" in str(error):  # torch says so wherever the process is
+                raise
             gone = "" if self.path.is_dir() else f"{self.path} is gone: "
             reason = str(error).splitlines()[0] if str(error) else repr(error)
-            raise RunError(
-                f"{what} could not be written ({gone}{reason}); {left}, from which the run can be resumed once that is "
-                "mended"
-            ) from error
+            raise RunEndedError(f"{what} could not be written ({gone}{reason}); {self.left()}") from error
 
     def _iterations(self) -> list[int]:
         return [int(path.name) for path in self.checkpoints.glob("[0-9]*") if path.name.isdecimal()]

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
@@ -17,7 +17,9 @@ from segheads.locks import only_process
 from segheads.losses import is_binary
 from segheads.model import SegmentationModel
 from segheads.ranges import check_ranges
+from segheads.stopping import Stop, stopping
 from segheads.training.config import ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults
+from segheads.training.failures import said_in_a_line
 from segheads.training.labels import keep_weights, look_at_labels
 from segheads.training.machine import environment, from_main, start_accelerator
 from segheads.training.run_folder import RunFolder
@@ -38,6 +40,8 @@ class Run:
         validation_set: What it is evaluated on.
         class_weights: Of its loss, as numbers, once labels were looked at; None weighs all classes the same.
         resumes_at: The iteration that it goes on from; 0 for a new run.
+        stop: Hears of signals.
+        has_begun: Whether `start` is through.
     """
 
     config: TrainingConfig
@@ -48,6 +52,8 @@ class Run:
     class_weights: tuple[float, ...] | None = None
     _has_looked: bool = False
     resumes_at: int = 0
+    stop: Stop = field(default_factory=Stop)
+    has_begun: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -107,6 +113,7 @@ class Run:
             config={key: v if isinstance(v, (int, float, str)) else str(v) for key, v in values.items()},
             init_kwargs={"tensorboard": {"purge_step": start}},
         )
+        self.has_begun = True
         return start
 
     def check_labels(self, ignore_index: int) -> None:
@@ -184,6 +191,7 @@ def open_run(
         RunError: It holds checkpoints, none of which is whole.
         OptionError: Options are out of range, do not fit, or are not those of the run that is resumed.
         SegheadsError: As `open_dataset` does.
+        RunEndedError: What was done within ended early, by a signal, a file or a process; see `said_in_a_line`.
     """
     check_ranges(config)
     accelerator = start_accelerator(config.machine, tracker=config.tracker, folder=config.output)
@@ -199,8 +207,11 @@ def open_run(
             keep=config.loop.keep_checkpoints,
         )
         start = from_main(accelerator, folder.find_start) if config.resume else 0
+        stop = stack.enter_context(stopping(folder.left))
         sets = open_data(accelerator, config)
-        yield Run(config, accelerator, folder, *sets, resumes_at=start)
+        run = Run(config, accelerator, folder, *sets, resumes_at=start, stop=stop)
+        with said_in_a_line(folder, accelerator.num_processes, lambda: run.has_begun):
+            yield run
         accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     if is_last:
         accelerator.end_training()

@@ -76,6 +76,7 @@ class ProbeConfig(TrainingConfig):
             "freeze_stages": self.model.freeze_stages,
             "grad_checkpointing": self.machine.grad_checkpointing,
             "layer_decay": self.optimization.layer_decay != 1,
+            "skip_nonfinite": self.optimization.skip_nonfinite,
         }.items():
             if is_set:
                 raise OptionError(f"{option} is for one model; train the head that you choose with its own recipe")

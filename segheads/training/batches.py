@@ -106,6 +106,18 @@ def normalization(model: SegmentationModel) -> PhotometricNormalize:
     return PhotometricNormalize(config["mean"], config["std"], bit_depth=model.image_form.bit_depth)
 
 
+def keys_of_batch(config: TrainingConfig, dataset: SegmentationDataset, iteration: int) -> list[list[tuple[int, int]]]:
+    """Epoch and index of each sample of an iteration, in its accumulated parts.
+
+    Args:
+        config: Numbers of the run.
+        dataset: The training set.
+        iteration: Number of the update, from 1 on.
+    """
+    batches = iter(IterationSampler(len(dataset), **sampler_options(config, iteration - 1)))
+    return [next(batches) for _ in range(config.loop.gradient_accumulation)]
+
+
 def explain_batch(config: TrainingConfig, dataset: SegmentationDataset, iteration: int) -> str:
     """What may have made the loss of an iteration NaN: labels that are no class, else the names of its images.
 
@@ -116,9 +128,8 @@ def explain_batch(config: TrainingConfig, dataset: SegmentationDataset, iteratio
         dataset: The training set.
         iteration: Number of the update, from 1 on.
     """
-    K, ignored, parts = dataset.num_classes, dataset.ignore_index, config.loop.gradient_accumulation
-    batches = iter(IterationSampler(len(dataset), **sampler_options(config, iteration - 1)))
-    keys = [key for _ in range(parts) for key in next(batches)]
+    K, ignored = dataset.num_classes, dataset.ignore_index
+    keys = [key for part in keys_of_batch(config, dataset, iteration) for key in part]
     samples = training_samples(config, dataset)
     wrong: dict[int, list[str]] = {}
     for epoch, index in keys:

@@ -26,7 +26,7 @@ ENVIRONMENT = "environment"  # in config.json: what is no option, and may be ano
 MAY_DIFFER = {
     *("output", "resume", "data_root", "download", "scan", "backbone_weights", "pretrained"),
     *("workers", "threads", "channels_last", "compile", "tf32", "cudnn_benchmark", ENVIRONMENT),
-    *("tracker", "pictures", "calibration"),
+    *("tracker", "pictures", "calibration", "skip_nonfinite"),
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
     *("window", "stride", "scales", "flip", "small_images", "threshold"),
 }

@@ -19,6 +19,7 @@ from segheads.modules import start_training
 from segheads.training.batches import Batch
 from segheads.training.clipping import ClipMode, clip_gradients
 from segheads.training.config import LoopConfig
+from segheads.training.nonfinite import FiniteSteps
 from segheads.training.optimization import set_learning_rate
 from segheads.training.setup import Run
 
@@ -68,6 +69,7 @@ class ModelLearner:
         max_grad_norm: Clip the norm of the gradient to this.
         clip_mode: What is clipped instead, see `clip_gradients`.
         explain: What is known of the batches of an iteration, in words, for the error of a loss that is not finite.
+        finite: Keeps weights from updates by what is not finite.
 
     In fp16 the scaler skips a step whose forward pass overflowed; more than `MAX_SKIPPED` of them in a row end the run.
     """
@@ -82,11 +84,12 @@ class ModelLearner:
         max_grad_norm: float | None = None,
         clip_mode: ClipMode = "norm",
         explain: Callable[[int], str] | None = None,
+        finite: FiniteSteps | None = None,
     ) -> None:
         start_training(accelerator.unwrap_model(model))
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.schedule, self.max_grad_norm, self.explain = schedule, max_grad_norm, explain
-        self.clip_mode = clip_mode
+        self.clip_mode, self.finite = clip_mode, finite
         self._last = self._skipped = torch.zeros((), device=accelerator.device)
         self._norms: list[Tensor] = []  # of the gradients since the last record, on the device
 
@@ -98,7 +101,11 @@ class ModelLearner:
             "clip_mode": self.clip_mode,
             "gradient_norms": self._norms,
         }
+        if self.finite is not None:
+            self.finite.begin(iteration)
+            options["may_step"] = self.finite.allows
         loss = train_step(self.accelerator, self.model, self.optimizer, batches, **options)
+        loss = loss if self.finite is None else self.finite.counted(loss)
         return (loss if self.accelerator.scaler is None else self._without_overflows(loss))[None]
 
     def _without_overflows(self, loss: Tensor) -> Tensor:
@@ -124,7 +131,8 @@ class ModelLearner:
         if (name := first_not_finite(self.model)) is not None:
             message = f"{name} is not finite after iteration {iteration}; no checkpoint was written"
             raise DivergedError(message, iteration)
-        return {"loss": means[0], "learning_rate": self.schedule(iteration - 1), **self._gradient_norm()}
+        skipped = {} if self.finite is None else self.finite.record()
+        return {"loss": means[0], "learning_rate": self.schedule(iteration - 1), **self._gradient_norm(), **skipped}
 
     def _gradient_norm(self) -> dict[str, float]:
         norms = torch.stack(self._norms) if self._norms else torch.zeros(0)
@@ -150,6 +158,7 @@ def train_step(
     max_grad_norm: float | None = None,
     clip_mode: ClipMode = "norm",
     gradient_norms: list[Tensor] | None = None,
+    may_step: Callable[[Tensor], bool] | None = None,
 ) -> Tensor:
     """One update of the weights, the same whether its images are one batch, or parts of it here and in other processes.
 
@@ -162,6 +171,7 @@ def train_step(
         max_grad_norm: Clip the norm of the gradient to this.
         clip_mode: What is clipped instead, see `clip_gradients`.
         gradient_norms: Receives the norm before it is clipped, a scalar on the device, where it is the norm.
+        may_step: Is told the loss once the gradients are there; False leaves the optimizer's step out.
 
     Returns:
         The loss: a scalar without gradient, on the device, for which nothing waits; its mean over the processes is that
@@ -179,7 +189,8 @@ def train_step(
         norm = clip_gradients(accelerator, model.parameters(), max_grad_norm, clip_mode)
         if gradient_norms is not None and norm is not None:
             gradient_norms.append(norm.detach())
-    optimizer.step()
+    if may_step is None or may_step(total):
+        optimizer.step()
     optimizer.zero_grad()
     return total
 

@@ -57,6 +57,9 @@ class OptimizationConfig:
     clip_mode: ClipMode = "norm"
     """What max_grad_norm limits: norm, that of all gradients together; value, each number; agc, the gradient's norm
     over the weights', unit by unit."""
+    skip_nonfinite: Annotated[int, Range(0)] = 0
+    """So many steps of the run whose loss or gradient is not finite are left out, with a warning, and not its end; each
+    step then waits for the device."""
 
     def rate_at(self, iteration: int, iterations: int, learning_rate: float | None = None) -> float:
         """The rate of the update that follows `iteration` updates of a run of `iterations`.

@@ -21,12 +21,13 @@ from segheads.evaluation.report import score_line, score_record
 from segheads.files import whole_folder
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
-from segheads.training.batches import explain_batch, normalization, training_batches, training_loader
+from segheads.training.batches import normalization, training_batches, training_loader
 from segheads.training.config import JUDGES, MAY_DIFFER, TrainingConfig, as_launched
 from segheads.training.init_from import init_from
 from segheads.training.keeping import Keeper
 from segheads.training.loop import ModelLearner, train
 from segheads.training.machine import is_convolutional, paths_line, share_batch_norms
+from segheads.training.nonfinite import FiniteSteps, explain_failure
 from segheads.training.report import write_report
 from segheads.training.setup import Run, open_run
 
@@ -110,6 +111,9 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
     set_seed(config.seed, device_specific=True)  # each process drops other paths
     if start:
         run.folder.load(accelerator, start)
+    explain = partial(explain_failure, accelerator, config, run.training_set, model)
+    skips = config.optimization.skip_nonfinite
+    records = run.folder.records()
     learner = ModelLearner(
         accelerator,
         prepared,
@@ -117,7 +121,8 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         schedule=partial(config.optimization.rate_at, iterations=config.loop.iterations),
         max_grad_norm=config.optimization.max_grad_norm,
         clip_mode=config.optimization.clip_mode,
-        explain=partial(explain_batch, config, run.training_set),
+        explain=explain,
+        finite=FiniteSteps(accelerator, model, optimizer, tolerated=skips, explain=explain, records=records),
     )
     batches = training_batches(loader, prepare, channels_last=channels_last)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from segheads.checkpointing import start_grad_checkpointing
 from segheads.data import EvaluationSamples, SubsetDataset
 from segheads.data.images import to_rgb
+from segheads.drawing import picture_or_warning
 from segheads.errors import options_become_parts
 from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty, warn_of_squashing
 from segheads.evaluation.plots import plot_uncertainty
@@ -216,6 +217,21 @@ def report(
         model.save_pretrained(temporary)
     rows: list[Any] = []
     doubts: list[Any] = []
+    with picture_or_warning(folder / "predictions.png"):
+        rows, doubts = _pictures(run, model, samples)
+    write_report(folder, results, run.folder.records(), dataset, rows, iteration=iteration)
+    if doubts:
+        with picture_or_warning(folder / "uncertainty.png"):
+            plot_uncertainty(doubts, dataset, folder / "uncertainty.png")
+    log.info(score_line(results, dataset.class_names))
+    log.info("model, tables and pictures are in %s", folder)
+
+
+def _pictures(run: Run, model: SegmentationModel, samples: EvaluationSamples) -> tuple[list[Any], list[Any]]:
+    """Rows of the sheets of predictions and of uncertainty."""
+    config, dataset = run.config, samples.dataset
+    rows: list[Any] = []
+    doubts: list[Any] = []
     for index in np.linspace(0, len(dataset) - 1, min(config.pictures, len(dataset))).astype(int).tolist():
         (image, labels), tensor = dataset.read(index), samples[index][0]
         prediction = predict(run.accelerator, model, tensor, labels.shape, shown(config))
@@ -223,8 +239,4 @@ def report(
         if model.head.is_ensemble:
             maps = predict_uncertainty(run.accelerator, model, tensor, labels.shape, shown(config))
             doubts.append((*rows[-1], maps))
-    write_report(folder, results, run.folder.records(), dataset, rows, iteration=iteration)
-    if doubts:
-        plot_uncertainty(doubts, dataset, folder / "uncertainty.png")
-    log.info(score_line(results, dataset.class_names))
-    log.info("model, tables and pictures are in %s", folder)
+    return rows, doubts

@@ -17,6 +17,7 @@ from segheads.files import write_json
 
 LOCK, OWNER = ".lock", ".lock.json"  # what the system locks, and who has done so
 
+PATIENCE = 1.0  # seconds
 log = logging.getLogger(__name__)
 _held: set[Path] = set()  # by this process
 
@@ -52,7 +53,7 @@ def only_process(folder: str | Path, what: str = "run") -> Iterator[None]:
         own = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         write_json(folder / OWNER, own)
     except Timeout:
-        owner = _owner(folder)
+        owner = _owner(folder, patience=PATIENCE)
         by = "process {pid} on {host}, since {since}".format(**owner) if len(owner) == 3 else "another process"
         raise FolderInUseError(
             f"{folder} is in use, a {what} of {by}; wait for it, stop it, or use another folder"
@@ -94,13 +95,17 @@ def _remove(folder: Path) -> None:
         pass
 
 
-def _owner(folder: Path) -> dict[str, Any]:
-    """What the owner's file says; empty where there is none, or half of one."""
-    try:
-        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return owner if isinstance(owner, dict) else {}
+def _owner(folder: Path, patience: float = 0.0) -> dict[str, Any]:
+    """What the owner's file says; empty where there is none after some seconds: it may be about to be written."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+            return owner if isinstance(owner, dict) else {}
+        except (OSError, ValueError):
+            if time.monotonic() >= until:
+                return {}
+        time.sleep(patience / 20)
 
 
 def _tell_of_stale(folder: Path) -> None:

@@ -25,7 +25,8 @@ def test_the_second_is_told_who_is_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
-def test_an_owner_that_does_not_say_who_is_another_process(tmp_path, content):
+def test_an_owner_that_does_not_say_who_is_another_process(tmp_path, content, monkeypatch):
+    monkeypatch.setattr("segheads.locks.PATIENCE", 0.01)
     with FileLock(tmp_path / LOCK):
         (tmp_path / OWNER).write_text(content)
         with pytest.raises(FolderInUseError, match="a run of another process; wait"), only_process(tmp_path):

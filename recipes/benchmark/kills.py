@@ -106,7 +106,7 @@ def main(config: Config) -> None:
     """Run the kills and the pairs; exit with 1 if one did not end right."""
     shutil.rmtree(config.output, ignore_errors=True)
     torch.set_num_threads(1)
-    Scenes.__len__ = lambda self: 6  # type: ignore[method-assign]  # evaluations are short
+    Scenes.__len__ = lambda _: 6  # type: ignore[method-assign]  # evaluations are short
     draw = random.Random(config.seed)
     right = {}
     for number, kind in enumerate(chosen := list(config.only or KINDS)):
@@ -180,9 +180,8 @@ def start_pairs(
             said = [(folder / str(number) / f"{k}.log").read_text(encoding="utf-8") for k in range(2)]
             is_right = is_right and sum("is in use, a run of process" in text.splitlines()[-1] for text in said) == 1
         found.append(is_right)
-        print(
-            f"pair {number + 1} of {count}: {'right' if is_right else f'WRONG: {statuses}, see {folder / str(number)}'}"
-        )
+        wrong = f"WRONG, {statuses}, see {folder / str(number)}"
+        print(f"{folder.name}, pair {number + 1} of {count}: {'right' if is_right else wrong}", flush=True)
         if is_right:
             shutil.rmtree(folder / str(number))
     return found

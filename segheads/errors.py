@@ -84,6 +84,30 @@ class RunExistsError(RunError, FileExistsError):
     """The folder of a new run holds another one."""
 
 
+class FolderInUseError(RunError):
+    """Another process has the folder."""
+
+
+class RunEndedError(RunError):
+    """A run that had begun ended early, and can be resumed; the message says from where."""
+
+
+class StoppedError(RunEndedError):
+    """A signal ended a run, or a command.
+
+    Args:
+        message: What is left.
+        signal: Its number.
+
+    Attributes:
+        signal: Its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class DivergedError(RunError, FloatingPointError):
     """A loss or a weight is no longer finite.
 

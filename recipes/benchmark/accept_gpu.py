@@ -20,18 +20,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-import tyro
 import work
 from measure import largest_that_fits, machine, memory_of, seconds_in_turns
 from report import BASELINES, NONE, is_reached, ratios, table
 from rows import Goal, Row
 from work import Setup
 
+from segheads.cli.run import run as run_command
 from segheads.data import FolderDataset, RandomScaleCrop, TrainingSamples, collate_samples
 from segheads.functional.paths import path_of_loss
+from segheads.ranges import Range
 
 ITERATIONS = 160_000  # of the published baseline
 ROOT = Path(__file__).parents[2]
@@ -45,8 +46,8 @@ class Config:
     """What to measure, and how."""
 
     output: Path = Path("report")
-    turns: int = 5
-    minutes: float = 8.0
+    turns: Annotated[int, Range(1)] = 5
+    minutes: Annotated[float, Range(0, above=True)] = 8.0
     """No row begins later; the next run goes on."""
     only: tuple[str, ...] = ()
     """Rows whose names begin so, such as `loss` or `step/senformer`."""
@@ -351,4 +352,4 @@ def write(config: Config, records: Mapping[str, Record]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    run_command(main, Config)

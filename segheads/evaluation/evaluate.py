@@ -28,6 +28,7 @@ from segheads.metrics.images import class_counts, image_scores
 from segheads.model import SegmentationModel
 from segheads.modules import evaluating
 from segheads.progress import Progress
+from segheads.stopping import leave_signals_to_parent
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -310,6 +311,7 @@ def _own_images(
         Subset(samples, range(accelerator.process_index, count, accelerator.num_processes)),
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # else it draws from the random state that a checkpoint keeps
         pin_memory=accelerator.device.type == "cuda",
     )

@@ -13,6 +13,7 @@ from segheads.data import EvaluationSamples, PhotometricNormalize, RareClasses, 
 from segheads.data.samples import CROPS
 from segheads.errors import options_become_parts
 from segheads.evaluation.report import score_record, scores
+from segheads.files import whole_folder
 from segheads.inference.windows import pair
 from segheads.model import SegmentationModel
 from segheads.plan import HeadChoice
@@ -247,8 +248,9 @@ def _report(
     save_probes(config.output, shared, probes)
     for probe, row in zip(probes, rows, strict=True):
         if row["best"]:
-            folder = config.output / "models" / re.sub(r"[^\w.=+-]+", "_", str(probe.choice))
-            join_head(config.output, probe.slug).save_pretrained(folder)
+            name = re.sub(r"[^\w.=+-]+", "_", str(probe.choice))
+            with whole_folder(config.output / "models" / name) as temporary:
+                join_head(config.output, probe.slug).save_pretrained(temporary)
     title = f"Heads on a frozen {config.model.backbone}, {config.data.dataset}, {config.loop.iterations} iterations"
     write_probe_report(config.output, rows, run.folder.records(), title)
     log.info("%s\ntables, curves and models are in %s", probe_markdown(rows, title), config.output)

@@ -22,6 +22,7 @@ from segheads.data import (
 from segheads.errors import OptionError
 from segheads.evaluation.tables import SHOWN, named
 from segheads.model import SegmentationModel
+from segheads.stopping import leave_signals_to_parent
 from segheads.training.config import TrainingConfig
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B, H, W)
@@ -92,6 +93,7 @@ def batch_loader(config: TrainingConfig, samples: Any, sampler: Any, collate: An
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # else each new iterator draws from the random state that a checkpoint keeps
     )
 
@@ -127,6 +129,21 @@ def normalization(model: SegmentationModel) -> PhotometricNormalize:
     return PhotometricNormalize(config["mean"], config["std"], bit_depth=model.image_form.bit_depth)
 
 
+def keys_of_batch(
+    config: TrainingConfig, dataset: SegmentationDataset, iteration: int, *, rare: RareClasses | None = None
+) -> list[list[Any]]:
+    """Keys of the samples of an iteration, in its accumulated parts, as `IterationSampler` gives them.
+
+    Args:
+        config: Numbers of the run.
+        dataset: The training set.
+        iteration: Number of the update, from 1 on.
+        rare: As in `training_loader`.
+    """
+    batches = iter(IterationSampler(len(dataset), **sampler_options(config, iteration - 1), rare=rare))
+    return [next(batches) for _ in range(config.loop.gradient_accumulation)]
+
+
 def explain_batch(
     config: TrainingConfig, dataset: SegmentationDataset, iteration: int, *, rare: RareClasses | None = None
 ) -> str:
@@ -140,9 +157,8 @@ def explain_batch(
         iteration: Number of the update, from 1 on.
         rare: As in `training_loader`.
     """
-    K, ignored, parts = dataset.num_classes, dataset.ignore_index, config.loop.gradient_accumulation
-    batches = iter(IterationSampler(len(dataset), **sampler_options(config, iteration - 1), rare=rare))
-    keys = [key for _ in range(parts) for key in next(batches)]
+    K, ignored = dataset.num_classes, dataset.ignore_index
+    keys = [key for part in keys_of_batch(config, dataset, iteration, rare=rare) for key in part]
     samples = training_samples(config, dataset)
     wrong: dict[int, list[str]] = {}
     for key in keys:

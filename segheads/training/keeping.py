@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from segheads.errors import OptionError
 from segheads.metrics import METRICS
+from segheads.ranges import Range
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +27,14 @@ class KeepingConfig:
     end included; the last one's without. Checkpoints then hold the best weights, too."""
     keep: Literal["best", "last"] | None = None
     """Which of them model/ is of; None means best where there is one."""
-    ema: float | None = None
+    ema: Annotated[float | None, Range(0, 1, above=True, below=True)] = None
     """Average the weights (timm's ModelEmaV3): the average's share that each update leaves, 0.9998 or so; at update n
     1 - n^(-3/4) where that is less. Evaluations and model/ are of the average."""
-    patience: int | None = None
+    patience: Annotated[int | None, Range(1)] = None
     """End the run after so many evaluations without a higher `best`."""
 
     def check(self, evaluate_every: int) -> None:
-        """Refuse what is out of range or does not fit.
+        """Refuse what does not fit.
 
         Args:
             evaluate_every: Iterations between evaluations, 0 for none.
@@ -46,12 +47,8 @@ class KeepingConfig:
             raise OptionError(f"best {self.best!r} is no score of the evaluations; known are {', '.join(names)}")
         if self.best is None and self.keep == "best":
             raise OptionError("keep best needs a score to judge by, got best None; give best mIoU or another")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise OptionError(f"ema must be above 0 and below 1, got {self.ema}")
         if self.patience is None:
             return
-        if self.patience < 1:
-            raise OptionError(f"patience must be 1 evaluation or more, got {self.patience}")
         if self.best is None or not evaluate_every:
             raise OptionError(
                 f"patience {self.patience} needs a score and evaluations on the way, got best {self.best} and "

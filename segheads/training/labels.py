@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from segheads.data import SegmentationDataset
 from segheads.data.findings import Finding, find_problems
@@ -15,10 +14,11 @@ from segheads.data.rare_classes import RareClasses
 from segheads.data.scan import DataScan, SplitScan, has_files, scan, scan_splits
 from segheads.data.scan_cache import default_cache
 from segheads.data.weights import RULES, class_weights
-from segheads.errors import DataError, OptionError, SegheadsError
+from segheads.errors import DataError, OptionError
 from segheads.evaluation.tables import SHOWN, named
 from segheads.files import write_json
 from segheads.training.config import TrainingConfig
+from segheads.training.machine import from_main
 
 WEIGHTS = "class_weights.json"  # in the folder of a run
 log = logging.getLogger(__name__)
@@ -54,16 +54,7 @@ def look_at_labels(
         OptionError: There are no such weights, or no image shows enough of a class.
         RunError: A process that reads labels died.
     """
-    found: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            found = [_look(config, training_set, validation_set)]
-        except SegheadsError as error:
-            found = [error]
-    broadcast_object_list(found)
-    if isinstance(found[0], SegheadsError):
-        raise found[0]
-    looked: Looked = found[0]
+    looked: Looked = from_main(accelerator, lambda: _look(config, training_set, validation_set))
     return looked
 
 

@@ -20,6 +20,7 @@ from segheads.training.batches import Batch
 from segheads.training.clipping import ClipMode, clip_gradients
 from segheads.training.config import LoopConfig
 from segheads.training.machine import memory_in_use
+from segheads.training.nonfinite import FiniteSteps
 from segheads.training.optimization import set_learning_rate
 from segheads.training.setup import Run
 
@@ -69,6 +70,7 @@ class ModelLearner:
         max_grad_norm: Clip the norm of the gradient to this.
         clip_mode: What is clipped instead, see `clip_gradients`.
         explain: What is known of the batches of an iteration, in words, for the error of a loss that is not finite.
+        finite: Keeps weights from updates by what is not finite.
 
     In fp16 the scaler skips a step whose forward pass overflowed, and what that left in batch norms' statistics is
     undone; more than `MAX_SKIPPED` of them in a row end the run.
@@ -84,11 +86,12 @@ class ModelLearner:
         max_grad_norm: float | None = None,
         clip_mode: ClipMode = "norm",
         explain: Callable[[int], str] | None = None,
+        finite: FiniteSteps | None = None,
     ) -> None:
         start_training(accelerator.unwrap_model(model))
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.schedule, self.max_grad_norm, self.explain = schedule, max_grad_norm, explain
-        self.clip_mode = clip_mode
+        self.clip_mode, self.finite = clip_mode, finite
         self._last = self._skipped = torch.zeros((), device=accelerator.device)
         self._statistics = list(_statistics(model).values()) if accelerator.scaler else []
         self._norms: list[Tensor] = []  # of the gradients since the last record, on the device
@@ -104,10 +107,14 @@ class ModelLearner:
             "gradient_norms": self._norms,
             "terms": terms,
         }
+        if self.finite is not None:
+            self.finite.begin(iteration)
+            options["may_step"] = self.finite.allows
         before = [buffer.clone() for buffer in self._statistics]
         loss = train_step(self.accelerator, self.model, self.optimizer, batches, **options)
         for buffer, old in zip(self._statistics, before, strict=True):
             buffer.copy_(torch.where(buffer.isfinite(), buffer, old))
+        loss = loss if self.finite is None else self.finite.counted(loss)
         for name, value in terms.items():
             finite = value.isfinite()
             new = torch.stack([torch.where(finite, value, 0), finite.to(value.dtype)])
@@ -140,8 +147,9 @@ class ModelLearner:
         if (name := first_not_finite(self.model)) is not None:
             message = f"{name} is not finite after iteration {iteration}; no checkpoint was written"
             raise DivergedError(message, iteration)
+        skipped = {} if self.finite is None else self.finite.record()
         rate = self.schedule(iteration - 1)
-        return {"loss": means[0], **self._mean_terms(), "learning_rate": rate, **self._gradient_norm()}
+        return {"loss": means[0], **self._mean_terms(), "learning_rate": rate, **self._gradient_norm(), **skipped}
 
     def _mean_terms(self) -> dict[str, dict[str, float]]:
         if not self._terms:
@@ -188,6 +196,7 @@ def train_step(
     clip_mode: ClipMode = "norm",
     gradient_norms: list[Tensor] | None = None,
     terms: dict[str, Tensor] | None = None,
+    may_step: Callable[[Tensor], bool] | None = None,
 ) -> Tensor:
     """One update of the weights, the same whether its images are one batch, or parts of it here and in other processes.
 
@@ -201,6 +210,7 @@ def train_step(
         clip_mode: What is clipped instead, see `clip_gradients`.
         gradient_norms: Receives the norm before it is clipped, a scalar on the device, where it is the norm.
         terms: Receives what the loss of a `SegmentationModel` is made of, likewise; see its `forward`.
+        may_step: Is told the loss once the gradients are there; False leaves the optimizer's step out.
 
     Returns:
         The loss: a scalar without gradient, on the device, for which nothing waits; its mean over the processes is that
@@ -225,7 +235,8 @@ def train_step(
         norm = clip_gradients(accelerator, model.parameters(), max_grad_norm, clip_mode)
         if gradient_norms is not None and norm is not None:
             gradient_norms.append(norm.detach())
-    optimizer.step()
+    if may_step is None or may_step(total):
+        optimizer.step()
     optimizer.zero_grad()
     return total
 
@@ -280,10 +291,11 @@ def train(
 
     Raises:
         DivergedError: If the learner cannot go on; the last checkpoint is good.
+        StoppedError: After SIGTERM or SIGINT, once the step is done and a checkpoint written.
     """
     meter = _Meter(run.accelerator, start)
     main = run.accelerator.is_main_process
-    with Progress("iteration", loop.iterations, initial=start, is_shown=main) as progress:
+    with Progress("iteration", loop.iterations, initial=start, is_shown=main) as progress, run.stop.after_steps():
         for iteration in range(start, loop.iterations):
             with meter.waiting():
                 step = [next(batches) for _ in range(loop.gradient_accumulation)]
@@ -291,7 +303,8 @@ def train(
             progress.update()
             done = iteration + 1
             evaluates = evaluate is not None and _is_due(done, loop.evaluate_every) and done < loop.iterations
-            saves = _is_due(done, loop.checkpoint_every) or done == loop.iterations
+            signal = run.stop.agreed_at_last() if done == loop.iterations else run.stop.agreed()
+            saves = _is_due(done, loop.checkpoint_every) or done == loop.iterations or signal > 0
             if not (_is_due(done, loop.log_every) or evaluates or saves):
                 continue
             ends = False
@@ -312,6 +325,8 @@ def train(
                 ends = judge is not None and judge(done, values)
             if saves or ends:
                 run.folder.save(run.accelerator, done)
+            if signal:
+                raise run.stop.error(signal, f" after iteration {done} of {loop.iterations}")
             if ends:
                 return done
             meter.restart_clock()

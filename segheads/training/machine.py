@@ -2,26 +2,28 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import psutil
 import timm
 import timm.layers
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, broadcast_object_list
 from torch import nn
 
-from segheads.errors import OptionError
+from segheads.errors import OptionError, SegheadsError
 from segheads.functional.paths import driver_version, path_of_loss
 from segheads.mean_shift import MeanShift
+from segheads.ranges import Range
 from segheads.version import VERSION
 
 log = logging.getLogger(__name__)
+R = TypeVar("R")
 Precision = Literal["no", "bf16", "fp16"]
 
 
@@ -45,9 +47,9 @@ class MachineConfig:
     convolutions alone."""
     cudnn_benchmark: bool = False
     """Let cuDNN try its convolutions for each new size and keep the quickest; runs then differ in the last bits."""
-    threads: int | None = None
+    threads: Annotated[int | None, Range(1)] = None
     """CPU threads of each training process; None shares all cores out (accelerate launch alone would give 1)."""
-    workers: int = 4
+    workers: Annotated[int, Range(0)] = 4
     """Processes that load images, for each process that trains."""
 
 
@@ -100,6 +102,29 @@ def start_accelerator(machine: MachineConfig, *, tracker: str = "none", folder: 
     share_cores(accelerator, machine.threads)
     choose_arithmetic(machine)
     return accelerator
+
+
+def from_main(accelerator: Accelerator, function: Callable[[], R]) -> R:
+    """What a function gives in the main process, or the error that it raises there, in all of them.
+
+    Args:
+        accelerator: What connects the processes; all of them call this.
+        function: Without arguments; its value can be pickled.
+
+    Raises:
+        SegheadsError: That of the function.
+    """
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [function()]
+        except SegheadsError as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], SegheadsError):
+        raise found[0]
+    value: R = found[0]
+    return value
 
 
 def choose_arithmetic(machine: MachineConfig) -> None:

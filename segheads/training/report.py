@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from segheads.data import SegmentationDataset
-from segheads.drawing import LINE_COLOURS, save_figure
+from segheads.drawing import LINE_COLOURS, picture_or_warning, save_figure
 from segheads.evaluation.plots import Row, plot_predictions
 from segheads.evaluation.report import per_class_markdown, write_results
 from segheads.files import write_text
@@ -26,7 +26,7 @@ def write_report(
     """Write results.json, per_class.md and curves.png.
 
     Where there are rows, predictions.png, too; where calibration was measured, its bins in results.json and
-    reliability.png.
+    reliability.png. A picture that cannot be drawn is a warning.
 
     Args:
         folder: Where to.
@@ -38,9 +38,11 @@ def write_report(
     """
     write_results(folder, results, dataset, iteration=iteration)
     write_text(folder / "per_class.md", per_class_markdown(results, dataset.class_names) + "\n")
-    plot_curves(records, folder / "curves.png")
+    with picture_or_warning(folder / "curves.png"):
+        plot_curves(records, folder / "curves.png")
     if rows:
-        plot_predictions(rows, dataset, folder / "predictions.png")
+        with picture_or_warning(folder / "predictions.png"):
+            plot_predictions(rows, dataset, folder / "predictions.png")
 
 
 def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:

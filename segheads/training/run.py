@@ -13,13 +13,15 @@ from torch import Tensor
 
 from segheads.checkpointing import start_grad_checkpointing
 from segheads.data import EvaluationSamples, SubsetDataset
+from segheads.drawing import picture_or_warning
 from segheads.errors import options_become_parts
 from segheads.evaluation.evaluate import evaluate, predict_uncertainty, warn_of_squashing
 from segheads.evaluation.plots import Row, plot_uncertainty
 from segheads.evaluation.report import score_line
+from segheads.files import whole_folder
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
-from segheads.training.batches import explain_batch, normalization, training_batches, training_loader
+from segheads.training.batches import normalization, training_batches, training_loader
 from segheads.training.config import JUDGES, MAY_DIFFER, TrainingConfig, as_launched
 from segheads.training.crop_sheet import crops_words, show_crops
 from segheads.training.extending import extended, refuse_unfinished, tell_of_extension
@@ -27,6 +29,7 @@ from segheads.training.init_from import init_from
 from segheads.training.keeping import Keeper
 from segheads.training.loop import ModelLearner, train
 from segheads.training.machine import is_convolutional, paths_line, share_batch_norms
+from segheads.training.nonfinite import FiniteSteps, explain_failure
 from segheads.training.report import write_report
 from segheads.training.setup import Run, open_run
 from segheads.training.watching import draw_predictions, picked_samples, validation_record, write_class_iou
@@ -75,7 +78,7 @@ def run_training(
         run.check_labels(model.ignore_index)
         run.check_processes(model)
         run.tell_input(model)
-        if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
+        if config.model.init_from and not run.resumes_at:  # a checkpoint has its own weights
             init_from(model, config.model.init_from, run.training_set.classes)
         mean, std = model.data_config["mean"], model.data_config["std"]
         samples, some = evaluation_samples(run, mean, std)
@@ -121,6 +124,9 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
     set_seed(config.seed, device_specific=True)  # each process drops other paths
     if start:
         run.folder.load(accelerator, start)
+    explain = partial(explain_failure, accelerator, config, run.training_set, model, rare=run.rare_classes)
+    skips = config.optimization.skip_nonfinite
+    records = run.folder.records()
     learner = ModelLearner(
         accelerator,
         prepared,
@@ -128,7 +134,8 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         schedule=partial(config.optimization.rate_at, iterations=config.loop.iterations),
         max_grad_norm=config.optimization.max_grad_norm,
         clip_mode=config.optimization.clip_mode,
-        explain=partial(explain_batch, config, run.training_set, rare=run.rare_classes),
+        explain=explain,
+        finite=FiniteSteps(accelerator, model, optimizer, tolerated=skips, explain=explain, records=records),
     )
     batches = training_batches(loader, prepare, channels_last=channels_last)
 
@@ -273,17 +280,19 @@ def report(
     """
     config, dataset, folder = run.config, samples.dataset, run.folder.path
     model.classes, model.protocol = dataset.classes, config.protocol
-    model.save_pretrained(folder / "model")
+    with whole_folder(folder / "model") as temporary:
+        model.save_pretrained(temporary)
     records = run.folder.records()
     write_class_iou(folder, records, dataset.class_names)
     rows = _draw(run, model, samples, iteration if done is None else done)
     write_report(folder, results, records, dataset, (), iteration=iteration)
     if rows and model.head.is_ensemble:
-        indices = picked_samples(samples, config.pictures)
-        sizes = [truth.shape for _, _, truth, _ in rows]
-        of = partial(predict_uncertainty, run.accelerator, model, protocol=shown(config))
-        maps = [of(samples[index][0], size) for index, size in zip(indices, sizes, strict=True)]
-        doubts = [(*row, of_row) for row, of_row in zip(rows, maps, strict=True)]
-        plot_uncertainty(doubts, dataset, folder / "uncertainty.png")
+        with picture_or_warning(folder / "uncertainty.png"):
+            indices = picked_samples(samples, config.pictures)
+            sizes = [truth.shape for _, _, truth, _ in rows]
+            of = partial(predict_uncertainty, run.accelerator, model, protocol=shown(config))
+            maps = [of(samples[index][0], size) for index, size in zip(indices, sizes, strict=True)]
+            doubts = [(*row, of_row) for row, of_row in zip(rows, maps, strict=True)]
+            plot_uncertainty(doubts, dataset, folder / "uncertainty.png")
     log.info(score_line(results, dataset.class_names))
     log.info("model, tables and pictures are in %s", folder)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segheads.data import EvaluationSamples
 from segheads.data.images import to_rgb
+from segheads.drawing import picture_or_warning
 from segheads.evaluation.evaluate import predict
 from segheads.evaluation.plots import Row, plot_predictions
 from segheads.evaluation.report import score_record
@@ -93,11 +94,13 @@ def draw_predictions(
     Returns:
         The rows.
     """
-    rows = [predicted_row(accelerator, model, samples, i, protocol) for i in picked_samples(samples, count)]
-    if rows:
-        plot_predictions(rows, samples.dataset, folder / PICTURE)
-        with Image.open(folder / PICTURE) as picture:
-            track_picture(accelerator, "predictions", np.array(picture.convert("RGB")), iteration)
+    rows: list[Row] = []
+    with picture_or_warning(folder / PICTURE):
+        rows += [predicted_row(accelerator, model, samples, i, protocol) for i in picked_samples(samples, count)]
+        if rows:
+            plot_predictions(rows, samples.dataset, folder / PICTURE)
+            with Image.open(folder / PICTURE) as picture:
+                track_picture(accelerator, "predictions", np.array(picture.convert("RGB")), iteration)
     return rows
 
 

@@ -224,10 +224,10 @@ def test_two_processes_are_one_run(recipe, tmp_path):
         ({"mixed_precision": "fp16"}, "^mixed_precision fp16 .* use bf16 or no"),
         ({"compile": True}, "^compile is for one model"),
         ({"calibration": True}, "^calibration is for one model"),
-        ({"cache": Path("c"), "cache_gb": 0.0}, r"the features .* may take 0 GB; raise cache_gb"),
+        ({"cache": Path("c"), "cache_gb": 1e-9}, r"the features .* may take 1e-09 GB; raise cache_gb"),
         ({"head": "linear"}, "^head and learning_rate are for one model; give heads and learning_rates"),
         ({"learning_rate": 0.1}, "^head and learning_rate are for one model"),
-        ({"distinct_batches": 0}, "distinct must be 1 batch or more; got 0"),
+        ({"distinct_batches": 0}, "distinct_batches must be 1 or more; got 0"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_folder(recipe, tmp_path, monkeypatch, changes, message):

@@ -302,11 +302,11 @@ class TimmBackbone(nn.Module):
         """
         if self.fixed_size is not None:
             return False
-        multiple, device = math.lcm(*self.strides), next(self.parameters()).device
+        multiple, like = math.lcm(*self.strides), next(self.parameters())
         with evaluating(self), torch.random.fork_rng(devices=[]):
             for cells in ((3, 5), (4, 7)):
                 size = [whole(n * multiple, multiple, self.smallest) for n in cells]
-                maps = self._maps(torch.zeros(1, self.in_chans, *size, device=device))
+                maps = self._maps(torch.zeros(1, self.in_chans, *size, device=like.device, dtype=like.dtype))
                 grids = [tuple(n // stride for n in size) for stride in self.strides]
                 if [tuple(x.shape[-2:]) for x in maps] != grids:
                     return False

@@ -11,7 +11,7 @@ from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_, use_fused_att
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
-from segheads.functional.shapes import crop, extend, is_dynamic, row_major, whole
+from segheads.functional.shapes import crop, extend, is_dynamic, whole
 
 
 class Pyramid(nn.Module, ABC):
@@ -343,10 +343,10 @@ class _WindowBlock(nn.Module):
         x = F.pad(x, (0, 0, 0, columns * window - w, 0, rows * window - h))
         x = torch.roll(x, (-shift, -shift), (1, 2)) if shift else x
         windows = x.reshape(B, rows, window, columns, window, D).transpose(2, 3)  # (B, H, W, D) -> (B, r, c, w, w, D)
-        windows = row_major(windows).view(B * rows * columns, window * window, D)
+        windows = windows.reshape(B * rows * columns, window * window, D)
         windows = self.attn(windows, mask=self._mask(rows, columns, x) if shift else None)
         x = windows.reshape(B, rows, columns, window, window, D).transpose(2, 3)
-        x = row_major(x).view(B, rows * window, columns * window, D)
+        x = x.reshape(B, rows * window, columns * window, D)
         x = torch.roll(x, (shift, shift), (1, 2)) if shift else x
         return crop(x.movedim(-1, 1), h, w).movedim(1, -1)
 
@@ -356,8 +356,7 @@ class _WindowBlock(nn.Module):
         down = torch.arange(H, device=x.device) >= H - self.shift  # came over the edge
         across = torch.arange(W, device=x.device) >= W - self.shift
         regions = 2 * down[:, None] + across.long()  # (H, W)
-        regions = row_major(regions.reshape(rows, window, columns, window).transpose(1, 2)).view(
-            rows * columns, window**2
-        )
+        regions = regions.reshape(rows, window, columns, window).transpose(1, 2)
+        regions = regions.reshape(rows * columns, window**2)
         apart = regions[:, None, :] != regions[:, :, None]
         return -100 * apart.to(self.attn.relative_position_bias_table.dtype)

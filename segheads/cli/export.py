@@ -20,9 +20,9 @@ import tyro
 
 from segheads.data.folders import IMAGE_SUFFIXES
 from segheads.errors import DataMissingError, options_become_parts
-from segheads.export import Exported, export
-from segheads.export.deployed import Output
-from segheads.export.registry import Precision
+from segheads.exporting import Exported, export
+from segheads.exporting.deployed import Output
+from segheads.exporting.registry import Precision
 from segheads.predictor import Predictor
 
 MOST_IMAGES = 64  # of a folder that are measured for int8

@@ -21,6 +21,7 @@ from segheads.errors import (
     SegheadsError,
     options_become_parts,
 )
+from segheads.exporting import FORMATS
 from segheads.heads import list_heads
 from segheads.merges import MERGES
 from segheads.training.config import flat
@@ -60,6 +61,7 @@ NAMES: dict[str, Callable[[], Sequence[str]]] = {
     "head": list_heads,
     "dataset": lambda: list(DATASETS),
     "merge": lambda: list(MERGES),
+    "format": lambda: list(FORMATS),
 }
 
 

@@ -49,17 +49,6 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
     return x.index_select(-2, rows).index_select(-1, columns)
 
 
-def row_major(x: Tensor) -> Tensor:
-    """A copy whose memory is in the order of its axes.
-
-    `reshape` copies too where it has to, which depends on which axes have one entry, and a graph would be bound to it.
-
-    Args:
-        x: Of any shape.
-    """
-    return x.clone(memory_format=torch.contiguous_format)
-
-
 def extend(x: Tensor, height: int, width: int) -> Tensor:
     """Padded at the bottom and the right by the last row and column, to `(..., height, width)`, while exporting.
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segheads.errors import ExportError
-from segheads.export.deployed import Deployed
-from segheads.export.program import coarsest_cell
-from segheads.export.registry import Runner
+from segheads.exporting.deployed import Deployed
+from segheads.exporting.program import coarsest_cell
+from segheads.exporting.registry import Runner
 
 # The least share of pixels with the model's label, and the largest difference of logits over their range. In 16 and
 # 8 bit logits differ by what the precision does, and labels are what counts.

@@ -3,14 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers import pos_embed_sincos, resample_abs_pos_embed
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 
 from segheads import create_model
-from segheads.export import Deployed
-from segheads.export.deployed import upsample_to_last
-from segheads.export.exchange import adaptive_average, exchanged, resample_positions, swin_attention
+from segheads.exporting import Deployed
+from segheads.exporting.deployed import upsample_to_last
+from segheads.exporting.exchange import adaptive_average, exchanged, resample_positions, rotary_grid, swin_attention
 from segheads.inference import InferenceProtocol, predict_with_confidence
 
 
@@ -109,3 +109,11 @@ def test_what_is_exchanged_is_put_back():
     import timm.models.vision_transformer as file
 
     assert file.resample_abs_pos_embed is resample_abs_pos_embed
+
+
+@pytest.mark.parametrize("how", ["separate", "max", "min"])
+def test_rotary_positions(how):
+    original = pos_embed_sincos._build_grid
+    options = {"grid_type": "centered", "normalize_coords": how, "ndim": 2}
+    torch.testing.assert_close(rotary_grid(original, (3, 5), **options), original((3, 5), **options))
+    assert torch.equal(rotary_grid(original, (3, 5), ndim=2), original((3, 5), ndim=2))

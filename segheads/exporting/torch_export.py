@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segheads.export.program import export_program
-from segheads.export.registry import Format, Job, Runner
+from segheads.exporting.program import export_program
+from segheads.exporting.registry import Format, Job, Runner
 
 
 class TorchExport(Format):

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
-from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from timm.layers import PatchEmbed, pos_embed_sincos
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from segheads.functional.shapes import crop, row_major
+from segheads.functional.shapes import crop
 
 RESAMPLE = "resample_abs_pos_embed"  # in every file of timm that has position embeddings
+GRID = "_build_grid"  # of rotary ones; no public spelling
 
 
 @contextmanager
@@ -26,11 +27,14 @@ def exchanged(model: nn.Module) -> Iterator[None]:
         model: Any module.
     """
     files = [m for name, m in sys.modules.items() if name.startswith("timm.models.") and hasattr(m, RESAMPLE)]
-    originals = {file: getattr(file, RESAMPLE) for file in files}
+    functions: list[tuple[Any, str, Callable[..., Tensor]]] = [(file, RESAMPLE, resample_positions) for file in files]
+    if hasattr(pos_embed_sincos, GRID):
+        functions.append((pos_embed_sincos, GRID, partial(rotary_grid, getattr(pos_embed_sincos, GRID))))
+    originals = [(file, name, getattr(file, name)) for file, name, _ in functions]
     changed: list[tuple[nn.Module, str, Any]] = []
     try:
-        for file in files:
-            setattr(file, RESAMPLE, resample_positions)
+        for file, name, function in functions:
+            setattr(file, name, function)
         for module in model.modules():
             for kind, attribute, function in PARTS:
                 if isinstance(module, kind):
@@ -39,9 +43,6 @@ def exchanged(model: nn.Module) -> Iterator[None]:
             if isinstance(module, PatchEmbed) and not module.strict_img_size:
                 changed.append((module, "img_size", module.img_size))
                 module.img_size = None  # its check writes sizes into a message, which binds a graph to them
-            if isinstance(module, WindowAttention):
-                changed.append((module, "fused_attn", module.fused_attn))
-                module.fused_attn = False  # the fused one asks whether there is a single window
         yield
     finally:
         for module, attribute, value in reversed(changed):
@@ -49,8 +50,8 @@ def exchanged(model: nn.Module) -> Iterator[None]:
                 delattr(module, attribute)
             else:
                 setattr(module, attribute, value)
-        for file, function in originals.items():
-            setattr(file, RESAMPLE, function)
+        for file, name, function in originals:
+            setattr(file, name, function)
 
 
 def swin_attention(block: Any, x: Tensor) -> Tensor:
@@ -67,9 +68,9 @@ def swin_attention(block: Any, x: Tensor) -> Tensor:
     if shifts:
         x = torch.roll(x, (-down, -right), (1, 2))
     x = F.pad(x, (0, 0, 0, columns * w - W, 0, rows * h - H))
-    x = row_major(x.reshape(B, rows, h, columns, w, C).transpose(2, 3)).view(B * rows * columns, h * w, C)
+    x = x.reshape(B, rows, h, columns, w, C).transpose(2, 3).reshape(B * rows * columns, h * w, C)
     x = block.attn(x, mask=_swin_mask(block, rows, columns, x) if shifts else None)
-    x = row_major(x.reshape(B, rows, columns, h, w, C).transpose(2, 3)).view(B, rows * h, columns * w, C)
+    x = x.reshape(B, rows, columns, h, w, C).transpose(2, 3).reshape(B, rows * h, columns * w, C)
     x = crop(x.movedim(-1, 1), H, W).movedim(1, -1)
     return torch.roll(x, (down, right), (1, 2)) if shifts else x
 
@@ -80,7 +81,7 @@ def _swin_mask(block: Any, rows: int, columns: int, like: Tensor) -> Tensor:
     r, c = torch.arange(rows * h, device=device), torch.arange(columns * w, device=device)
     r = (r >= rows * h - h).long() + (r >= rows * h - down).long()
     c = (c >= columns * w - w).long() + (c >= columns * w - right).long()
-    regions = row_major((3 * r[:, None] + c).reshape(rows, h, columns, w).transpose(1, 2)).view(rows * columns, h * w)
+    regions = (3 * r[:, None] + c).reshape(rows, h, columns, w).transpose(1, 2).reshape(rows * columns, h * w)
     return -100.0 * (regions[:, None, :] != regions[:, :, None]).to(like.dtype)
 
 
@@ -130,6 +131,27 @@ def resample_positions(
     table = table.unflatten(1, old).permute(0, 3, 1, 2).float()  # (1, N, D) -> (1, D, h, w)
     table = (rows @ table @ columns.mT).flatten(2).transpose(1, 2).to(posemb.dtype)
     return torch.cat([prefix, table], 1) if num_prefix_tokens else table
+
+
+def rotary_grid(original: Callable[..., Tensor], feat_shape: Sequence[int], *args: Any, **options: Any) -> Tensor:
+    """The grid of timm's rotary positions from -1 to 1 (DINOv3) without sizes as floats; other grids are timm's own.
+
+    Args:
+        original: timm's function.
+        feat_shape: Rows and columns.
+        *args: Of timm's function.
+        **options: Likewise.
+    """
+    plain = not args and options.get("ref_feat_shape") is None and options.get("grid_indexing", "ij") == "ij"
+    if not plain or options.get("grid_type") != "centered":
+        return original(feat_shape, *args, **options)
+    steps = [torch.arange(n, dtype=torch.float32) for n in feat_shape]
+    lengths = [x[-1:] + 1 for x in steps]  # as tensors
+    which = {"max": torch.maximum, "min": torch.minimum}.get(options.get("normalize_coords", "separate"))
+    if which is not None:
+        lengths = [which(*lengths)] * len(lengths)
+    places = [(x + (0.5 + options.get("grid_offset", 0.0))) / n for x, n in zip(steps, lengths, strict=True)]
+    return 2.0 * torch.stack(torch.meshgrid(places, indexing="ij"), dim=-1) - 1.0
 
 
 def _bicubic(n_in: int, n_out: int, like: Tensor) -> Tensor:

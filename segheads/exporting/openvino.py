@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from segheads.export.onnx import onnx_model, save
-from segheads.export.registry import Format, Job, Runner
+from segheads.exporting.onnx import onnx_model, save
+from segheads.exporting.registry import Format, Job, Runner
 
 
 class OpenVino(Format):

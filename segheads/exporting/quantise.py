@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from segheads.export.deployed import INPUT
+from segheads.exporting.deployed import INPUT
 
 LEAST_WEIGHTS = 512  # numbers of a layer: below, as in the upsampling's few, there is nothing to gain
 LAYERS = ("Conv", "MatMul", "Gemm")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from segheads.errors import ExportError
-from segheads.export.deployed import INPUT
-from segheads.export.program import export_program
-from segheads.export.registry import Format, Job, Precision, Runner
+from segheads.exporting.deployed import INPUT
+from segheads.exporting.program import export_program
+from segheads.exporting.registry import Format, Job, Precision, Runner
 
 LARGEST_FILE = 2**31 - 2**20  # bytes of a single ONNX file
 
@@ -27,7 +27,7 @@ class Onnx(Format):
         """Write a graph of all outputs."""
         model = onnx_model(job)
         if job.precision == "int8":
-            from segheads.export.quantise import quantised
+            from segheads.exporting.quantise import quantised
 
             model = quantised(model, job.calibration, path.parent)
         save(model, path, job.metadata or {})

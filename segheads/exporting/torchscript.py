@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segheads.export.exchange import exchanged
-from segheads.export.program import example_images
-from segheads.export.registry import Format, Job, Runner
+from segheads.exporting.exchange import exchanged
+from segheads.exporting.program import example_images
+from segheads.exporting.registry import Format, Job, Runner
 
 
 class TorchScript(Format):

@@ -17,11 +17,11 @@ from torch import Tensor
 from segheads.data.images import from_pillow, read_image
 from segheads.data.resize import resize_keep_ratio
 from segheads.errors import ExportError
-from segheads.export.check import LIMITS, Agreement, check, check_images, compare
-from segheads.export.deployed import Deployed, Output, check_outputs
-from segheads.export.example import write_example
-from segheads.export.metadata import describe
-from segheads.export.registry import Format, Job, Precision, find_format
+from segheads.exporting.check import LIMITS, Agreement, check, check_images, compare
+from segheads.exporting.deployed import Deployed, Output, check_outputs
+from segheads.exporting.example import write_example
+from segheads.exporting.metadata import describe
+from segheads.exporting.registry import Format, Job, Precision, find_format
 from segheads.files import whole_file
 from segheads.model import SegmentationModel
 
@@ -76,7 +76,7 @@ def export(
     Args:
         model: A trained model. It is copied, and stays as it is.
         path: The file, with the format's ending. For ONNX a short program beside it, NAME_example.py, shows its use.
-        format: A name in `segheads.export.FORMATS`.
+        format: A name in `segheads.exporting.FORMATS`.
         outputs: What the graph gives, in this order: `"labels"`, `"probability"` of each pixel's label, `"logits"`.
         size: Fix height and width of the images, pixels.
         batch_size: Fix how many images it takes at a time.

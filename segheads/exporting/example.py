@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segheads.export.deployed import Deployed
+from segheads.exporting.deployed import Deployed
 from segheads.files import write_text
 
 PROGRAM = '''"""Label an image with {model}: python {name} IMAGE LABELS.png (needs onnxruntime and Pillow)."""

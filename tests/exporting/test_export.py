@@ -15,8 +15,8 @@ from PIL import Image
 from segheads import Predictor, create_model
 from segheads.classes import Classes
 from segheads.errors import ExportError
-from segheads.export import FORMATS, Deployed, Format, Job, OpenVino, TorchExport, export
-from segheads.export.quantise import layers_with_weights, quantised
+from segheads.exporting import FORMATS, Deployed, Format, Job, OpenVino, TorchExport, TorchScript, export
+from segheads.exporting.quantise import layers_with_weights, quantised
 from segheads.heads import HEADS
 from segheads.inference import InferenceProtocol
 
@@ -161,7 +161,7 @@ def test_torchscript_has_one_size_and_says_why(tmp_path):
     assert "TorchScript" in done.reason
     images = photographs(1, *done.size)
     with torch.no_grad():
-        assert torch.equal(torch.jit.load(str(done.path))(images)[0], Deployed(model.eval())(images)[0])
+        assert torch.equal(TorchScript().load(done.path)(images)[0], Deployed(model.eval())(images)[0])
 
 
 def test_openvino(tmp_path):
@@ -209,7 +209,7 @@ def wrong(monkeypatch):
 def test_a_graph_that_gives_something_else_leaves_no_file(wrong, monkeypatch, tmp_path, share, message):
     monkeypatch.setattr(wrong, "share", share)
     if share:  # labels are whole numbers, which such a factor would change, too
-        monkeypatch.setattr("segheads.export.check.LIMITS", {"fp32": (0.0, 1e-5)})
+        monkeypatch.setattr("segheads.exporting.check.LIMITS", {"fp32": (0.0, 1e-5)})
     with pytest.raises(ExportError, match=message):
         export(build(), tmp_path / "model.wrong", format="wrong")
     assert list(tmp_path.iterdir()) == []

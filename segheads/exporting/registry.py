@@ -1,4 +1,4 @@
-"""Formats by name. The table itself is in `segheads/export/__init__.py`, which imports every format."""
+"""Formats by name. The table itself is in `segheads/exporting/__init__.py`, which imports every format."""
 
 import difflib
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from segheads.errors import PackageMissingError
-from segheads.export.deployed import Deployed
+from segheads.exporting.deployed import Deployed
 
 Precision = Literal["fp32", "fp16", "int8"]
 Runner = Callable[[Tensor], list[Tensor]]

@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental import _config  # no public spelling
 
-from segheads.export.deployed import Deployed
-from segheads.export.exchange import exchanged
+from segheads.exporting.deployed import Deployed
+from segheads.exporting.exchange import exchanged
 
 LARGEST = 8192  # pixels along a side of a graph for any size
 MOST = 1024  # images of a batch
@@ -68,9 +67,8 @@ def export_program(
         dims[2], dims[3] = (torch.export.Dim(name, min=least, max=LARGEST) for name in ("height", "width"))
     backbone.is_exact = backbone.gives_exact_grids()
     try:
-        # oblivious: no choice is made because a size is, or is not, 1
-        with torch.no_grad(), exchanged(deployed.model), _config.patch(backed_size_oblivious=True):
-            return torch.export.export(
+        with torch.no_grad(), exchanged(deployed.model):
+            program = torch.export.export(
                 deployed,
                 (example_images(deployed, size, batch_size),),
                 dynamic_shapes=(dims or None,),
@@ -78,3 +76,18 @@ def export_program(
             )
     finally:
         backbone.is_exact = False
+    _drop_assertions(program.graph)
+    program.graph_module.recompile()
+    return program
+
+
+def _drop_assertions(graph: torch.fx.Graph) -> None:
+    """Drop what would refuse sizes at run time.
+
+    The example has several images, cells and windows, and torch asserts that there is not one of each, though a graph
+    of functions of tensors gives the same for one. Whether it does is looked at after writing.
+    """
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()

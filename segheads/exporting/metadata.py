@@ -7,8 +7,8 @@ import json
 from torch import nn
 
 from segheads.classes import Classes
-from segheads.export.deployed import Deployed
-from segheads.export.program import smallest_side
+from segheads.exporting.deployed import Deployed
+from segheads.exporting.program import smallest_side
 from segheads.version import VERSION
 
 

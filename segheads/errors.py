@@ -76,6 +76,10 @@ class SavedModelMissingError(SavedModelError, FileNotFoundError):
     """There is no saved model, or a file of it is missing."""
 
 
+class ExportError(SegheadsError, RuntimeError):
+    """A model cannot be exported as asked, or the written graph does not give what the model gives."""
+
+
 class RunError(SegheadsError, RuntimeError):
     """A run cannot begin or go on as it was asked to."""
 

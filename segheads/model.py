@@ -16,6 +16,7 @@ from segheads.data.images import ImageForm
 from segheads.data.label_map import LabelMap
 from segheads.functional import upsample, upsample_argmax
 from segheads.functional.binary import with_background
+from segheads.functional.shapes import crop
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction, log_of, probabilities_of
 from segheads.heads import FCNHead, Head, find_head
@@ -126,6 +127,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     def num_classes(self) -> int:
         """Number of classes K, that is of logits for each pixel."""
         return self.head.num_classes
+
+    @property
+    def pixels_per_cell(self) -> float:
+        """The stride of the logits that the head gives, which may be no whole number."""
+        return self._stride
 
     @property
     def averages_probabilities(self) -> bool:
@@ -362,11 +368,12 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         """Pixels that a grid of logits lies over: the padded image, or the image where logits are stretched."""
         if self.stretch_logits:
             return size
-        return round(logits.shape[2] * stride), round(logits.shape[3] * stride)
+        above, below = stride.as_integer_ratio()  # whole numbers: a stride of 3.5 has grids of an even number of cells
+        return logits.shape[2] * above // below, logits.shape[3] * above // below
 
     def _upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         scores = upsample(self._averaged(logits), self._covered_size(logits, size, self._stride))
-        scores = scores[:, :, : size[0], : size[1]]
+        scores = crop(scores, *size)
         return log_of(scores) if self.averages_probabilities else scores
 
     def _averaged(self, logits: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from segheads.errors import (
     StoppedError,
     options_become_parts,
 )
+from segheads.exporting import FORMATS
 from segheads.heads import list_heads
 from segheads.merges import MERGES
 from segheads.ranges import check_ranges
@@ -66,6 +67,7 @@ NAMES: dict[str, Callable[[], Sequence[str]]] = {
     "head": list_heads,
     "dataset": lambda: list(DATASETS),
     "merge": lambda: list(MERGES),
+    "format": lambda: list(FORMATS),
 }
 
 

@@ -64,15 +64,19 @@ def swin_attention(block: Any, x: Tensor) -> Tensor:
     B, H, W, C = x.shape
     (h, w), (down, right) = block.window_size, block.shift_size
     rows, columns = (H + h - 1) // h, (W + w - 1) // w
-    shifts = bool(down or right)
-    if shifts:
+    shifts, pads_first = bool(down or right), getattr(block, "pads_first", False)  # see segheads.swin
+    if shifts and not pads_first:
         x = torch.roll(x, (-down, -right), (1, 2))
     x = F.pad(x, (0, 0, 0, columns * w - W, 0, rows * h - H))
+    if shifts and pads_first:
+        x = torch.roll(x, (-down, -right), (1, 2))
     x = x.reshape(B, rows, h, columns, w, C).transpose(2, 3).reshape(B * rows * columns, h * w, C)
     x = block.attn(x, mask=_swin_mask(block, rows, columns, x) if shifts else None)
     x = x.reshape(B, rows, columns, h, w, C).transpose(2, 3).reshape(B, rows * h, columns * w, C)
+    if shifts and pads_first:
+        x = torch.roll(x, (down, right), (1, 2))
     x = crop(x.movedim(-1, 1), H, W).movedim(1, -1)
-    return torch.roll(x, (down, right), (1, 2)) if shifts else x
+    return torch.roll(x, (down, right), (1, 2)) if shifts and not pads_first else x
 
 
 def _swin_mask(block: Any, rows: int, columns: int, like: Tensor) -> Tensor:

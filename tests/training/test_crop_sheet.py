@@ -148,7 +148,8 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, capl
         (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert warning.getMessage() == "augment.png was not drawn: OSError: [Errno 28] No space left on device"
         monkeypatch.setattr(type(run.accelerator), "is_main_process", property(lambda self: False))
-        show_crops(run, None, None, None)  # other processes do nothing
+        show_crops(run, None, None, None)  # other processes do nothing, so that nothing fails
+        assert [record for record in caplog.records if record.levelno == logging.WARNING] == [warning]
 
 
 def test_probes_are_augmented_and_cached_as_they_are_shown(tmp_path):

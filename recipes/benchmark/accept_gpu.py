@@ -36,7 +36,7 @@ from segheads.ranges import Range
 
 ITERATIONS = 160_000  # of the published baseline
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/test_gpu.py", "tests/metrics")
+TESTS = {"tests": ("tests/test_gpu.py", "tests/metrics"), "tests_whole": ("tests/test_gpu_whole.py",)}
 WORDS = {"bfloat16": "bf16", "float32": "fp32", "": NONE}
 Record = dict[str, Any]
 
@@ -54,7 +54,7 @@ class Config:
     again: bool = False
     """Measure rows again that are known."""
     tests: bool = True
-    """Begin with the GPU tests."""
+    """Begin with the GPU tests, and end with the long ones."""
     rehearse: bool = False
     """Toy sizes on the CPU, to see that everything runs; the numbers mean nothing."""
 
@@ -99,7 +99,7 @@ def main(config: Config) -> None:
 
 def plan(config: Config) -> list[tuple[str, Callable[[], Record]]]:
     """The rows in the order in which they are measured, the ones that decide first."""
-    found: list[tuple[str, Callable[[], Record]]] = [("tests", run_tests)] if config.tests else []
+    found: list[tuple[str, Callable[[], Record]]] = [("tests", partial(run_tests, "tests"))] if config.tests else []
     for dtype in ("bfloat16", "float32"):
         found += [
             (f"{row.name}/{WORDS[dtype]}", partial(compare, config, row, dtype))
@@ -108,6 +108,8 @@ def plan(config: Config) -> list[tuple[str, Callable[[], Record]]]:
         ]
     found.append(("input", partial(measure_input, config)))
     found.append(("largest_batch/mean_shift/bf16", partial(largest_batch, config)))
+    if config.tests:
+        found.append(("tests_whole", partial(run_tests, "tests_whole")))  # compilations and trainings: minutes
     return found
 
 
@@ -179,16 +181,16 @@ def _failure(call: Callable[[], Any]) -> str:
     return ""
 
 
-def run_tests() -> Record:
+def run_tests(name: str) -> Record:
     """`pytest -m gpu`; without a GPU they are left out, and counted."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *TESTS[name]]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     lines = run.stdout.strip().splitlines() or ["nothing was said"]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     notes = {f"test {number}": line for number, line in enumerate(failed, 1)}
     said = "; ".join(line for line in lines if "left out" in line or line is lines[-1])
-    return {"title": "pytest -m gpu", "dtype": "", "said": said, "notes": notes}
+    return {"title": f"pytest -m gpu {' '.join(TESTS[name])}", "dtype": "", "said": said, "notes": notes}
 
 
 def measure_input(config: Config) -> Record:
@@ -265,12 +267,11 @@ def told(record: Mapping[str, Any]) -> str:
 def markdown(config: Config, records: Sequence[Mapping[str, Any]]) -> str:
     """One table, ratios first, and what follows from it."""
     known = {record["name"]: record for record in records}
-    ordered = [known[name] for name, _ in plan(config) if name in known and name != "tests"]
+    ordered = [known[name] for name, _ in plan(config) if name in known and name not in TESTS]
     parts = [f"# On a GPU\n\n{machine(config.device)}; {time.strftime('%Y-%m-%d')}"]
     if config.rehearse:
         parts.append("**A rehearsal on the CPU: sizes are tiny and the numbers mean nothing.**")
-    if "tests" in known:
-        parts.append(f"Tests: {told(known['tests'])}")
+    parts += [f"`{known[name].get('title', name)}`: {told(known[name])}" for name in TESTS if name in known]
     head = ["what", "type", "ours / plain", "/ compiled", "/ backbone", "memory", "goals", "ours", "plain", "compiled"]
     parts.append(table(head, [_cells(record) for record in ordered if "title" in record], left=(0, 1, 6)))
     parts += _conclusions(ordered)

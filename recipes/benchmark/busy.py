@@ -1,4 +1,4 @@
-"""Loss and label map on a CPU that other processes use, too: ours against the published way, in turns in one process.
+"""Loss, label map and mean shift on a CPU that others use, too: ours against the published way, in turns.
 
     python recipes/benchmark/busy.py
     python recipes/benchmark/busy.py --load 0 2 4 --turns 5
@@ -10,7 +10,7 @@ and load: seconds of ours divided by the published way's, the median over turns.
 import contextlib
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from segheads.cli.run import run
 from segheads.evaluation.tables import markdown_table
-from segheads.functional import upsample_argmax, upsample_cross_entropy
+from segheads.functional import mean_shift, upsample_argmax, upsample_cross_entropy
 from segheads.ranges import Range
 
 # classes, batch, grid, pixels
@@ -34,6 +34,9 @@ SIZES = [
     (2, 8, (128, 128), (512, 512)),
 ]
 TINY = [(5, 2, (4, 4), (32, 32))]
+# batch, tokens, channels of the tokens and of the space of distances: fused attention forward, and tiles
+SHIFTS = [(2, 2304, 192, 192), (2, 2304, 192, 384)]
+TINY_SHIFTS = [(2, 40, 8, 16)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +55,21 @@ def main(config: Config) -> None:
     """Run the benchmark."""
     print(f"{machine('cpu')}, {torch.get_num_threads()} threads; ours / plain")
     rows = []
-    for num_classes, batch, grid, size in TINY if config.quick else SIZES:
-        name = f"{num_classes} classes, {grid[0]}x{grid[1]} to {size[0]}x{size[1]}, batch {batch}"
-        for load in config.load:
-            with busy(load):
-                ratios = measure(num_classes, batch, grid, size, config.turns)
-            rows.append([name, str(load), *(f"{ratio:.2f}" for ratio in ratios)])
-            print(f"{name}, {load} other processes: loss {ratios[0]:.2f}, label map {ratios[1]:.2f}", file=sys.stderr)
-    print(markdown_table(["size", "other processes", "loss and gradient", "label map"], rows))
+    for load in config.load:
+        with busy(load):
+            for num_classes, batch, grid, size in TINY if config.quick else SIZES:
+                name = f"{num_classes} classes, {grid[0]}x{grid[1]} to {size[0]}x{size[1]}, batch {batch}"
+                loss, label_map = measure(num_classes, batch, grid, size, config.turns)
+                rows.append([name, str(load), f"{loss:.2f}", f"{label_map:.2f}", ""])
+                print(f"{name}, {load} other processes: loss {loss:.2f}, label map {label_map:.2f}", file=sys.stderr)
+            for shift in TINY_SHIFTS if config.quick else SHIFTS:
+                name = f"{shift[1]} tokens of {shift[2]}, distances in {shift[3]}, batch {shift[0]}"
+                ratio = measure_shift(*shift, config.turns)
+                rows.append([name, str(load), "", "", f"{ratio:.2f}"])
+                print(f"{name}, {load} other processes: mean shift {ratio:.2f}", file=sys.stderr)
+    print(
+        markdown_table(["size", "other processes", "loss and gradient", "label map", "mean shift and gradients"], rows)
+    )
 
 
 def measure(num_classes: int, batch: int, grid: tuple[int, int], size: tuple[int, int], turns: int) -> list[float]:
@@ -73,13 +83,28 @@ def measure(num_classes: int, batch: int, grid: tuple[int, int], size: tuple[int
 
     losses = {side: partial(with_gradient, loss) for side, loss in SIDES["loss"].items()}
     maps = {side: partial(label_map, logits.detach(), size) for side, label_map in SIDES["label_map"].items()}
-    ratios = []
-    for calls in (losses, maps):
-        for call in calls.values():
-            call()
-        seconds = seconds_in_turns(calls, turns, "cpu")
-        ratios.append(statistics.median(seconds["ours"]) / statistics.median(seconds["plain"]))
-    return ratios
+    return [ratio_of(calls, turns) for calls in (losses, maps)]
+
+
+def measure_shift(batch: int, tokens: int, channels: int, width: int, turns: int) -> float:
+    """Ours over the published formula in seconds: of a mean shift with its gradients."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, tokens, channels, requires_grad=True)
+    weight = torch.randn(width, channels).div_(channels**0.5).requires_grad_()
+
+    def with_gradients(shift: Any) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(shift(x, weight).sum(), (x, weight))
+
+    sides = {"plain": plain.mean_shift, "ours": mean_shift}
+    return ratio_of({side: partial(with_gradients, shift) for side, shift in sides.items()}, turns)
+
+
+def ratio_of(calls: Mapping[str, Any], turns: int) -> float:
+    """Median seconds of ours over the plain side's, in turns."""
+    for call in calls.values():
+        call()
+    seconds = seconds_in_turns(calls, turns, "cpu")
+    return statistics.median(seconds["ours"]) / statistics.median(seconds["plain"])
 
 
 SIDES: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ from segheads.functional.kernels import Kernel
 
 TILE = 256  # rows of the N x N affinity that are held at a time where no fused kernel serves
 MOST_FILLING = 8  # channels of zeros with which a fused kernel is still the quicker way
-TILE_WEIGHTS = 2**21  # of them the CPU holds so many weights at most, in each thread: 8 MB in fp32
+TILE_WEIGHTS = 2**20  # of them the CPU holds so many weights at most, in each thread: 4 MB in fp32
 BANDS = 8  # parts of an image that the CPU's backward pass hands to threads, whatever their number
 WIDEST_ON_CUDA = 256  # channels: flash attention's limit; tiles beyond it are lean, and slow (docs/performance.md)
 

@@ -42,6 +42,18 @@ def test_the_rehearsal(tmp_path, capsys):
     assert "hours for 160,000 iterations" in table
 
 
+def test_every_gpu_test_is_run(tmp_path):
+    names = [name for name, _ in accept_gpu.plan(config(tmp_path, tests=True))]
+    assert {names[0], names[-1]} == accept_gpu.TESTS.keys()
+    run = [accept_gpu.ROOT / path for paths in accept_gpu.TESTS.values() for path in paths]
+    assert all(path.exists() for path in run)
+    mark = "pytest.mark" + ".gpu"
+    files = [path for path in (accept_gpu.ROOT / "tests").rglob("test_*.py") if mark in path.read_text()]
+    assert len(files) > 4
+    left_out = [path.name for path in files if not any(path.is_relative_to(each) for each in run)]
+    assert left_out == ["test_left_out.py"]  # which are about being left out
+
+
 def test_it_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     only = ("loss/150", "label_map/150", "mean_shift/16")
     accept_gpu.main(config(tmp_path, only=only[:1]))

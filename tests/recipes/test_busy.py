@@ -21,13 +21,13 @@ def test_a_row_for_each_load(monkeypatch, capsys):
         at_work.append(sum(child.is_alive() for child in multiprocessing.active_children()))
         return measure_of(*args)
 
-    measure_of = busy.measure
-    monkeypatch.setattr(busy, "measure", measured)
+    measure_of = busy.ratio_of
+    monkeypatch.setattr(busy, "ratio_of", measured)
     busy.main(busy.Config(load=(0, 1), turns=1, quick=True))
-    assert at_work == [0, 1]
+    assert at_work == [0] * 3 + [1] * 3  # loss, label map, mean shift
     assert not multiprocessing.active_children()
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 5 classes")]
-    assert [row.split("|")[2].strip() for row in rows] == ["0", "1"]
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| 5 classes", "| 40 tokens"))]
+    assert [row.split("|")[2].strip() for row in rows] == ["0", "0", "1", "1"]
 
 
 def test_both_sides_compute_the_same():

@@ -24,7 +24,7 @@ import json
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -32,6 +32,7 @@ from segheads.ablation import GridConfig, Row, Table, axis, run_grid
 from segheads.cli.run import run
 from segheads.errors import OptionError
 from segheads.inference import InferenceProtocol
+from segheads.ranges import Range
 from segheads.training import DEMO_RUN, LoopConfig, ModelConfig, OptimizationConfig, changed
 
 
@@ -52,19 +53,19 @@ class Config(GridConfig):
     # The axes
     tables: tuple[str, ...] = axis(("1", "2"))
     """Which tables to make, of 1, 2, grid, inference and variants."""
-    shift_layers: tuple[int, ...] = axis((1, 2, 3, 4))
+    shift_layers: Annotated[tuple[int, ...], Range(1)] = axis((1, 2, 3, 4))
     """L_ms in training; 0, no shift, has a row of its own."""
-    read_layers: tuple[int, ...] = axis((0, 1, 2, 3, 4))
+    read_layers: Annotated[tuple[int, ...], Range(0)] = axis((0, 1, 2, 3, 4))
     """L'_ms at inference."""
-    thesis_channels: tuple[int, ...] = axis((96, 192, 384))
+    thesis_channels: Annotated[tuple[int, ...], Range(1)] = axis((96, 192, 384))
     """d_ms of table 1; table 2 reads from the first that is 192, or from the first."""
-    shift_channels: tuple[int, ...] = axis((192,))
+    shift_channels: Annotated[tuple[int, ...], Range(1)] = axis((192,))
     """d_ms of grid, inference (its first) and variants (its first)."""
     kernels: tuple[str, ...] = axis(("dot", "gaussian", "cosine"))
     """Kernels of grid and inference."""
     blurring: tuple[bool, ...] = axis((True, False))
     """Of the grid: shift the tokens themselves, or against the original ones."""
-    steps: tuple[float, ...] = axis((1.0,))
+    steps: Annotated[tuple[float, ...], Range(0, above=True)] = axis((1.0,))
     """Of the grid: how far a shift goes."""
     variants: tuple[str, ...] = axis(
         ('{"kernel": "dot"}', '{"kernel": "cosine", "blurring": false, "learn_step": true}')

@@ -22,12 +22,13 @@ Hours: one training of the defaults is 160k iterations of 8 images, not yet meas
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from segheads import SegmentationModel, create_model
 from segheads.ablation import COLUMNS, MEAN_IOU, Column, GridConfig, Row, Table, axis, run_grid
 from segheads.cli.run import run
 from segheads.inference import InferenceProtocol
+from segheads.ranges import Range
 from segheads.training import DEMO_RUN, LoopConfig, ModelConfig, OptimizationConfig, changed
 
 
@@ -41,9 +42,9 @@ class Config(GridConfig):
     # The axes
     tables: tuple[str, ...] = axis(("2", "3", "4", "5"))
     """Which tables to make."""
-    drop_rates: tuple[float, ...] = axis((0.0, 0.1))
+    drop_rates: Annotated[tuple[float, ...], Range(0, 1, below=True)] = axis((0.0, 0.1))
     """Dropout in the backbone, of table 2."""
-    drop_path_rates: tuple[float, ...] = axis((0.0, 0.1, 0.2))
+    drop_path_rates: Annotated[tuple[float, ...], Range(0, 1, below=True)] = axis((0.0, 0.1, 0.2))
     """Stochastic depth, of table 2."""
     backbones: tuple[str, ...] = axis(
         (
@@ -59,7 +60,7 @@ class Config(GridConfig):
     """Of table 3: architectures, or an architecture with patches of another size as NAME/SIZE."""
     decoders: tuple[str, ...] = axis(("linear", "mask_transformer"))
     """Heads of table 4."""
-    training_set_sizes: tuple[int, ...] = axis((4000, 8000, 12000, 16000, 20000))
+    training_set_sizes: Annotated[tuple[int, ...], Range(1)] = axis((4000, 8000, 12000, 16000, 20000))
     """Numbers of training images, of table 5; the smaller sets are parts of the larger."""
 
     model: ModelConfig = ModelConfig(

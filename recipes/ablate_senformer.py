@@ -20,7 +20,7 @@ Hours: one training of the defaults (ResNet-50, 160k iterations of 16 images) ea
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -29,6 +29,7 @@ from segheads.ablation import GridConfig, Row, Table, axis, run_grid
 from segheads.ablation.table import COLUMNS, Column
 from segheads.cli.run import run
 from segheads.functional.upsample import Reduction
+from segheads.ranges import Range
 from segheads.training import DEMO_RUN, LoopConfig, ModelConfig, OptimizationConfig, changed
 
 
@@ -50,9 +51,9 @@ class Config(GridConfig):
     output: Path = Path("runs/ablate_senformer")
     """Folder of the trainings, one in a folder of its own, and of the tables."""
 
-    width: int = 512
+    width: Annotated[int, Range(1)] = 512
     """Channels (d) of the pyramids and of what stands on them."""
-    auxiliary_weight: float = 0.4
+    auxiliary_weight: Annotated[float, Range(0)] = 0.4
     """Weight in training of an FCN head on the backbone's third stage; 0 builds none."""
     auxiliary_reduction: Reduction = "all"
     """Divide the auxiliary loss by all pixels, as published, or by the valid ones."""

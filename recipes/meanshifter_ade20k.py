@@ -29,11 +29,13 @@ A step of 8 images takes 27 ms and 1.3 GB on an H100: about 1.2 hours for 160k, 
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from segheads import SegmentationModel, create_model
 from segheads.cli.run import run
 from segheads.inference import InferenceProtocol
 from segheads.mean_shift import StepOptions, default_step
+from segheads.ranges import Range
 from segheads.training import (
     DEMO_RUN,
     LoopConfig,
@@ -57,7 +59,7 @@ class Config(TrainingConfig):
         loss_reduction="all",  # as the author's code
     )
     """Backbone, head and loss."""
-    shift_layers: int = 1
+    shift_layers: Annotated[int, Range(0)] = 1
     """L_ms, for the mean_shift head: the thesis' best; its class defaults to 3 and its configuration to 2."""
     decoder: str = "linear"
     """The head after the shift, for the mean_shift head."""

@@ -25,10 +25,12 @@ for Seg-Ti/16 with the linear head (the paper's). Ours at full length, and hours
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from segheads import SegmentationModel, create_model
 from segheads.cli.run import run
 from segheads.inference import InferenceProtocol
+from segheads.ranges import Range
 from segheads.training import (
     DEMO_RUN,
     LoopConfig,
@@ -52,11 +54,11 @@ class Config(TrainingConfig):
         loss_reduction="valid",
     )
     """Backbone, head and loss."""
-    decoder_layers: int = 2
+    decoder_layers: Annotated[int, Range(1)] = 2
     """Transformer blocks of the mask_transformer head."""
-    decoder_drop_rate: float = 0.1
+    decoder_drop_rate: Annotated[float, Range(0, 1, below=True)] = 0.1
     """Dropout in the mask_transformer head: 0.1 in the published code, which has it on the attention weights, too."""
-    decoder_drop_path_rate: float = 0.0
+    decoder_drop_path_rate: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Stochastic depth of the mask_transformer head: none in the published code."""
     optimization: OptimizationConfig = OptimizationConfig(
         optimizer="sgd", learning_rate=1e-3, min_learning_rate=1e-5, power=0.9, weight_decay=0.0

@@ -32,7 +32,7 @@ bf16 with channels-last.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 
@@ -41,6 +41,7 @@ from segheads.cli.run import run
 from segheads.functional.upsample import Reduction
 from segheads.heads.senformer import Share
 from segheads.mean_shift import StepOptions, default_step
+from segheads.ranges import Range
 from segheads.training import (
     DEMO_RUN,
     LoopConfig,
@@ -89,7 +90,7 @@ class Config(TrainingConfig):
     """Backbone, head and loss."""
     learner: str = "class_attention"
     """The senformer head's learners: any single-level head."""
-    num_layers: int = 6
+    num_layers: Annotated[int, Range(1)] = 6
     """Blocks of a class_attention learner (or head), or of the feature_fusion head."""
     shared_block: bool = True
     """Repeat one block so often, as the paper does, or build a block for each."""
@@ -97,20 +98,20 @@ class Config(TrainingConfig):
     """How predictions are merged: a name in segheads.merges.MERGES."""
     share: Share = "none"
     """What learners have in common: nothing, all but the class embeddings, or the class embeddings alone."""
-    mean_shift_layers: int = 0
+    mean_shift_layers: Annotated[int, Range(0)] = 0
     """How often each level's tokens are shifted before their learner."""
     shift: StepOptions = field(default_factory=default_step)
     """How they are shifted."""
-    levels: tuple[int, ...] | None = None
+    levels: Annotated[tuple[int, ...] | None, Range(0)] = None
     """Which levels have a learner, 0 the finest; None means all."""
-    learners_per_level: int = 1
+    learners_per_level: Annotated[int, Range(1)] = 1
     """Learners on each level."""
     pyramid: str = "auto"
     """Between backbone and head, a name in segheads.pyramids.PYRAMIDS or none; auto is what the head prefers (fpnt
     here), and simple with a plain ViT."""
-    width: int = 512
+    width: Annotated[int, Range(1)] = 512
     """Channels (d) of the pyramid before senformer and feature_fusion or given by name, and of uper and sen_uper."""
-    auxiliary_weight: float = 0.4
+    auxiliary_weight: Annotated[float, Range(0)] = 0.4
     """Weight in training of an FCN head, as wide as the pyramid, on the backbone's third stage; 0 builds none."""
     auxiliary_reduction: Reduction = "all"
     """Divide the auxiliary loss by all pixels, as published, or by the valid ones."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from segheads.build import create_model as create_model
     from segheads.convert import from_reference as from_reference
     from segheads.errors import PretrainedWeightsError as PretrainedWeightsError
+    from segheads.exporting import export as export
     from segheads.heads import *  # noqa: F403 (one list of heads is enough)
     from segheads.mean_shift import MeanShift as MeanShift
     from segheads.metrics.boundary import BoundaryIoU as BoundaryIoU
@@ -42,6 +43,7 @@ _MODULES = {  # the same for running code; all other public names are those of s
     "SimplePyramid": "pyramids",
     "TimmBackbone": "backbones",
     "create_model": "build",
+    "export": "exporting",
     "from_reference": "convert",
 }
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from segheads.errors import PretrainedWeightsError
+from segheads.functional.shapes import crop, is_dynamic, whole
 from segheads.modules import evaluating, freeze_unused, modules_before_learning, parameters_behind
 from segheads.pretrained import create_timm_model, few, find_weights, log_of_missing_keys
 from segheads.swin import pad_before_shift
@@ -165,6 +166,7 @@ class TimmBackbone(nn.Module):
         self.smallest = SMALLEST.get(family, 1)
         self.final_norm = family not in NO_FINAL_NORM and not level_norms
         self.norms = nn.ModuleList()  # of the maps, if there are any
+        self.is_exact = False  # a graph for any size is exported: its maps are known to need no resizing
         self.indices, self.strides, self.channels = self._choose_levels(levels)
         if level_norms:
             self.norms.extend(LayerNorm2d(C, eps=norm_eps or 1e-5) for C in self.channels)
@@ -310,6 +312,23 @@ class TimmBackbone(nn.Module):
         device = next(self.parameters()).device
         return torch.zeros(1, self.in_chans, *self.small_size(reduction), device=device)
 
+    def gives_exact_grids(self) -> bool:
+        """Whether images of whole multiples of the strides give maps of exactly `size / stride` cells.
+
+        Tried on two sizes. `is_exact` says it to `forward`, for graphs of any size, where no size can be compared.
+        """
+        if self.fixed_size is not None:
+            return False
+        multiple, like = math.lcm(*self.strides), next(self.parameters())
+        with evaluating(self), torch.random.fork_rng(devices=[]):
+            for cells in ((3, 5), (4, 7)):
+                size = [whole(n * multiple, multiple, self.smallest) for n in cells]
+                maps = self._maps(torch.zeros(1, self.in_chans, *size, device=like.device, dtype=like.dtype))
+                grids = [tuple(n // stride for n in size) for stride in self.strides]
+                if [tuple(x.shape[-2:]) for x in maps] != grids:
+                    return False
+        return True
+
     def small_size(self, stride: int | None = None) -> tuple[int, int]:
         """Height and width of a small image that tells all about the maps, given the coarsest stride."""
         # 5 cells wide: enough for maps that come some pixels short (inception) to show their stride
@@ -342,7 +361,7 @@ class TimmBackbone(nn.Module):
         height, width = images.shape[-2:]
         if self.fixed_size is None:
             multiple = math.lcm(*self.strides)
-            covered = tuple(math.ceil(max(n, self.smallest) / multiple) * multiple for n in (height, width))
+            covered = tuple(whole(n, multiple, self.smallest) for n in (height, width))
             images = F.pad(images, (0, covered[1] - width, 0, covered[0] - height))
         else:
             covered = (height, width)
@@ -350,10 +369,11 @@ class TimmBackbone(nn.Module):
                 images = F.interpolate(images, self.fixed_size, mode="bilinear", align_corners=False, antialias=True)
         features = []
         for x, stride in zip(self._maps(images), self.strides, strict=True):
-            grid = (-(-covered[0] // stride), -(-covered[1] // stride))
-            if tuple(x.shape[-2:]) != grid:  # fixed sizes; inception and xception lose pixels at the rim
+            grid = ((covered[0] + stride - 1) // stride, (covered[1] + stride - 1) // stride)
+            # fixed sizes; inception and xception lose pixels at the rim. A graph for any size can not look.
+            if not self.is_exact and (is_dynamic(height, width) or tuple(x.shape[-2:]) != grid):
                 x = F.interpolate(x, grid, mode="bilinear", align_corners=False)
-            features.append(x[..., : -(-height // stride), : -(-width // stride)])
+            features.append(crop(x, (height + stride - 1) // stride, (width + stride - 1) // stride))
         return features
 
     def extra_repr(self) -> str:  # noqa: D102 (nn.Module's)

@@ -1,7 +1,10 @@
 """What the figures share: colours that the colour-blind can tell apart, panels in pixels, legends for many classes."""
 
+import logging
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +15,12 @@ import torch.nn.functional as F
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segheads.errors import StoppedError
 from segheads.files import whole_file
 
 Colour = tuple[float, float, float]
@@ -32,6 +37,8 @@ OTHER: Colour = (0.62, 0.62, 0.62)
 NO_CLASS: Colour = (1.0, 1.0, 1.0)
 MOST_IN_LEGEND = 24
 SMALL = 7  # points
+MOST_LETTERS = 40  # of a name
+log = logging.getLogger(__name__)
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -75,8 +82,52 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
         path: The file; its ending tells the format.
         dpi: Pixels per inch.
     """
-    with whole_file(path) as temporary:
+    show_as_written(figure)
+    with whole_file(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of an emoji, say: a box stands for it
         figure.savefig(temporary, dpi=dpi)
+
+
+@contextmanager
+def picture_or_warning(path: str | Path) -> Iterator[None]:
+    """Say of a picture that cannot be drawn, whatever the reason, that it is missing, and go on.
+
+    Args:
+        path: The picture.
+    """
+    try:
+        yield
+    except StoppedError:  # a signal
+        raise
+    except Exception as error:
+        log.warning("%s is not drawn: %s", path, str(error).splitlines()[0] if str(error) else repr(error))
+
+
+def show_as_written(figure: Figure) -> None:
+    """Let no dollar sign in a name begin a formula.
+
+    Args:
+        figure: All its texts; those of matplotlib's own formatters may be formulas.
+    """
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and "\\math" not in text.get_text():
+            text.set_parse_math(False)
+
+
+def shortened(name: str, most: int = MOST_LETTERS) -> str:
+    """A name that fits beside a picture, on one line.
+
+    Args:
+        name: Any; a legend would leave out one that begins with an underscore.
+        most: Letters.
+
+    Examples:
+        >>> shortened("a very long name of a class", 12), shortened("_other")
+        ('a very long…', ' _other')
+    """
+    name = " ".join(name.split()) if len(name.split()) > 1 or "\n" in name else name
+    name = name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
+    return f" {name}" if name.startswith("_") else name
 
 
 def colour_labels(labels: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
@@ -182,7 +233,7 @@ class ClassColours:
         labels = torch.cat([x.long().flatten().cpu() for x in maps])
         counts = torch.bincount(labels[(labels >= 0) & (labels < K)], minlength=K)
         frequent = [k for k in counts.argsort(descending=True, stable=True).tolist() if counts[k]]
-        self.names = list(names)
+        self.names = [shortened(name) for name in names]
         self.frequent, self.rarer = frequent, 0
         self.has_no_class = bool(((labels < 0) | (labels >= K)).any())
         if palette is not None:
@@ -257,6 +308,7 @@ def _places(labels: Tensor, num_classes: int, smallest: float = 0.04) -> dict[in
 def write_names(axis: Any, points: NDArray[Any], names: Sequence[str]) -> int:
     """Write names beside points where they cover no other name, the outer points first; returns how many."""
     figure = axis.figure
+    show_as_written(figure)
     figure.draw_without_rendering()  # places of all there is, after the layout
     limits = axis.get_window_extent()
     point = figure.dpi / 72
@@ -267,7 +319,8 @@ def write_names(axis: Any, points: NDArray[Any], names: Sequence[str]) -> int:
     ]
     order = np.argsort(-np.linalg.norm(points - points.mean(0), axis=1), kind="stable")
     for index in order.tolist():
-        text = axis.annotate(names[index], points[index], (0, 0), textcoords="offset points", fontsize=SMALL)
+        text = axis.annotate(shortened(names[index]), points[index], (0, 0), textcoords="offset points", fontsize=SMALL)
+        text.set_parse_math(False)
         text.set_in_layout(False)
         here = text.get_window_extent()
         # of the text's lower left corner, or on the left the lower right

@@ -76,12 +76,40 @@ class SavedModelMissingError(SavedModelError, FileNotFoundError):
     """There is no saved model, or a file of it is missing."""
 
 
+class ExportError(SegheadsError, RuntimeError):
+    """A model cannot be exported as asked, or the written graph does not give what the model gives."""
+
+
 class RunError(SegheadsError, RuntimeError):
     """A run cannot begin or go on as it was asked to."""
 
 
 class RunExistsError(RunError, FileExistsError):
     """The folder of a new run holds another one."""
+
+
+class FolderInUseError(RunError):
+    """Another process has the folder."""
+
+
+class RunEndedError(RunError):
+    """A run that had begun ended early, and can be resumed; the message says from where."""
+
+
+class StoppedError(RunEndedError):
+    """A signal ended a run, or a command.
+
+    Args:
+        message: What is left.
+        signal: Its number.
+
+    Attributes:
+        signal: Its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class DivergedError(RunError, FloatingPointError):

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from einops import rearrange
@@ -15,6 +15,7 @@ from segheads.functional.affinity import grid_positions, scores, takes_fused
 from segheads.functional.kernels import find_kernel
 from segheads.functional.mean_shift import mean_shift_steps
 from segheads.modules import weight_and_bias
+from segheads.ranges import Range
 
 INITIAL_STD = 0.02  # of the projection's weights, as published
 
@@ -22,19 +23,19 @@ INITIAL_STD = 0.02  # of the projection's weights, as published
 class StepOptions(TypedDict, total=False):
     """How one shift is made: all options of `MeanShift` but how often."""
 
-    shift_channels: int | None
+    shift_channels: Annotated[int | None, Range(1)]
     """Width in which distances are measured (d_ms); None means that of the features."""
     kernel: str
     """The thesis' dot, or gaussian, cosine, or another of segheads.functional.kernels.KERNELS."""
-    bandwidth: float | None
+    bandwidth: Annotated[float | None, Range(0, above=True)]
     """Bandwidth in units of the projected tokens; None means the kernel's own."""
-    spatial_bandwidth: float | None
+    spatial_bandwidth: Annotated[float | None, Range(0, above=True)]
     """Also weigh tokens by their distance in the map, with this bandwidth in cells; None does not."""
     learn_bandwidth: bool
     """Learn the bandwidths."""
     blurring: bool
     """Shift the tokens among themselves, rather than against the original ones."""
-    step: float
+    step: Annotated[float, Range(0, above=True)]
     """How far a shift goes towards the average, as a fraction."""
     learn_step: bool
     """Learn the step."""
@@ -43,7 +44,7 @@ class StepOptions(TypedDict, total=False):
 class ShiftOptions(StepOptions, total=False):
     """The options of `MeanShift`: keywords of the heads that shift, JSON in a saved model, flags of a recipe."""
 
-    num_layers: int
+    num_layers: Annotated[int, Range(0)]
     """How often to shift (L_ms)."""
 
 

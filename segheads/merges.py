@@ -229,6 +229,6 @@ def _wide(x: Tensor) -> Tensor:
 
 def _log_probabilities(logits: Sequence[Tensor]) -> list[Tensor]:
     shapes = [tuple(x.shape) for x in logits]
-    if not shapes or len(shapes[0]) != 4 or len(set(shapes)) > 1:
+    if not shapes or len(shapes[0]) != 4 or any(shape != shapes[0] for shape in shapes[1:]):
         raise ValueError(f"a merge takes the logits (B, K, h, w) of one learner or more on one grid; got {shapes}")
     return [F.log_softmax(_wide(x), dim=1) for x in logits]

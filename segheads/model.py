@@ -16,6 +16,7 @@ from segheads.data.images import ImageForm
 from segheads.data.label_map import LabelMap
 from segheads.functional import upsample, upsample_argmax
 from segheads.functional.binary import with_background
+from segheads.functional.shapes import crop
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction, log_of, probabilities_of
 from segheads.heads import FCNHead, Head, find_head
@@ -128,6 +129,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         return self.head.num_classes
 
     @property
+    def pixels_per_cell(self) -> float:
+        """The stride of the logits that the head gives, which may be no whole number."""
+        return self._stride
+
+    @property
     def averages_probabilities(self) -> bool:
         """Whether predictions interpolate and average probabilities and not logits, as ensembles do."""
         return self.head.averages_probabilities
@@ -198,7 +204,14 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         if bit_depth is not None:
             self.data_config["bit_depth"] = bit_depth
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, shares: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        shares: Tensor | None = None,
+        *,
+        with_terms: bool = False,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Logits of images, or with labels the loss, in one call so that it works under DDP and torch.compile.
 
         The loss is `head.loss` with the model's criterion, by default cross-entropy: as a rule that of the first
@@ -208,10 +221,13 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             images: Normalised images (see `data_config`).
             labels: Class of each pixel, or `ignore_index`.
             shares: Factors of the loss's terms, `(T,)`, where the images are a part of an update; see `divisors`.
+            with_terms: Also return what the loss is made of, without gradients and before their factors, by names such
+                as ce and dice of `"ce + 0.5*dice"`, and ensemble, learners (their mean) and auxiliary; empty where the
+                loss is one term of one prediction. Terms of parts add up, too.
 
         Shape:
             images `(B, C, H, W)` float, C being the backbone's `in_chans`, labels `(B, H, W)` integer; logits
-            `(B, K, H, W)` or a scalar loss.
+            `(B, K, H, W)` or a scalar loss, or with `with_terms` a pair of that and scalars by name.
 
         Raises:
             ValueError: If images are not floating-point or labels have another size than the images.
@@ -221,14 +237,29 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         if labels.shape != (images.shape[0], *images.shape[2:]):
             raise ValueError(f"labels of images {tuple(images.shape)} must be (B, H, W); got {tuple(labels.shape)}")
         maps = self._maps(images)
-        criterion = partial(self._loss, stride=self._stride, shares=shares)
+        terms: list[Tensor] | None = [] if with_terms else None  # (T,) for each prediction, the auxiliary head's last
+        of_head = None if shares is None else shares[: self.criterion.num_terms]
+        criterion = partial(self._loss, stride=self._stride, shares=of_head, terms=terms)
         loss = self.head.loss(self._for_head(maps), labels, criterion)
         if self.auxiliary_head is not None:
             logits = self.auxiliary_head(maps[self._auxiliary_level])
             of_rest = None if shares is None else shares[self.criterion.num_terms :]
-            own = self._loss(logits, labels, self._auxiliary_stride, of_rest, self.auxiliary_criterion)
+            own = self._loss(logits, labels, self._auxiliary_stride, of_rest, self.auxiliary_criterion, terms)
             loss = loss + self.auxiliary_weight * own
-        return loss
+        return loss if terms is None else (loss, self._named_terms(terms))
+
+    def _named_terms(self, terms: list[Tensor]) -> dict[str, Tensor]:
+        """The first prediction's, the mean over the head's others, the auxiliary head's."""
+        count = len(terms) - (self.auxiliary_head is not None)
+        first, others = ("ensemble", "learners") if self.head.is_ensemble else ("final", "others")
+        groups = {first: terms[:1] if count else [], others: terms[1:count], "auxiliary": terms[count:]}
+        groups = {name: group for name, group in groups.items() if group}
+        found = {
+            "_".join(part for part in (group if len(groups) > 1 else "", name) if part): value
+            for group, values in groups.items()
+            for name, value in zip(self.criterion.term_names, torch.stack(values).mean(0).unbind(), strict=True)
+        }
+        return {} if list(found) == [""] else found
 
     def divisors(self, labels: Tensor) -> Tensor:
         """What each term of the loss, then of the auxiliary loss, divides by, `(T,)`: see `PixelLoss.divisors`.
@@ -337,11 +368,12 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         """Pixels that a grid of logits lies over: the padded image, or the image where logits are stretched."""
         if self.stretch_logits:
             return size
-        return round(logits.shape[2] * stride), round(logits.shape[3] * stride)
+        above, below = stride.as_integer_ratio()  # whole numbers: a stride of 3.5 has grids of an even number of cells
+        return logits.shape[2] * above // below, logits.shape[3] * above // below
 
     def _upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         scores = upsample(self._averaged(logits), self._covered_size(logits, size, self._stride))
-        scores = scores[:, :, : size[0], : size[1]]
+        scores = crop(scores, *size)
         return log_of(scores) if self.averages_probabilities else scores
 
     def _averaged(self, logits: Tensor) -> Tensor:
@@ -365,10 +397,16 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         stride: float,
         shares: Tensor | None = None,
         criterion: PixelLoss | None = None,
+        terms: list[Tensor] | None = None,
     ) -> Tensor:
+        """The loss of one prediction; its terms go to the list."""
         covered = self._covered_size(logits, (labels.shape[1], labels.shape[2]), stride)
-        loss: Tensor = (self.criterion if criterion is None else criterion)(logits, labels, covered, shares)
-        return loss
+        criterion = self.criterion if criterion is None else criterion
+        values = criterion.terms_of(logits, labels, covered)
+        if terms is not None:
+            own = torch.stack([value.detach() for value in values])
+            terms.append(own if shares is None else own * shares)
+        return criterion.joined(values, shares)
 
     def save_pretrained(
         self,

@@ -3,12 +3,15 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_, use_fused_attn
-from timm.models.swin_transformer import WindowAttention, window_partition, window_reverse
+from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
+
+from segheads.functional.shapes import crop, extend, is_dynamic, whole
 
 
 class Pyramid(nn.Module, ABC):
@@ -290,7 +293,7 @@ def _resize(in_channels: int, out_channels: int, doublings: int) -> nn.Sequentia
     """One level of the simple pyramid."""
     layers: list[nn.Module] = []
     if doublings < 0:
-        layers.append(nn.MaxPool2d(2**-doublings, ceil_mode=True))
+        layers.append(_MaxPool(2**-doublings, ceil_mode=True))
     width = in_channels
     for i in range(doublings):
         layers += [LayerNorm2d(width), nn.GELU()] if i else []
@@ -299,6 +302,17 @@ def _resize(in_channels: int, out_channels: int, doublings: int) -> nn.Sequentia
     layers += [nn.Conv2d(width, out_channels, 1, bias=False), LayerNorm2d(out_channels)]
     layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), LayerNorm2d(out_channels)]
     return nn.Sequential(*layers)
+
+
+class _MaxPool(nn.MaxPool2d):
+    """Max-pooling that keeps the rest of an odd map, and that can be exported for any size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        if not is_dynamic(h, w):
+            return super().forward(x)
+        window: Any = self.kernel_size
+        return F.max_pool2d(extend(x, whole(h, window), whole(w, window)), window)
 
 
 class _WindowBlock(nn.Module):
@@ -324,21 +338,25 @@ class _WindowBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _attend(self, x: Tensor) -> Tensor:
-        (_, h, w, _), window, shift = x.shape, self.window_size, self.shift
-        H, W = (h + window - 1) // window * window, (w + window - 1) // window * window  # whole windows
-        x = F.pad(x, (0, 0, 0, W - w, 0, H - h))
+        (B, h, w, D), window, shift = x.shape, self.window_size, self.shift
+        rows, columns = (h + window - 1) // window, (w + window - 1) // window  # of whole windows
+        x = F.pad(x, (0, 0, 0, columns * window - w, 0, rows * window - h))
         x = torch.roll(x, (-shift, -shift), (1, 2)) if shift else x
-        windows = window_partition(x, (window, window)).flatten(1, 2)  # (B, H, W, D) -> (windows, window², D)
-        windows = self.attn(windows, mask=self._mask(H, W, x) if shift else None)
-        x = window_reverse(windows.unflatten(1, (window, window)), (window, window), H, W)
+        windows = x.reshape(B, rows, window, columns, window, D).transpose(2, 3)  # (B, H, W, D) -> (B, r, c, w, w, D)
+        windows = windows.reshape(B * rows * columns, window * window, D)
+        windows = self.attn(windows, mask=self._mask(rows, columns, x) if shift else None)
+        x = windows.reshape(B, rows, columns, window, window, D).transpose(2, 3)
+        x = x.reshape(B, rows * window, columns * window, D)
         x = torch.roll(x, (shift, shift), (1, 2)) if shift else x
-        return x[:, :h, :w]
+        return crop(x.movedim(-1, 1), h, w).movedim(1, -1)
 
-    def _mask(self, H: int, W: int, x: Tensor) -> Tensor:
+    def _mask(self, rows: int, columns: int, x: Tensor) -> Tensor:
         """-100 between cells that only the cyclic shift brought into one window; `(windows, window², window²)`."""
-        rows = torch.arange(H, device=x.device) >= H - self.shift  # came over the edge
-        columns = torch.arange(W, device=x.device) >= W - self.shift
-        regions = 2 * rows[:, None] + columns.long()  # (H, W)
-        regions = window_partition(regions[None, :, :, None], (self.window_size, self.window_size)).flatten(1)
+        window, H, W = self.window_size, rows * self.window_size, columns * self.window_size
+        down = torch.arange(H, device=x.device) >= H - self.shift  # came over the edge
+        across = torch.arange(W, device=x.device) >= W - self.shift
+        regions = 2 * down[:, None] + across.long()  # (H, W)
+        regions = regions.reshape(rows, window, columns, window).transpose(1, 2)
+        regions = regions.reshape(rows * columns, window**2)
         apart = regions[:, None, :] != regions[:, :, None]
         return -100 * apart.to(self.attn.relative_position_bias_table.dtype)

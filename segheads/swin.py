@@ -22,7 +22,7 @@ def pad_before_shift(model: nn.Module) -> bool:
     """
     blocks: list[Any] = [module for module in model.modules() if type(module) is SwinTransformerBlock]
     for block in blocks:
-        block._attn = partial(_attend, block)
+        block._attn, block.pads_first = partial(_attend, block), True  # the latter for exports, which exchange it, too
     return bool(blocks)
 
 

@@ -1,5 +1,6 @@
 """Fixtures that several test files share: golden vectors and real images."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,36 @@ from parity import SHARED, load_golden
 pytest.register_assert_rewrite("testers")
 
 
-def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
+LEFT_OUT = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k, so that what was not asked for is not told
+def pytest_collection_modifyitems(config, items):
+    """Leave the GPU tests out where there is no GPU; the summary says so in one line.
+
+    `SEGHEADS_GPU_TESTS_ON=cpu` tries the bodies of those that can do without.
+    """
+    if torch.cuda.is_available() or "SEGHEADS_GPU_TESTS_ON" in os.environ:
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=left_out)
+    config.stash[LEFT_OUT] = len(left_out)
+    if hasattr(config, "workeroutput"):  # one of xdist's processes, each of which collects all
+        config.workeroutput["left_out"] = len(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    config = node.config
+    config.stash[LEFT_OUT] = max(config.stash.get(LEFT_OUT, 0), getattr(node, "workeroutput", {}).get("left_out", 0))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := config.stash.get(LEFT_OUT, 0):
+        words = "GPU test was" if count == 1 else "GPU tests were"
+        terminalreporter.write_line(f"{count} {words} left out: PyTorch finds no NVIDIA GPU", yellow=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -35,6 +35,19 @@ def load_golden(name: str) -> Golden:
     pytest.skip(f"golden vectors {name} are in none of {', '.join(map(str, GOLDEN))}")
 
 
+def as_map(vectors):
+    """The input as (B, C, h, w), which the official Segmenter has as tokens."""
+    if "input.x" in vectors.all:
+        return vectors["input.x"]
+    tokens, (h, w) = vectors["input.tokens"], vectors.config["grid"]
+    return tokens.mT.reshape(*tokens.mT.shape[:2], h, w).contiguous()  # (B, N, C) -> (B, C, h, w)
+
+
+def levels(vectors):
+    """The four maps that go into a SenFormer."""
+    return [vectors[f"input.level_{i}"] for i in range(4)]
+
+
 def assert_parity(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     """The golden README's measure: max|difference| / max|reference tensor|."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * float(expected.abs().max()) + 1e-12)

@@ -18,3 +18,11 @@ SMALL_RUN = {
     "threads": 1,
 }
 """Two updates of a small ViT on scenes of 32 pixels, as fields of a configuration without `output`."""
+
+
+TIMED = ("images_per_second", "data_wait", "memory_gb")
+
+
+def untimed(records):
+    """Records of a run without what differs from one time to the next."""
+    return [{key: value for key, value in record.items() if key not in TIMED} for record in records]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parity import assert_parity
+from parity import as_map, assert_parity, levels
 
 from segheads import (
     FPN,
@@ -84,14 +84,6 @@ def test_mask_transformer(golden, source, name):
     if vectors.tensors("grad."):
         kwargs = {"sizes": {"num_heads": num_heads}, "model": head}
         check_gradients((source, kwargs), vectors, masks, x, "grad", vectors["cotangent.masks"])
-
-
-def as_map(vectors):
-    """The input as (B, C, h, w), which the official Segmenter has as tokens."""
-    if "input.x" in vectors.all:
-        return vectors["input.x"]
-    tokens, (h, w) = vectors["input.tokens"], vectors.config["grid"]
-    return tokens.mT.reshape(*tokens.mT.shape[:2], h, w).contiguous()  # (B, N, C) -> (B, C, h, w)
 
 
 SEGMENTER_FILES = [
@@ -184,10 +176,6 @@ def test_bad_states_are_named(golden):
 
 
 SENFORMER_HEADS = ["senformer_head__grad", "senformer_head__odd", "senformer_head__tied_blocks"]
-
-
-def levels(vectors):
-    return [vectors[f"input.level_{i}"] for i in range(4)]
 
 
 @pytest.mark.parametrize("file", [*SENFORMER_HEADS, "eps_probe__senformer_head"])

@@ -1,6 +1,7 @@
 """On an NVIDIA GPU: values, gradients, memory and waiting, against PyTorch in float64. `pytest -m gpu` runs these."""
 
 import copy
+import os
 import warnings
 
 import pytest
@@ -19,13 +20,15 @@ from segheads.inference.protocol import InferenceProtocol
 from segheads.training import training_batches
 
 pytestmark = pytest.mark.gpu
-ON_GPU = "cuda"
+ON_GPU = os.environ.get("SEGHEADS_GPU_TESTS_ON", "cuda")
 SIZES = [  # images, classes, grid, pixels
     (2, 150, (32, 32), (512, 512)),
     (1, 19, (128, 256), (1024, 2048)),
     (3, 21, (23, 31), (333, 500)),
     (4, 2, (128, 128), (512, 512)),
     (2, 171, (40, 40), (40, 40)),
+    (2, 171, (21, 17), (165, 130)),
+    (16, 19, (16, 16), (128, 128)),
     (1, 1000, (16, 16), (224, 224)),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -82,6 +85,51 @@ def test_label_map(case, dtype):
     short = scores.amax(1) - scores.gather(1, found[:, None])[:, 0]  # of the best score; in 16 bits many are equal
     assert short.max() < 1e-5
     assert relative_error(probability, scores.softmax(1).amax(1)) < 5e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.usefixtures("path")
+def test_a_single_class(dtype):
+    logits, labels = random_case(2, 1, (8, 8), (64, 60), dtype)
+    loss = upsample_cross_entropy(logits, labels, ignore_index=-100)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    found, probability = upsample_argmax(logits, (64, 60), return_probability=True)
+    for value, expected in ((loss, 0.0), (gradient, 0.0), (found, 0), (probability, 1.0)):
+        torch.testing.assert_close(value, torch.full_like(value, expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grid", [(8, 8), (64, 64)], ids=str)
+@pytest.mark.usefixtures("path")
+def test_all_pixels_ignored(grid, dtype):
+    logits, labels = random_case(2, 19, grid, (64, 64), dtype)
+    loss = upsample_cross_entropy(logits, labels.fill_(-100), ignore_index=-100)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss == 0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.usefixtures("path")
+def test_any_strides(dtype):
+    logits, labels = random_case(2, 19, (12, 20), (90, 150), dtype)
+
+    def results(logits, labels):
+        loss = upsample_cross_entropy(logits, labels, ignore_index=-100)
+        return loss, *torch.autograd.grad(loss, logits), upsample_argmax(logits, (90, 150))
+
+    expected, wide = results(logits, labels), logits.detach().repeat_interleave(2, dim=3)
+    others = [
+        logits.detach().contiguous(memory_format=torch.channels_last),
+        logits.detach().mT.contiguous().mT,
+        wide[..., ::2],
+    ]
+    of_labels = [labels.mT.contiguous().mT, labels.int(), labels.repeat_interleave(2, dim=1)[:, ::2]]
+    for other, its_labels in zip(others, of_labels, strict=True):
+        loss, gradient, label_map = results(other.requires_grad_(), its_labels)
+        assert relative_error(loss, expected[0].double()) < 1e-6
+        assert relative_error(gradient, expected[1].double()) < {4: 1e-5, 2: 4e-3}[dtype.itemsize]
+        assert (label_map == expected[2]).float().mean() > 0.999  # two scores may be equal but for rounding
 
 
 @pytest.mark.usefixtures("path")
@@ -205,7 +253,8 @@ def test_a_step_does_not_wait(head):
 
 
 @pytest.mark.parametrize("protocol", [InferenceProtocol(), InferenceProtocol(window=64, stride=48)], ids=str)
-def test_an_evaluated_image_does_not_wait(protocol):
+@pytest.mark.parametrize("metrics", [("iou",), ("iou", "calibration", "boundary")], ids=len)
+def test_an_evaluated_image_does_not_wait(protocol, metrics):
     samples = EvaluationSamples(Scenes("val", size=(96, 128), length=6), (0.5,) * 3, (0.5,) * 3)
     model, accelerator = create_model("test_vit", "mean_shift", 12, pretrained=False).to(ON_GPU), Accelerator()
     waits = []
@@ -214,7 +263,7 @@ def test_an_evaluated_image_does_not_wait(protocol):
         try:
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
-                evaluate(accelerator, model, samples, protocol, limit=limit)
+                evaluate(accelerator, model, samples, protocol, metrics=metrics, limit=limit)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         waits.append(sum("synchron" in str(warning.message) for warning in told))
@@ -230,6 +279,7 @@ def test_batches_made_beside_the_step_are_those_of_the_cpu():
                 "labels": torch.randint(5, (2, 64, 64), dtype=torch.uint8, generator=generator).to(device),
                 "distortion": torch.tensor([[10.0, 1.2, 1.0, 0.7, 12.0]] * 2, device=device),
                 "valid": torch.tensor([[64, 64], [40, 64]], device=device),
+                "given": (torch.rand(2, 64, 64, generator=generator) < 0.5).to(device),
             }
 
     half = (0.5, 0.5, 0.5)

@@ -20,16 +20,18 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from jobs import Job, JobError, in_own_process, in_this_process
 from measure import machine
 from plots import write_plots
 from report import markdown, ratios
 from rows import Row, choose, rows
 from work import Setup
+
+from segheads.cli.run import run as run_command
+from segheads.ranges import Range
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,17 @@ class Config:
     only: tuple[str, ...] = ()
     """Groups or rows, such as `loss` or `head_step/linear`; `--list` prints them."""
     output: Path = Path("runs/benchmark")
-    turns: int = 7
+    turns: Annotated[int, Range(1)] = 7
     device: str = "cpu"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     """Of the tensors; models run under autocast where it is narrower than fp32."""
-    threads: int | None = None
+    threads: Annotated[int | None, Range(1)] = None
     """Of the CPU; None means all."""
     compile: bool = True
     """Also measure the plain side under torch.compile; not for the points of the scaling plots."""
     compile_models: bool = False
     """The same for whole models, ours too, which takes minutes for each."""
-    gpu_memory: float | None = None
+    gpu_memory: Annotated[float | None, Range(0, above=True)] = None
     """GB of a GPU that the largest batch may take; None means all."""
     one_process: bool = False
     """Measure everything in one process: quick, and exact on a GPU, where the allocator counts memory."""
@@ -169,4 +171,4 @@ def _key(record: dict[str, Any]) -> tuple:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    run_command(main, Config)

@@ -14,16 +14,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from typing import Any
+from typing import Annotated, Any
 
 import plain
 import torch
-import tyro
 from measure import machine, seconds_in_turns
 from torch import Tensor
 
+from segheads.cli.run import run
 from segheads.evaluation.tables import markdown_table
 from segheads.functional import upsample_argmax, upsample_cross_entropy
+from segheads.ranges import Range
 
 # classes, batch, grid, pixels
 SIZES = [
@@ -39,9 +40,9 @@ TINY = [(5, 2, (4, 4), (32, 32))]
 class Config:
     """What is measured."""
 
-    load: tuple[int, ...] = (0, 2)
+    load: Annotated[tuple[int, ...], Range(0)] = (0, 2)
     """Numbers of other processes, each busy on one core."""
-    turns: int = 5
+    turns: Annotated[int, Range(1)] = 5
     """Calls of each side in each row, in turns."""
     quick: bool = False
     """One tiny size, for tests."""
@@ -115,4 +116,4 @@ def work(started: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run(main, Config, description=__doc__)

@@ -16,16 +16,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from segheads.cli.run import run
 from segheads.data import (
     FolderDataset,
     PhotometricNormalize,
@@ -34,6 +34,7 @@ from segheads.data import (
     TrainingSamples,
     collate_samples,
 )
+from segheads.ranges import SEED_LIMIT, Range
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = 512
@@ -45,10 +46,10 @@ class Config:
 
     images: Path | None = None  # by default scenes are drawn and saved as 683x512 JPEG
     labels: Path | None = None
-    num_images: int = 32  # images per turn; fewer files are used again, with other crops
-    batch_size: int = 8
-    turns: int = 7
-    seed: int = 0
+    num_images: Annotated[int, Range(1)] = 32  # images per turn; fewer files are used again, with other crops
+    batch_size: Annotated[int, Range(1)] = 8
+    turns: Annotated[int, Range(1)] = 7
+    seed: Annotated[int, Range(0, SEED_LIMIT)] = 0
     json: Path | None = None  # also write the results here
 
 
@@ -227,4 +228,4 @@ class PublishedPipeline:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    run(main, Config)

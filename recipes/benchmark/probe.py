@@ -18,16 +18,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-import tyro
 from accelerate import Accelerator
 from torch import Tensor
 
 from segheads import SegmentationModel, create_model
+from segheads.cli.run import run
 from segheads.plan import HeadChoice, parse_head
 from segheads.probing import FeatureCache, Probe, SharedBackbone, build_probes, probe_step
+from segheads.ranges import Range
 from segheads.training import create_optimizer
 
 RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
@@ -54,13 +55,13 @@ class Config:
     heavy: bool = True
     """Also measure what single heads cost at their default widths."""
     backbone: str = "vit_small_patch16_224"
-    size: int = 224
+    size: Annotated[int, Range(1)] = 224
     """Side of the images, pixels."""
-    batch_size: int = 4
-    classes: int = 19
-    turns: int = 3
+    batch_size: Annotated[int, Range(1)] = 4
+    classes: Annotated[int, Range(1)] = 19
+    turns: Annotated[int, Range(1)] = 3
     """How often both sides take turns."""
-    threads: int = 1
+    threads: Annotated[int, Range(1)] = 1
     output: Path | None = None
     """A JSON file for the numbers."""
 
@@ -172,4 +173,4 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run(main, Config, description=__doc__)

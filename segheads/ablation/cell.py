@@ -18,25 +18,25 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from segheads.ablation.config import GridConfig
 from segheads.ablation.table import ABSENT, BROKE_DOWN, Measured, Row
 from segheads.data import EvaluationSamples, open_dataset
-from segheads.errors import DivergedError, ScoresError, options_become_parts
+from segheads.errors import DivergedError, FolderInUseError, ScoresError, options_become_parts
 from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate
 from segheads.evaluation.variance import class_variance
 from segheads.files import write_json
 from segheads.inference.protocol import InferenceProtocol
 from segheads.inference.windows import pair
+from segheads.locks import only_process
 from segheads.model import SegmentationModel
 from segheads.training.config import MAY_DIFFER, field_defaults
 from segheads.training.run import run_training, shown
 from segheads.training.run_folder import CHECKPOINTS, RunFolder
 
-MEASURED, LOCK = "measured.json", ".lock"
+MEASURED = "measured.json"
 
 # A cell that is finished keeps its numbers, so what they depend on may not differ, though a resumed run's may.
 CELL_MAY_DIFFER = MAY_DIFFER - {"pretrained", "backbone_weights", *InferenceProtocol.__dataclass_fields__}
@@ -175,10 +175,9 @@ def claimed(folder: Path) -> Iterator[bool]:
     with ExitStack() as stack:
         free = [True]
         if PartialState().is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
             try:
-                stack.enter_context(FileLock(folder / LOCK, timeout=0))
-            except Timeout:
+                stack.enter_context(only_process(folder, "training"))
+            except FolderInUseError:
                 free = [False]
         yield bool(broadcast_object_list(free)[0])
 

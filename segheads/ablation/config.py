@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from segheads.ranges import Range
 from segheads.training.config import TrainingConfig
 
 T = TypeVar("T")
@@ -30,12 +31,13 @@ class GridConfig(TrainingConfig):
 
     tables: tuple[str, ...] = axis(())
     """Which tables to make; none means all."""
-    seeds: int = axis(1)
+    seeds: Annotated[int, Range(1)] = axis(1)
     """Trainings of each cell that is made more than once, from `seed` on."""
     shard: str = axis("0/1")
     """Which share of the trainings to make: 1/4 is the second of four processes, each on a GPU of its own."""
     render_only: bool = axis(False)
     """Make the tables of what is there, and train nothing."""
+    extend: Annotated[int | None, tyro.conf.Suppress] = None
     resume: Annotated[bool, tyro.conf.Suppress] = True
     """A sweep always goes on with what `output` holds."""
     model_kwargs: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from segheads.ablation.config import GridConfig, merge
 from segheads.ablation.plot import plot_table
 from segheads.ablation.table import Measured, Results, Row, Table, csv_text, markdown, values_of
 from segheads.build import create_model
-from segheads.drawing import save_figure
+from segheads.drawing import picture_or_warning, save_figure
 from segheads.errors import OptionError
 from segheads.files import write_text
 from segheads.model import SegmentationModel
@@ -105,7 +105,8 @@ def write_table(path: Path, table: Table, results: Results) -> None:
     write_text(path.parent / f"{path.name}.md", f"{markdown(table, results)}\n")
     write_text(path.parent / f"{path.name}.csv", csv_text(table, results))
     if any(values_of(row, key) for row in results for key in table.drawn):
-        save_figure(plot_table(table, results), path.parent / f"{path.name}.png", dpi=120)
+        with picture_or_warning(path.parent / f"{path.name}.png"):
+            save_figure(plot_table(table, results), path.parent / f"{path.name}.png", dpi=120)
 
 
 def parse_shard(shard: str) -> tuple[int, int]:

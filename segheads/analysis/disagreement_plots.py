@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from segheads.analysis.disagreement import OUTCOMES, Disagreement
-from segheads.drawing import OKABE_ITO, SMALL, ClassColours, Palette, check_picture, in_pixels, show_picture
+from segheads.drawing import OKABE_ITO, SMALL, ClassColours, Palette, check_picture, in_pixels, shortened, show_picture
 
 # grey, blue, orange, black, purple; white where the truth is to be ignored
 OUTCOME_COLOURS = ((0.85, 0.85, 0.85), OKABE_ITO[0], OKABE_ITO[1], (0.0, 0.0, 0.0), OKABE_ITO[3])
@@ -84,7 +84,7 @@ def _draw_pairs(axis: Any, found: Disagreement, names: Sequence[str], models: tu
     apart = found.pairs.clone().fill_diagonal_(0)
     order = [k for k in apart.flatten().argsort(descending=True)[:MOST_PAIRS].tolist() if apart.flatten()[k] > 0]
     K = len(names)
-    labels = [f"{names[k // K]} / {names[k % K]}" for k in order]
+    labels = [f"{shortened(names[k // K])} / {shortened(names[k % K])}" for k in order]
     axis.barh(range(len(order)), [100 * apart.flatten()[k].item() for k in order], color=OKABE_ITO[0])
     axis.set_yticks(range(len(order)), labels, fontsize=SMALL)
     axis.invert_yaxis()

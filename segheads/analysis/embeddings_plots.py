@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from segheads.analysis.embeddings import Projection
-from segheads.drawing import OKABE_ITO, SMALL, part_title, sheet, write_names
+from segheads.drawing import OKABE_ITO, SMALL, part_title, sheet, shortened, write_names
 
 MOST_TICKS = 40  # names along an axis that can still be read
 
@@ -89,7 +89,7 @@ def plot_similarity(
     apart = ~np.eye(K, dtype=bool)
     limit = max((float(abs(s.numpy()[apart]).max()) for s in similarities.values() if K > 1), default=0.0) or 1.0
     ticks = range(0, K, -(-K // MOST_TICKS))
-    shown_names = [names[k] for k in ticks]
+    shown_names = [shortened(names[k]) for k in ticks]
     for axis, (head, similarity) in zip(axes, similarities.items(), strict=True):
         values = np.ma.masked_where(~apart, similarity.numpy())
         axis.set_facecolor("lightgrey")

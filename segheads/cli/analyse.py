@@ -26,7 +26,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from matplotlib.figure import Figure
@@ -58,6 +58,7 @@ from segheads.data import DataConfig, SegmentationDataset, open_dataset, resize_
 from segheads.data.config import in_new_words
 from segheads.drawing import save_figure
 from segheads.errors import OptionError
+from segheads.ranges import SEED_LIMIT, Range
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +85,11 @@ class Config:
     """What follows it in those of your own labels."""
     class_names: tuple[str, ...] | None = None
     """The classes of your own folder."""
-    num_classes: int | None = None
+    num_classes: Annotated[int | None, Range(1)] = None
     """How many classes your own folder has, in place of their names."""
-    ignore_index: int | tuple[int, ...] | None = None
+    ignore_index: Annotated[int | tuple[int, ...] | None, Range(0, 2**31 - 1)] = None
     """The values in your own label files that mean no class, one or several."""
-    label_values: tuple[int, ...] | None = None
+    label_values: Annotated[tuple[int, ...] | None, Range(0, 2**31 - 1)] = None
     """The value of each class in your own label files."""
     label_map: Path | None = None
     """A JSON file of value to class in your own label files."""
@@ -96,23 +97,23 @@ class Config:
     """A JSON file of colour to class in your own label files."""
     reduce_zero_label: bool | None = None
     """In your own label files 0 means no class and 1 is the first class."""
-    scenes_size: int | None = None
+    scenes_size: Annotated[int | None, Range(1)] = None
     """Side of the drawn scenes, pixels."""
-    seed: int | None = None
+    seed: Annotated[int | None, Range(0, SEED_LIMIT)] = None
     """Of the drawn scenes."""
-    scale: tuple[int, int] | None = None
+    scale: Annotated[tuple[int, int] | None, Range(1)] = None
     """Longest and shortest side, pixels, into which images are resized."""
 
     # What to look at
-    image: int = 0
+    image: Annotated[int, Range(0)] = 0
     """Index of the image in the validation set."""
-    pixel: tuple[int, int] | None = None
+    pixel: Annotated[tuple[int, int] | None, Range(0)] = None
     """Row and column (y, x) of the pixel whose patch is asked, in the resized image; None means its middle."""
     class_name: str | None = None
     """The class that is asked where it looks; None means the one that the model sees at the pixel."""
-    shifts: int = 4
+    shifts: Annotated[int, Range(0)] = 4
     """The most shifts in the pictures of mean shift."""
-    distance_images: int = 8
+    distance_images: Annotated[int, Range(1)] = 8
     """Over how many images the attended distance is taken."""
     dataset_colours: bool = False
     """Colour classes as the data set does, rather than so that the colour-blind can tell them apart."""

@@ -17,7 +17,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from segheads.data.registry import open_dataset
 from segheads.drawing import LINE_COLOURS, OTHER, SMALL, save_figure, sheet
 from segheads.evaluation.tables import markdown_table, percent
 from segheads.files import write_json
+from segheads.ranges import SEED_LIMIT, Range
 
 SPLITS = ("train", "val")
 STATUS = {"warning": 1, "error": 2}
@@ -41,13 +42,13 @@ class Config:
 
     data: DataConfig = DataConfig()
     """The data set."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, SEED_LIMIT)] = 0
     """Of drawn scenes, and of the choice of train_images."""
     output: Path | None = None
     """Folder for scan.json and scan.png; None writes no files."""
     json: bool = False
     """Print JSON, for programs, in place of tables."""
-    workers: int | None = None
+    workers: Annotated[int | None, Range(0)] = None
     """Processes that read files; None takes all cores for many files, 0 reads in one process."""
 
 

@@ -22,7 +22,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from accelerate import Accelerator
@@ -40,6 +40,7 @@ from segheads.evaluation.plots import Row
 from segheads.evaluation.report import score_line
 from segheads.inference.protocol import InferenceProtocol, Size, SmallImages
 from segheads.metrics import METRICS, find_metric
+from segheads.ranges import SEED_LIMIT, Range, check_ranges
 from segheads.training.machine import Precision, launched_precision, share_cores
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Config:
     """Where the data set lies."""
     split: str = "val"
     """The part of the data set, in the words of its class."""
-    limit: int | None = None
+    limit: Annotated[int | None, Range(1)] = None
     """Evaluate on the first so many images."""
     image_suffix: str | None = None
     """What follows the common name in the files of your own images."""
@@ -69,11 +70,11 @@ class Config:
     """What follows it in those of your own labels."""
     class_names: tuple[str, ...] | None = None
     """The classes of your own folder."""
-    num_classes: int | None = None
+    num_classes: Annotated[int | None, Range(1)] = None
     """How many classes your own folder has; or 59 for pascal_context without background."""
-    ignore_index: int | tuple[int, ...] | None = None
+    ignore_index: Annotated[int | tuple[int, ...] | None, Range(0, 2**31 - 1)] = None
     """The values in your own label files that mean no class, one or several."""
-    label_values: tuple[int, ...] | None = None
+    label_values: Annotated[tuple[int, ...] | None, Range(0, 2**31 - 1)] = None
     """The value of each class in your own label files."""
     label_map: Path | None = None
     """A JSON file of value to class in your own label files."""
@@ -83,37 +84,37 @@ class Config:
     """In your own label files 0 means no class and 1 is the first class."""
     flip_pairs: tuple[str, ...] | None = None
     """Names of classes, two by two, that become each other in the mirror: "left arm" "right arm"."""
-    in_chans: int | None = None
+    in_chans: Annotated[int | None, Range(1)] = None
     """Channels of your own images; None means the model's."""
-    bit_depth: int | None = None
+    bit_depth: Annotated[int | None, Range(8, 32)] = None
     """Bits that the values of your own images use, 32 for floats; None means the model's."""
     exif: Literal["apply", "ignore"] | None = None
     """Whether your own labels are drawn on images turned by their EXIF orientation, or on the pixels as stored."""
     background: Literal["class", "ignore"] | None = None
     """What pixels are that no annotation of a COCO JSON covers."""
-    scenes_size: int | None = None
+    scenes_size: Annotated[int | None, Range(1)] = None
     """Side of the drawn scenes, pixels; None means 128."""
-    seed: int | None = None
+    seed: Annotated[int | None, Range(0, SEED_LIMIT)] = None
     """Of the drawn scenes; None means 0."""
 
     # The protocol
-    scale: tuple[int, int] | None = None
+    scale: Annotated[tuple[int, int] | None, Range(1)] = None
     """Longest and shortest side, pixels, into which images are resized; None leaves them. ADE20K's is 2048 512."""
     slide: bool = False
     """Show the model windows of the image, also if the run showed it whole images."""
     whole: bool = False
     """Show the model whole images, also if the run showed it windows."""
-    window: Size | None = None
+    window: Annotated[Size | None, Range(1)] = None
     """Side of the windows, pixels, or their height and width; None means the run's, or that of its training crops."""
-    stride: Size | None = None
+    stride: Annotated[Size | None, Range(1)] = None
     """Pixels between windows; None means the run's, or that of the window."""
-    scales: tuple[float, ...] = (1.0,)
+    scales: Annotated[tuple[float, ...], Range(0, above=True)] = (1.0,)
     """Factors of the image's size whose probabilities are averaged; the papers' are 0.5 0.75 1.0 1.25 1.5 1.75."""
     flip: bool = False
     """Average with the mirrored image, too."""
     small_images: SmallImages = "shrink_window"
     """Make the window smaller for an image below its size (MMSegmentation), or enlarge the image (Segmenter)."""
-    threshold: float | None = None
+    threshold: Annotated[float | None, Range(0, 1, above=True, below=True)] = None
     """Of a model of one class: the probability above which a pixel is of it; None means the model's own."""
 
     # The scores
@@ -121,15 +122,15 @@ class Config:
     """What to measure; iou, from which the scores of single images come, is always among it."""
 
     # The machine and the pictures
-    batch_size: int = 4
+    batch_size: Annotated[int, Range(1)] = 4
     """Windows in one call of the model."""
     mixed_precision: Precision | None = None
     """Precision of the forward pass; None means the launcher's, or fp32."""
-    threads: int | None = None
+    threads: Annotated[int | None, Range(1)] = None
     """CPU threads of each process; None shares all cores out."""
-    workers: int = 4
+    workers: Annotated[int, Range(0)] = 4
     """Processes that load images, for each process that evaluates."""
-    pictures: int = 10
+    pictures: Annotated[int, Range(0)] = 10
     """Rows of the sheet of the worst images; 0 draws none."""
 
 
@@ -226,20 +227,19 @@ def find_model(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def complete(config: Config, run: dict[str, Any]) -> Config:
-    """Take what was not given from the run, and refuse options that contradict each other."""
+    """Take what was not given from the run, and refuse options that are out of range or contradict each other."""
+    check_ranges(config)
     dataset = config.dataset or run.get("dataset")
     known = ", ".join(DATASETS)
     if dataset is None:
         raise OptionError(f"--model {config.model} is no run that tells its data set; give --dataset, of {known}")
     if dataset not in DATASETS:
         raise OptionError(f"--dataset {dataset} is not known; choose one of {known}")
-    if config.limit is not None and config.limit < 1:
-        raise OptionError(f"--limit must be 1 or more; got {config.limit}")
     with options_become_parts():
         for name in config.metrics:
             find_metric(name)
-    if not config.scales or min(config.scales) <= 0:
-        raise OptionError(f"--scales must be one or more numbers above 0; got {config.scales}")
+    if not config.scales:
+        raise OptionError("--scales must be one number or more; got none")
     if config.whole and (config.slide or config.window or config.stride):
         raise OptionError("--whole shows no windows, and --slide, --window and --stride do; leave one out")
     run = {name: tuple(x) if isinstance(x, list) else x for name, x in run.items()}
@@ -249,9 +249,6 @@ def complete(config: Config, run: dict[str, Any]) -> Config:
     if window is None and (config.slide or config.stride):
         raise OptionError(f"--model {config.model} tells no size of windows; give --window PIXELS")
     stride = config.stride or (run.get("stride") if window == run.get("window") else None) or window
-    for option, value in {"--window": window, "--stride": stride}.items():
-        if value is not None and min(value if isinstance(value, tuple) else (value,)) < 1:
-            raise OptionError(f"{option} must be 1 pixel or more; got {value}")
     told = in_new_words(run)
     taken = {name: told.get(name) for name in OF_THE_DATA if dataset == run.get("dataset")}
     given = {name: getattr(config, name) for name in (*OF_THE_DATA, "scale")}

@@ -17,17 +17,23 @@ from segheads.errors import (
     DownloadError,
     LabelError,
     PretrainedWeightsError,
+    RunEndedError,
     RunExistsError,
     SegheadsError,
+    StoppedError,
     options_become_parts,
 )
+from segheads.exporting import FORMATS
 from segheads.heads import list_heads
 from segheads.merges import MERGES
+from segheads.ranges import check_ranges
+from segheads.stopping import stopping
 from segheads.training.config import flat
 
 C = TypeVar("C")
 R = TypeVar("R")
 
+SIGNALLED = 128  # plus the number of the signal, as shells have it
 USAGE = 2  # the exit status of a run that cannot begin or go on
 
 # What helps, by the option that does; offered where the command has that option.
@@ -53,6 +59,7 @@ ADVICE: tuple[tuple[type[Exception], Mapping[str, str]], ...] = (
     (DataMissingError, DATA),
     (DownloadError, DATA),
     (RunExistsError, FOLDER),
+    (RunEndedError, {"resume": "--resume goes on with the run"}),
 )
 
 # Options whose values are names in a table, for the help
@@ -60,6 +67,7 @@ NAMES: dict[str, Callable[[], Sequence[str]]] = {
     "head": list_heads,
     "dataset": lambda: list(DATASETS),
     "merge": lambda: list(MERGES),
+    "format": lambda: list(FORMATS),
 }
 
 
@@ -89,14 +97,19 @@ def run(
 
     Raises:
         SystemExit: With 2 after an error that the user can mend, as tyro does for words that it cannot read; with 0
-            after the help.
+            after the help; with 143 and 130 after SIGTERM and SIGINT.
     """
     words = list(sys.argv[1:] if args is None else args)
     given: Any = None
     with _messages():
         try:
             given = parse(config, words, demo=demo, description=description, prog=prog)
-            return main(given)
+            with stopping():
+                return main(given)
+        except StoppedError as stop:
+            if _is_main_process():
+                print("; ".join(filter(None, (str(stop), advise(stop, given)))), file=sys.stderr)
+            raise SystemExit(SIGNALLED + stop.signal) from stop
         except (SegheadsError, OSError) as error:
             if _is_main_process():
                 print(f"error: {error}", file=sys.stderr)
@@ -124,14 +137,16 @@ def parse(
 
     Raises:
         SystemExit: As tyro does, for the help and for words that it cannot read.
-        OptionError: If a part refuses its values.
+        OptionError: If a number is out of the range of its field, or a part refuses its values.
     """
     options: dict[str, Any] = {"default": demo} if demo is not None and "--demo" in words else {}
     shown = "\n\n".join(part for part in (description, _names(config)) if part)
     with options_become_parts():
-        return tyro.cli(
+        given = tyro.cli(
             config, args=words, prog=prog, description=shown, config=(tyro.conf.OmitArgPrefixes,), **options
         )
+    check_ranges(given)
+    return given
 
 
 def advise(error: Exception, config: Any) -> str:

@@ -88,12 +88,18 @@ def _run(path: Path, name: str) -> dict[str, Any]:
         (found for one in reversed(measured) if (found := {key: one[key] for key in keys if one.get(key) is not None})),
         {},
     )
+    done = max((record["iteration"] for record in records), default=0)
     return {
         "name": name,
         "backbone": options.get("backbone"),
         "head": options.get("head"),
-        "iteration": max((record["iteration"] for record in records), default=0),
+        "iteration": done,
         "iterations": options.get("iterations"),
-        "finished": results.is_file(),
+        "finished": results.is_file() and not _goes_on(options, done),
         "scores": scores,
     }
+
+
+def _goes_on(options: dict[str, Any], done: int) -> bool:
+    """Whether results are of the end of a run that has become longer since."""
+    return bool(options.get("extend")) and not options.get("patience") and done < options["iterations"]

@@ -1,6 +1,8 @@
 """Data sets, and the way of their images into a model."""
 
 from segheads.data.ade20k import ADE20K
+from segheads.data.augment import Augment, mix_neighbours
+from segheads.data.augmentation import AugmentationConfig
 from segheads.data.camvid import CamVid
 from segheads.data.cityscapes import Cityscapes
 from segheads.data.coco import COCODataset
@@ -15,6 +17,7 @@ from segheads.data.images import ImageForm, read_image
 from segheads.data.label_map import LabelMap
 from segheads.data.pascal_context import PascalContext
 from segheads.data.photometric import PhotometricDistortion, PhotometricNormalize
+from segheads.data.rare_classes import RareClasses
 from segheads.data.registry import DATASETS, open_dataset
 from segheads.data.resize import resize_keep_ratio, to_input
 from segheads.data.samples import EvaluationSamples, IterationSampler, TrainingSamples, collate_samples
@@ -43,6 +46,8 @@ __all__ = [
     "ADE20K",
     "DATASETS",
     "VOC2012",
+    "Augment",
+    "AugmentationConfig",
     "COCODataset",
     "COCOStuff10K",
     "COCOStuff164K",
@@ -60,6 +65,7 @@ __all__ = [
     "PhotometricDistortion",
     "PhotometricNormalize",
     "RandomScaleCrop",
+    "RareClasses",
     "Scenes",
     "SegmentationDataset",
     "SplitScan",
@@ -71,6 +77,7 @@ __all__ = [
     "default_cache",
     "download_ade20k",
     "find_problems",
+    "mix_neighbours",
     "open_dataset",
     "read_image",
     "resize_keep_ratio",

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from segheads.data.images import FLOATS, ImageForm
 from segheads.errors import OptionError, options_become_parts
 from segheads.files import readable
+from segheads.ranges import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,11 @@ class DataConfig:
     class_names: tuple[str, ...] | None = None
     """The classes of your own folder, in the order of the values in its label files; those of no class have no name.
     One name is that of label 1, and label 0 is its background."""
-    num_classes: int | None = None
+    num_classes: Annotated[int | None, Range(1)] = None
     """How many classes your own folder has, in place of their names; or 59 for pascal_context without background."""
-    ignore_index: int | tuple[int, ...] | None = None
+    ignore_index: Annotated[int | tuple[int, ...] | None, Range(0, 2**31 - 1)] = None
     """The values in your own label files that mean no class, one or several; None means 255."""
-    label_values: tuple[int, ...] | None = None
+    label_values: Annotated[tuple[int, ...] | None, Range(0, 2**31 - 1)] = None
     """The value of each class in your own label files, such as 0 255, if they are not 0, 1, 2 and so on."""
     label_map: Path | None = None
     """A JSON file of value to class in your own label files, {"0": "grass", "255": 1, "7": "ignore"}."""
@@ -52,15 +53,15 @@ class DataConfig:
     """In your own label files 0 means no class and 1 is the first class, as in ADE20K."""
     flip_pairs: tuple[str, ...] | None = None
     """Names of classes, two by two, that become each other in the mirror: "left arm" "right arm"."""
-    in_chans: int | None = None
+    in_chans: Annotated[int | None, Range(1)] = None
     """Channels of your own images, such as the bands of a satellite; None means 3."""
-    bit_depth: int | None = None
+    bit_depth: Annotated[int | None, Range(8, 32)] = None
     """Bits that the values of your own images use, 8 to 16, also where the files have room for more; 32 for floats;
     None means 8."""
-    band_mean: tuple[float, ...] | None = None
+    band_mean: Annotated[tuple[float, ...] | None, Range()] = None
     """Mean of each channel over your own images, of values divided by the largest of the bit depth (of floats: as they
     are); None means the backbone's. segheads check-data measures it."""
-    band_std: tuple[float, ...] | None = None
+    band_std: Annotated[tuple[float, ...] | None, Range(0, above=True)] = None
     """Standard deviation of each channel, in the same scale."""
     exif: Literal["apply", "ignore"] | None = None
     """Whether your own labels are drawn on images turned by their EXIF orientation, or on the pixels as stored; None
@@ -68,9 +69,9 @@ class DataConfig:
     background: Literal["class", "ignore"] | None = None
     """What pixels are that no annotation of a COCO JSON covers: of a class background, before all others, or of no
     class; None means class."""
-    scenes_size: int = 128
+    scenes_size: Annotated[int, Range(1)] = 128
     """Side of the drawn scenes, pixels."""
-    train_images: int | None = None
+    train_images: Annotated[int | None, Range(1)] = None
     """Train on so many images of the data set, drawn by the seed; None takes all."""
     download: bool = False
     """Fetch the data set into the data root if it is not there; ADE20K can be fetched."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,16 @@ from segheads.data.images import Picture, size_of
 from segheads.data.resize import SCALE, rescaled_size
 
 _STRIDE = 4  # class shares of a crop are counted on every fourth row and column
+
+
+class _Drawn(NamedTuple):
+    """A crop before the image is looked at."""
+
+    corner: tuple[int, int]  # upper left, pixels of the original
+    valid: tuple[int, int]
+    factors: tuple[float, float]
+    flip: bool
+    labels: NDArray[np.integer]
 
 
 class RandomScaleCrop:
@@ -42,7 +52,8 @@ class RandomScaleCrop:
         Called with an image of a data set (RGB, or an array `(H, W, C)`), its labels `(H, W)` of uint8 or int16 and a
         generator; returns the crop `(C, h, w)`, uint8 or, of more than 8 bit, float32 in the stored values' scale, 0
         where padded (right and bottom), its labels `(h, w)`, of the same type, `ignore_index` where padded or
-        ignored, and the height and width of the part that is not padding.
+        ignored, and the height and width of the part that is not padding. Told a class and a number, too, it draws
+        until a crop has more pixels of the class, 10 times, and then takes any.
 
     Examples:
         >>> crop = RandomScaleCrop(64, scale=(128, 96))
@@ -74,11 +85,21 @@ class RandomScaleCrop:
         self.flip_pairs = tuple(flip_pairs)
 
     def __call__(
-        self, image: Picture, labels: Tensor, rng: np.random.Generator
+        self, image: Picture, labels: Tensor, rng: np.random.Generator, wanted: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Draw one crop."""
         classes: NDArray[np.integer] = labels.numpy()
-        resized = rescaled_size(*size_of(image), self.scale, rng.uniform(*self.ratio_range))
+        drawn = self._draw(classes, rng)
+        for _ in range(self.max_tries if wanted else 0):
+            if wanted is None or np.count_nonzero(drawn.labels == wanted[0]) > wanted[1]:
+                break
+            drawn = self._draw(classes, rng)
+        part = _resize_part(image, drawn.corner, drawn.valid, drawn.factors)
+        return self._pad(part.flip(-1) if drawn.flip else part), torch.from_numpy(drawn.labels), drawn.valid
+
+    def _draw(self, classes: NDArray[np.integer], rng: np.random.Generator) -> "_Drawn":
+        """Where a crop is, and its labels."""
+        resized = rescaled_size(classes.shape[0], classes.shape[1], self.scale, rng.uniform(*self.ratio_range))
         valid = (min(self.size[0], resized[0]), min(self.size[1], resized[1]))
         factors = (resized[0] / classes.shape[0], resized[1] / classes.shape[1])
         spans = [_source(valid[axis], factors[axis]) for axis in (0, 1)]
@@ -90,8 +111,7 @@ class RandomScaleCrop:
         out_labels[: valid[0], : valid[1]] = _gather(classes, rows, columns[::-1] if flip else columns)
         if flip:
             _swap(out_labels, self.flip_pairs)
-        part = _resize_part(image, corner, valid, factors)
-        return self._pad(part.flip(-1) if flip else part), torch.from_numpy(out_labels), valid
+        return _Drawn(corner, valid, factors, bool(flip), out_labels)
 
     def _choose_corner(
         self, classes: NDArray[np.integer], spans: list[NDArray[np.intp]], room: list[int], rng: np.random.Generator

@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from segheads.data.augment import Augment
 from segheads.data.crop import RandomScaleCrop
 from segheads.data.dataset import SegmentationDataset
 from segheads.data.photometric import PhotometricDistortion
+from segheads.data.rare_classes import Key, RareClasses
 from segheads.data.resize import resize_keep_ratio, to_input
 from segheads.errors import DataError
 
-CROPS = 1  # the stream of random numbers that crops and distortions come from; 0 are orders and drawn scenes
+# The stream of random numbers that crops and distortions come from; 0 are orders and drawn scenes, 2 is what `Augment`
+# and 3 what `RareClasses` draws.
+CROPS = 1
 
 _PUBLISHED = PhotometricDistortion()
 
@@ -22,8 +26,9 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
     """Crops of a data set, as stored, with the photometric distortion drawn but not yet done.
 
     Indexed by `(epoch, index)`, as `IterationSampler` yields them. All randomness of a sample comes from a generator
-    seeded with (seed, epoch, index), so it is the same in any worker, in any process, and after a resume.
-    `PhotometricNormalize` turns a batch into the model's input, on the device.
+    seeded with (seed, epoch, index), so it is the same in any worker, in any process, and after a resume; what
+    `augment` draws comes from generators of its own and changes no crop. `PhotometricNormalize` turns a batch into the
+    model's input, on the device.
 
     Args:
         dataset: Any data set of the package.
@@ -31,11 +36,12 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         seed: One number for the run.
         distortion: What to draw from; None for undistorted images. Images without 3 channels of colour, whose range is
             known, are not distorted.
+        augment: What else happens to crops.
 
     Shape:
         A dictionary of `image` `(C, h, w)`, uint8 (float32 of more than 8 bit); `labels` `(h, w)`, uint8 or int16;
-        `distortion` `(5,)`, float32; `valid` `(2,)`, int64, the height and width that are not padding.
-        `collate_samples` stacks them.
+        `distortion` `(5,)`, float32; `valid` `(2,)`, int64, the height and width that are not padding; where `augment`
+        mixes, `given` `(h, w)`, bool, what `mix_neighbours` puts into its neighbour. `collate_samples` stacks them.
 
     Raises:
         ValueError: The crop pads labels with another value than the data set ignores.
@@ -55,6 +61,7 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         *,
         seed: int,
         distortion: PhotometricDistortion | None = _PUBLISHED,
+        augment: Augment | None = None,
     ):
         if crop.ignore_index != dataset.ignore_index:
             raise ValueError(
@@ -65,12 +72,13 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         self.crop = crop
         self.seed = seed
         self.distortion = distortion
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
-        epoch, index = key
+    def __getitem__(self, key: Key) -> dict[str, Tensor]:
+        epoch, index, *wanted = key
         try:
             image, labels = self.dataset.read(index)
         except DataError as error:
@@ -78,14 +86,19 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
         # numpy takes missing numbers for 0: without the last, sample 0 would draw what shuffled its epoch, and a drawn
         # scene's crop what drew the scene
         rng = np.random.default_rng([self.seed, epoch, index, CROPS])
-        pixels, classes, valid = self.crop(image, labels, rng)
+        pixels, classes, valid = self.crop(image, labels, rng, *([(wanted[0], wanted[1])] if wanted else []))
         is_distorted = self.distortion is not None and self.dataset.image_form.has_colours
         drawn = (
             self.distortion(rng)
             if self.distortion is not None and is_distorted
             else torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
         )
-        return {"image": pixels, "labels": classes, "distortion": drawn, "valid": torch.tensor(valid)}
+        more: dict[str, Tensor] = {}
+        if self.augment is not None:
+            pixels, classes = self.augment(pixels, classes, valid, (self.seed, epoch, index))
+            if self.augment.config.mixes:
+                more["given"] = self.augment.gift(classes, valid, (self.seed, epoch, index))
+        return {"image": pixels, "labels": classes, "distortion": drawn, "valid": torch.tensor(valid), **more}
 
 
 class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
@@ -165,6 +178,7 @@ class IterationSampler:
         seed: One number for the run.
         num_iterations: Iterations of the whole run.
         start_iteration: The first iteration to yield, for a resumed run.
+        rare: Draw images by their classes instead; then there are no epochs, and keys have the class, too.
 
     Raises:
         ValueError: Length or batch size is below 1, or the start lies outside the run.
@@ -178,7 +192,16 @@ class IterationSampler:
 
     drop_last = False  # accelerate asks; every batch is full
 
-    def __init__(self, length: int, batch_size: int, *, seed: int, num_iterations: int, start_iteration: int = 0):
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        num_iterations: int,
+        start_iteration: int = 0,
+        rare: RareClasses | None = None,
+    ):
         if length < 1 or batch_size < 1:
             raise ValueError(f"length and batch_size must be at least 1, not {length} and {batch_size}")
         if not 0 <= start_iteration <= num_iterations:
@@ -188,15 +211,19 @@ class IterationSampler:
         self.seed = seed
         self.num_iterations = num_iterations
         self.start_iteration = start_iteration
+        self.rare = rare
 
     def __len__(self) -> int:
         return self.num_iterations - self.start_iteration
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         shuffled, order = -1, np.arange(0)
         for iteration in range(self.start_iteration, self.num_iterations):
-            batch = []
+            batch: list[Key] = []
             for position in range(iteration * self.batch_size, (iteration + 1) * self.batch_size):
+                if self.rare is not None:
+                    batch.append(self.rare.key(self.seed, position))
+                    continue
                 epoch, place = divmod(position, self.length)
                 if epoch != shuffled:
                     shuffled, order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.length)

@@ -87,6 +87,7 @@ class SplitScan:
         image_kinds: How many images there are of each format, number of channels and bit depth.
         label_kinds: The same of labels.
         digests: An image file for each hash of an image's pixels.
+        class_pixels: Pixels of each class in each sample, of those that it shows.
         image_form: What the data set says that images hold.
         channels: How many images there are of each number of channels.
         largest: The largest value in images; None where it is not known.
@@ -110,6 +111,7 @@ class SplitScan:
     image_kinds: Mapping[str, int] = field(default_factory=dict)
     label_kinds: Mapping[str, int] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    class_pixels: Sequence[Mapping[int, int]] = ()
     image_form: ImageForm = RGB
     channels: Mapping[int, int] = field(default_factory=dict)
     largest: float | None = None
@@ -128,8 +130,9 @@ class SplitScan:
         return [index for index, count in enumerate(self.images) if not count]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but the hashes, in JSON values, with the share ignored."""
-        values = {name: value for name, value in dataclasses.asdict(self).items() if name != "digests"}
+        """All of it but what is of each sample, in JSON values, with the share ignored."""
+        values = dataclasses.asdict(dataclasses.replace(self, digests={}, class_pixels=()))
+        del values["digests"], values["class_pixels"]
         return {**values, "ignored_share": self.ignored_share}
 
 
@@ -258,6 +261,7 @@ def summed_up(samples: Sequence[SampleScan], class_names: tuple[str, ...], form:
     classes: dict[int, int] = {}
     refused: dict[int, list[str]] = {}
     problems: dict[str, dict[str, str]] = {}
+    class_pixels: list[dict[int, int]] = []
     for sample in samples:
         shown = Counter[int]()
         for value, label, count in sample.values:
@@ -269,6 +273,7 @@ def summed_up(samples: Sequence[SampleScan], class_names: tuple[str, ...], form:
                 classes.setdefault(value, label)
         pixels.update(shown)
         images.update(shown.keys())
+        class_pixels.append({label: count for label, count in shown.items() if label != IGNORED})
         for value, _ in sample.refused:
             refused.setdefault(value, []).append(sample.label)
         if sample.problem:
@@ -290,6 +295,7 @@ def summed_up(samples: Sequence[SampleScan], class_names: tuple[str, ...], form:
         image_kinds=dict(Counter(s.image_kind for s in samples if s.image_kind).most_common()),
         label_kinds=dict(Counter(s.label_kind for s in samples if s.label_kind).most_common()),
         digests={s.digest: s.image for s in reversed(samples) if s.digest},
+        class_pixels=class_pixels,
         image_form=form,
         **band_statistics([BandCounts(**s.bands) for s in samples if s.bands]),
     )

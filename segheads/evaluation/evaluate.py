@@ -1,19 +1,20 @@
 """Evaluation of models on a data set, as the papers do."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from einops import rearrange
 from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 
 from segheads.data.samples import EvaluationSamples
 from segheads.errors import ScoresError
@@ -26,10 +27,13 @@ from segheads.metrics import METRICS, SegmentationMetric, find_metric
 from segheads.metrics.images import class_counts, image_scores
 from segheads.model import SegmentationModel
 from segheads.modules import evaluating
+from segheads.progress import Progress
+from segheads.stopping import leave_signals_to_parent
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 LOOK_EVERY = 64  # images; on a GPU the host waits for none in between
+KEPT_PIXELS = 2**23  # of the images that a metric which waits gets at once: 24 of 683x512, four of 2048x1024
 IOU = "iou"  # its confusion matrix also gives the scores of single images
 
 
@@ -187,6 +191,8 @@ def _count_own_images(
             if (bad := _first_bad(flags)) is not None:
                 return first + (turn + 1 - len(flags) + bad) * processes
             flags = []
+            for of_model in measured:
+                of_model.catch_up()
     return None
 
 
@@ -222,21 +228,47 @@ class _Measured:
         per_image: bool,
     ) -> None:
         self.accelerator, self.num_classes, self.per_image = accelerator, num_classes, per_image
+        self.ignore_index = samples.dataset.ignore_index
         self.metrics: dict[str, SegmentationMetric] = {
-            name: METRICS[name](num_classes, ignore_index=samples.dataset.ignore_index).to(accelerator.device)
-            for name in names
+            name: METRICS[name](num_classes, ignore_index=self.ignore_index).to(accelerator.device) for name in names
         }
         self.needs_confidence = any(metric.needs_confidence for metric in self.metrics.values())
         self.counts: list[Tensor] = []
+        waits = not _looks_at_once(accelerator.device)
+        self.late = {name: metric for name, metric in self.metrics.items() if metric.waits and waits}
+        self.kept: list[dict[str, Tensor]] = []  # maps of images that `late` has not seen
 
     def update(self, preds: Tensor, confidence: Tensor | None, labels: Tensor) -> None:
-        """Count one image."""
+        """Count one image, or keep it where counting would wait for the device."""
         before = self._confusion() if self.per_image else 0
-        for metric in self.metrics.values():
-            more = {"confidence": confidence} if metric.needs_confidence else {}
-            metric.update(preds=preds, labels=labels, **more)
+        maps = {"preds": preds, "labels": labels} | ({} if confidence is None else {"confidence": confidence})
+        for name, metric in self.metrics.items():
+            if name not in self.late:
+                metric.update(**_taken_by(metric, maps))
         if self.per_image:
             self.counts.append(class_counts(self._confusion() - before))
+        if self.late:
+            if (len(self.kept) + 1) * math.prod(_largest([*self.kept, maps])) > KEPT_PIXELS:
+                self.catch_up()
+            self.kept.append(maps)
+
+    def catch_up(self) -> None:
+        """Count the images that were kept, all at once."""
+        if not self.kept:
+            return
+        (H, W), outside = _largest(self.kept), {"labels": self.ignore_index}
+        maps = {
+            name: torch.stack(
+                [
+                    F.pad(x, (0, W - x.shape[1], 0, H - x.shape[0]), value=outside.get(name, 0))
+                    for x in (image[name] for image in self.kept)
+                ]
+            )
+            for name in self.kept[0]
+        }
+        self.kept = []
+        for metric in self.late.values():
+            metric.update(**_taken_by(metric, maps))
 
     def compute(self, count: int) -> dict[str, Tensor]:
         """The results of all processes on so many images."""
@@ -251,6 +283,17 @@ class _Measured:
         return confusion
 
 
+def _taken_by(metric: SegmentationMetric, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a metric's `update` takes."""
+    return {name: x for name, x in maps.items() if name != "confidence" or metric.needs_confidence}
+
+
+def _largest(images: Sequence[Mapping[str, Tensor]]) -> tuple[int, int]:
+    """The size into which each of these images fits."""
+    heights, widths = zip(*(image["labels"].shape for image in images), strict=True)
+    return max(heights), max(widths)
+
+
 def _in_order(names: Sequence[str]) -> list[str]:
     """Each metric once, in the order of `METRICS`."""
     if not names:
@@ -262,19 +305,20 @@ def _in_order(names: Sequence[str]) -> list[str]:
 
 def _own_images(
     accelerator: Accelerator, samples: EvaluationSamples, count: int, workers: int
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Image and labels of this process' share of the first images, with a progress bar."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Image and labels of this process' share of the first images, with progress."""
     loader = DataLoader(
         Subset(samples, range(accelerator.process_index, count, accelerator.num_processes)),
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # else it draws from the random state that a checkpoint keeps
         pin_memory=accelerator.device.type == "cuda",
     )
-    shown: Iterable[tuple[Tensor, Tensor]] = tqdm(
-        loader, desc="evaluate", leave=False, disable=not accelerator.is_main_process
-    )
-    return shown
+    with Progress("image", len(loader), is_shown=accelerator.is_main_process, leave=False) as progress:
+        for sample in loader:
+            yield sample
+            progress.update()
 
 
 def _labels_alone(*inputs: Any, **options: Any) -> tuple[Tensor, None]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segheads.data import SegmentationDataset
-from segheads.drawing import OKABE_ITO, ClassColours, colour_labels, save_figure, sheet
+from segheads.drawing import OKABE_ITO, ClassColours, colour_labels, save_figure, sheet, shortened
 from segheads.evaluation.tables import percent
 from segheads.functional.uncertainty import Uncertainty
 
@@ -175,7 +175,7 @@ def plot_confusion(confusion: Tensor, class_names: Sequence[str], path: str | Pa
     K = len(class_names)
     if confusion.shape != (K, K + 1):
         raise ValueError(f"confusion of {K} classes must be {(K, K + 1)}; got {tuple(confusion.shape)}")
-    counts, columns = confusion.double().numpy(), [*class_names, "(no class)"]
+    counts, columns = confusion.double().numpy(), [*map(shortened, class_names), "(no class)"]
     if not counts[:, -1].any():
         counts, columns = counts[:, :-1], columns[:-1]
     with np.errstate(invalid="ignore"):
@@ -187,7 +187,7 @@ def plot_confusion(confusion: Tensor, class_names: Sequence[str], path: str | Pa
     shown = axes.imshow(shares, cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
     small = min(8.0, 20 * 72 / (2 * max(K, 1)) / 2)
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=small)
-    axes.set_yticks(range(K), class_names, fontsize=small)
+    axes.set_yticks(range(K), columns[:K], fontsize=small)
     axes.set(xlabel="predicted class", ylabel="true class")
     for row, column in zip(*np.nonzero(np.nan_to_num(shares)), strict=True) if K <= 20 else ():
         value = shares[row, column]
@@ -205,7 +205,7 @@ def _show_labels(axes: Any, row: Row, dataset: SegmentationDataset) -> None:
     shown = [image, colour_labels(truth, palette), colour_labels(prediction, palette)]
     for axis, picture, title in zip(axes, shown, (name, "truth", "prediction"), strict=False):
         axis.imshow(picture, interpolation="nearest")
-        axis.set_title(title, fontsize=8)
+        axis.set_title(shortened(title), fontsize=8)
 
 
 def _sheet(rows: Sequence[Any], columns: int, cell: float = 3.4, below: float = 0) -> tuple[Figure, Any]:

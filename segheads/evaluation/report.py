@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from segheads.data import SegmentationDataset
+from segheads.drawing import picture_or_warning
 from segheads.evaluation.plots import BINS, Row, plot_confusion, plot_reliability, plot_worst
 from segheads.evaluation.tables import SHOWN, listed, markdown_table, named, percent, words
 from segheads.files import whole_file, write_json, write_text
@@ -41,10 +42,12 @@ def write_evaluation(
     write_images(folder / "images.csv", results, dataset)
     if "confusion" in results:
         write_confusion(folder / "confusion.csv", results["confusion"], dataset.class_names)
-        plot_confusion(results["confusion"], dataset.class_names, folder / "confusion.png")
+        with picture_or_warning(folder / "confusion.png"):
+            plot_confusion(results["confusion"], dataset.class_names, folder / "confusion.png")
     if rows:
         worst = worst_images(results, len(rows))
-        plot_worst(rows, results["image_mIoU"][worst].tolist(), dataset, folder / "worst.png")
+        with picture_or_warning(folder / "worst.png"):
+            plot_worst(rows, results["image_mIoU"][worst].tolist(), dataset, folder / "worst.png")
 
 
 def scores(results: Mapping[str, Tensor]) -> dict[str, float]:
@@ -145,7 +148,8 @@ def write_results(
     written["classes"] = _records(classes)
     if "ECE" in results:
         written["bins"] = _records({name: listed(results[key]) for name, key in BINS.items()})
-        plot_reliability(results, folder / "reliability.png")
+        with picture_or_warning(folder / "reliability.png"):
+            plot_reliability(results, folder / "reliability.png")
     write_json(folder / "results.json", written)
 
 

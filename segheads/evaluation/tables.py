@@ -1,5 +1,6 @@
 """Tables and numbers as Markdown shows them."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
 
     Args:
         head: What stands above the columns.
-        rows: The cells of each row; a vertical bar in one is escaped.
+        rows: The cells of each row; a vertical bar in one is escaped and, where it is no code, `<` and `$`.
         left: How many columns, from the first on, are set left; the others, of numbers, are set right.
 
     Examples:
@@ -52,5 +53,6 @@ def listed(values: Tensor) -> list[Any]:
 
 
 def _line(cells: Sequence[str]) -> str:
-    escaped = [cell.replace("|", "\\|") for cell in cells]
+    escaped = [" ".join(cell.split("\n")).replace("|", "\\|") for cell in cells]
+    escaped = [cell if "`" in cell else re.sub(r"[<$]", r"\\\g<0>", cell) for cell in escaped]
     return f"| {' | '.join(escaped).lstrip()} |"

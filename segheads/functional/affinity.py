@@ -1,6 +1,7 @@
 """Averages of tokens, weighted by the softmax of scores, in memory that grows with the number of tokens alone."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
 
+from segheads.functional.bands import run_parts
 from segheads.functional.kernels import Kernel
 
 TILE = 256  # rows of the N x N affinity that are held at a time where no fused kernel serves
 MOST_FILLING = 8  # channels of zeros with which a fused kernel is still the quicker way
-TILES_TOGETHER = 2**22  # weights of several images that the CPU's backward pass holds at a time: 16 MB in fp32
+TILE_WEIGHTS = 2**21  # of them the CPU holds so many weights at most, in each thread: 8 MB in fp32
+BANDS = 8  # parts of an image that the CPU's backward pass hands to threads, whatever their number
 WIDEST_ON_CUDA = 256  # channels: flash attention's limit; tiles beyond it are lean, and slow (docs/performance.md)
 
 
@@ -171,9 +174,7 @@ class _Tiles(torch.autograd.Function):
         if inputs is not None:
             return F.scaled_dot_product_attention(*inputs, scale=scale)[:, 0, :, : values.shape[-1]]
         with torch.autocast(query.device.type, enabled=False):
-            rows = (query * scale).split(TILE, dim=1)
-            averages = [_weights(some, key, cancels).to(query.dtype) @ values for some in rows]
-        return torch.cat(averages, dim=1)
+            return _averages(values, query, key, scale, cancels)
 
     @staticmethod
     @once_differentiable
@@ -182,20 +183,32 @@ class _Tiles(torch.autograd.Function):
         totals = [
             _wide(torch.zeros_like(x)) if need else None for x, need in zip(inputs, ctx.needs_input_grad, strict=False)
         ]
-        together = (
-            max(1, TILES_TOGETHER // (TILE * max(key.shape[1], 1))) if grad.device.type == "cpu" else max(len(grad), 1)
-        )
         with torch.autocast(grad.device.type, enabled=False):
-            for start in range(0, len(grad), together):
-                at = slice(start, start + together)
-                some = [None if total is None else total[at] for total in totals]
-                given = grad[at].to(values.dtype)
-                _add_gradients(some, values[at], query[at], key[at], given, ctx.scale, ctx.cancels)
+            add = _add_gradients_in_bands if grad.device.type == "cpu" else _add_gradients
+            add(totals, values, query, key, grad.to(values.dtype), ctx.scale, ctx.cancels)
         return *(None if x is None else x.to(of.dtype) for x, of in zip(totals, inputs, strict=True)), None, None, None
 
 
-def _add_gradients(
-    totals: list[Tensor | None],
+def _averages(values: Tensor, query: Tensor, key: Tensor, scale: float, cancels: bool) -> Tensor:
+    def average(images: slice, rows: slice) -> Tensor:
+        weights = _weights(query[images, rows] * scale, key[images], cancels)
+        return weights.to(query.dtype) @ values[images]
+
+    tiles = _split(query.shape[1], _tile(key))
+    if query.device.type != "cpu":
+        return torch.cat([average(slice(None), rows) for rows in tiles], dim=1)
+    averages = values.new_empty(*query.shape[:2], values.shape[2])
+    parts = [(images, rows) for images in _split(len(query), 1) for rows in tiles]
+
+    def compute(index: int) -> None:
+        averages[parts[index]] = average(*parts[index])
+
+    run_parts(len(parts), compute, lambda *_: None, (values, query, key))
+    return averages
+
+
+def _add_gradients_in_bands(
+    totals: Sequence[Tensor | None],
     values: Tensor,
     query: Tensor,
     key: Tensor,
@@ -203,11 +216,40 @@ def _add_gradients(
     scale: float,
     cancels: bool,
 ) -> None:
-    """Add to the gradients of values, query and key, where they are not None, those of some images."""
+    """What `_add_gradients` does, for parts of an image in threads; sums over parts are made in their order."""
+    of_values, of_query, of_key = totals
+    tile = _tile(key)
+    step = tile * max(1, -(-query.shape[1] // (tile * BANDS)))  # whole tiles
+    parts = [(images, rows) for images in _split(len(query), 1) for rows in _split(query.shape[1], step)]
+
+    def compute(index: int) -> list[Tensor | None]:
+        images, rows = parts[index]
+        own = [None if x is None else torch.zeros_like(x[images]) for x in (of_values, of_key)]
+        some = own[0], None if of_query is None else of_query[images, rows], own[1]
+        _add_gradients(some, values[images], query[images, rows], key[images], grad[images, rows], scale, cancels)
+        return own
+
+    def add(index: int, own: list[Tensor | None]) -> None:
+        for total, more in zip((of_values, of_key), own, strict=True):
+            if total is not None and more is not None:
+                total[parts[index][0]] += more
+
+    run_parts(len(parts), compute, add, (values, query, key, grad))
+
+
+def _add_gradients(
+    totals: Sequence[Tensor | None],
+    values: Tensor,
+    query: Tensor,
+    key: Tensor,
+    grad: Tensor,
+    scale: float,
+    cancels: bool,
+) -> None:
+    """Add to the gradients of values, query and key, where they are not None, what some queries give."""
     of_values, of_query, of_key = totals
     scaled = query * scale
-    for start in range(0, query.shape[1], TILE):
-        at = slice(start, start + TILE)
+    for at in _split(query.shape[1], _tile(key)):
         weights = _weights(scaled[:, at], key, cancels)  # (B, TILE, N)
         if of_values is not None:
             _add_product(of_values, weights.to(query.dtype).mT, grad[:, at])
@@ -224,6 +266,15 @@ def _add_gradients(
             _add_product(of_key, of_scores.mT, scaled[:, at])
     if of_query is not None:
         of_query.mul_(scale)
+
+
+def _tile(key: Tensor) -> int:
+    """Rows of the affinity that are held at a time."""
+    return TILE if key.device.type != "cpu" else max(1, min(TILE, TILE_WEIGHTS // max(key.shape[1], 1)))
+
+
+def _split(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _weights(scaled: Tensor, key: Tensor, cancels: bool) -> Tensor:

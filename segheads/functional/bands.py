@@ -9,7 +9,7 @@ tokens, processors compute up to a hundred times slower. The setting is a thread
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from threading import Barrier, Lock, Thread
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 Part = TypeVar("Part")
+GRAIN = 32_768  # elements above which PyTorch wakes all its threads, which then wait busily for some milliseconds
 
 
 def can_run_in_bands(*tensors: Tensor) -> bool:
@@ -34,6 +35,20 @@ def can_run_in_bands(*tensors: Tensor) -> bool:
         and torch._C._functorch.maybe_current_level() is None
         and _has_own_number_of_cores()
     )
+
+
+def run_parts(
+    count: int, compute: Callable[[int], Part], add: Callable[[int, Part], None], tensors: Iterable[Tensor]
+) -> None:
+    """Call `compute` with 0, 1, ..., count - 1, and `add` with each number and result in that order.
+
+    In threads, see `run_in_bands`, if these tensors allow it.
+    """
+    if can_run_in_bands(*tensors):
+        run_in_bands(count, compute, add)
+        return
+    for index in range(count):
+        add(index, compute(index))
 
 
 def run_in_bands(count: int, compute: Callable[[int], Part], add: Callable[[int, Part], None]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 TILE_ELEMENTS = 600_000  # scores of a tile on the CPU, 2.4 MB in fp32: 300 k to 600 k do best with 1 MB of L2 a core
 TILE_ELEMENTS_ELSEWHERE = 16_000_000  # where launching kernels is what costs
+TILE_PIXELS = 1 << 14  # on the CPU: of few classes, what is computed of each pixel takes the cache
 TILE_COLUMNS = 128
 KEPT_ELEMENTS = 1 << 20  # of the largest weights that are kept for the next image
 
@@ -107,6 +108,8 @@ def tiles(
     (H, W), on_cpu = size, like.device.type == "cpu"
     width = TILE_COLUMNS if on_cpu else max(W, 1)
     height = (TILE_ELEMENTS if on_cpu else TILE_ELEMENTS_ELSEWHERE) // (num_classes * min(width, max(W, 1)))
+    if on_cpu:
+        height = min(height, TILE_PIXELS // min(width, max(W, 1)))
     across = _blocks(columns, W, width, like)
     for down in _blocks(rows, H, max(height, 4), like):
         for block in across:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segheads.functional.bands import can_run_in_bands, run_in_bands
+from segheads.functional.bands import GRAIN, can_run_in_bands, run_in_bands, run_parts
 from segheads.functional.bilinear import rows_of_tiles, tile_memory, tiles, wide
 from segheads.functional.paths import kernels_for
 
@@ -88,7 +88,16 @@ class _CrossEntropySum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad).to(ctx.dtype), None, None, None, None
+        return _scaled(gradient, grad).to(ctx.dtype), None, None, None, None
+
+
+def _scaled(gradient: Tensor, grad: Tensor) -> Tensor:
+    """The product with a scalar."""
+    if gradient.numel() <= GRAIN or not can_run_in_bands(gradient, grad):
+        return gradient * grad
+    scaled = torch.empty_like(gradient)
+    run_in_bands(len(gradient), lambda index: torch.mul(gradient[index], grad, out=scaled[index]), lambda *_: None)
+    return scaled
 
 
 @torch.library.custom_op(
@@ -150,45 +159,65 @@ def _in_tiles(
 ) -> tuple[Tensor, Tensor | None]:
     (K, h, w), (H, W), dtype = logits.shape[1:], labels.shape[1:], wide(logits.dtype)
     total = logits.new_zeros((), dtype=dtype)
-    gradient = logits.new_zeros(logits.shape, dtype=dtype) if needs_gradient else None
-    plan = list(tiles(h, w, (H, W), K, logits))
+    gradient = logits.new_empty(logits.shape, dtype=dtype) if needs_gradient else None
+    channels, of_tile = (1, _loss_of_pair_tile) if K == 2 else (K, _loss_of_tile)
+    plan = list(tiles(h, w, (H, W), channels, logits))
     images = range(len(logits))
     parts = [(number, row) for number in images for row in rows_of_tiles(plan)]
 
-    def rows_of(index: int) -> Tensor | None:
+    def compute(index: int) -> tuple[Tensor, Tensor | None]:
         number, row = parts[index]
-        return None if gradient is None else gradient[number, :, row[0].rows.source]
-
-    def compute(index: int, gradient: Tensor | None) -> Tensor:
-        number, row = parts[index]
-        of_scores, of_gradient = (tile_memory(row, K, logits) for _ in range(2))
+        of_scores, of_gradient = (tile_memory(row, channels, logits) for _ in range(2))
         loss = logits.new_zeros((), dtype=dtype)
+        image = logits[number] if K != 2 else logits[number, 1:].to(dtype) - logits[number, :1]
+        source = row[0].rows.source
+        own = None if gradient is None else gradient.new_zeros(channels, source.stop - source.start, w)
         for tile in row:
-            scores = tile.upsample(logits[number], out=of_scores)
+            scores = tile.upsample(image, out=of_scores)
             scores_gradient = of_gradient[: scores.numel()].view(scores.shape)
             label = labels[number, tile.rows.pixels, tile.columns.pixels]
-            loss += _loss_of_tile(scores, label, label_weights, smoothing_weights, ignore_index, scores_gradient)
-            if gradient is not None:
-                tile.add_gradient(scores_gradient, gradient)
-        return loss
-
-    def compute_apart(index: int) -> tuple[Tensor, Tensor | None]:
-        rows = rows_of(index)
-        own = None if rows is None else torch.zeros_like(rows)
-        return compute(index, own), own
+            loss += of_tile(scores, label, label_weights, smoothing_weights, ignore_index, scores_gradient)
+            if own is not None:
+                tile.add_gradient(scores_gradient, own)
+        return loss, own
 
     def add(index: int, part: tuple[Tensor, Tensor | None]) -> None:
-        (loss, own), rows = part, rows_of(index)
+        (loss, own), (number, row) = part, parts[index]
         total.add_(loss)
-        if rows is not None and own is not None:
-            rows.add_(own)
+        if gradient is not None and own is not None:
+            if row[0].rows.pixels.start == 0:  # here, and not before: PyTorch would wake all its threads
+                gradient[number].zero_()
+            gradient[number, :, row[0].rows.source] += own if K != 2 else torch.cat([-own, own])
 
-    if can_run_in_bands(logits, labels):
-        run_in_bands(len(parts), compute_apart, add)
-    else:
-        for index in range(len(parts)):
-            total += compute(index, rows_of(index))
+    run_parts(len(parts), compute, add, (logits, labels))
     return total, gradient
+
+
+def _loss_of_pair_tile(
+    difference: Tensor,
+    label: Tensor,
+    label_weights: Tensor | None,
+    smoothing_weights: Tensor | None,
+    ignore_index: int,
+    gradient: Tensor,
+) -> Tensor:
+    """What `_loss_of_tile` does, for two classes, of whose scores only the difference counts: `(R, 1, C)`.
+
+    With the weights a₀, a₁ of the classes at a pixel, the loss of d = u₁ - u₀ is `(a₀ + a₁) log(1 + exp(-d)) + a₀ d`.
+    """
+    label = label.unsqueeze(1).to(difference.dtype)  # (R, C) -> (R, 1, C); half the bytes of int64
+    valid = torch.ne(label, ignore_index, out=torch.empty_like(label))
+    of_second, error = check_range(valid * label, 2, ignore_index)
+    of_first = valid - of_second
+    if label_weights is not None:
+        of_first, of_second = of_first * label_weights[0], of_second * label_weights[1]
+    if smoothing_weights is not None:
+        of_first, of_second = of_first + valid * smoothing_weights[0], of_second + valid * smoothing_weights[1]
+    both = valid if label_weights is None and smoothing_weights is None else of_first + of_second
+    total = (both * -F.logsigmoid(difference)).sum() + (of_first * difference).sum() + error
+    torch.sigmoid(difference, out=gradient)
+    gradient.mul_(both).sub_(of_second)
+    return total
 
 
 def _loss_of_tile(

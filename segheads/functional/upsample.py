@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segheads.classes import check_ignore_index
-from segheads.functional.bands import can_run_in_bands, run_in_bands
+from segheads.functional.bands import GRAIN, can_run_in_bands, run_in_bands, run_parts
 from segheads.functional.bilinear import rows_of_tiles, tile_memory, tiles, wide
 from segheads.functional.cross_entropy import cross_entropy_sum, is_valid, plain_cross_entropy_sum
 from segheads.functional.paths import kernels_for
@@ -134,7 +134,7 @@ def upsample_argmax(
 
     Equal to `F.interpolate(logits, size, mode="bilinear").argmax(1)` but for pixels whose best two scores differ by no
     more than rounding. Nothing is compiled; inside a graph that torch.compile or torch.export makes it is those two
-    lines, which a compiler fuses, and on a GPU it is argmax where logits have that size already.
+    lines, which a compiler fuses. So it is for one class, and on a GPU where logits have that size already.
 
     Args:
         logits: Class scores on the head's grid.
@@ -159,7 +159,7 @@ def upsample_argmax(
     if torch.iinfo(dtype).max < K - 1:
         raise ValueError(f"dtype {dtype} cannot hold {K} classes; None chooses the smallest that can")
     is_compiling = torch.compiler.is_compiling()
-    takes_argmax = is_compiling or (logits.shape[2:] == (H, W) and logits.device.type != "cpu")
+    takes_argmax = is_compiling or K == 1 or (logits.shape[2:] == (H, W) and logits.device.type != "cpu")
     kernels = kernels_for(logits) if H * W and not takes_argmax else None
     with torch.autocast(logits.device.type, enabled=False):
         if takes_argmax:
@@ -184,11 +184,7 @@ def upsample_argmax(
                     if probability is not None:
                         probability[at] = scores.softmax(1).amax(1)
 
-            if can_run_in_bands(logits):
-                run_in_bands(len(parts), compute, lambda _index, _part: None)
-            else:
-                for index in range(len(parts)):
-                    compute(index)
+            run_parts(len(parts), compute, lambda *_: None, (logits,))
     return labels if probability is None else (labels, probability)
 
 
@@ -230,10 +226,22 @@ def pixel_divisor(labels: Tensor, ignore_index: int, reduction: Reduction, weigh
     """
     if reduction == "all":
         return torch.full((), labels.numel(), device=labels.device)
-    valid = is_valid(labels, ignore_index)
     if weight is None:
-        return valid.sum()
+        return _count_valid(labels, ignore_index)
+    valid = is_valid(labels, ignore_index)
     return torch.where(valid, weight[torch.where(valid, labels, 0).long().clamp(0, len(weight) - 1)], 0).sum()
+
+
+def _count_valid(labels: Tensor, ignore_index: int) -> Tensor:
+    if labels.numel() <= GRAIN or not can_run_in_bands(labels):
+        return is_valid(labels, ignore_index).sum()
+    total = labels.new_zeros((), dtype=torch.int64)
+
+    def add(_: int, count: Tensor) -> None:
+        total.add_(count)
+
+    run_in_bands(len(labels), lambda index: is_valid(labels[index], ignore_index).sum(), add)
+    return total
 
 
 def _check(logits: Tensor, labels: Tensor, reduction: str, weight: Tensor | None, label_smoothing: float) -> None:

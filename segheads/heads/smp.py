@@ -12,6 +12,7 @@ from segmentation_models_pytorch.base.initialization import initialize_decoder, 
 from segmentation_models_pytorch.decoders.dpt.decoder import DPTSegmentationHead
 from torch import Tensor, nn
 
+from segheads.functional.shapes import crop, extend, is_dynamic, whole
 from segheads.heads.base import Head
 from segheads.heads.registry import DecoderEntry
 from segheads.heads.smp_decoders import DECODERS, Decoder
@@ -129,8 +130,10 @@ class SmpHead(Head):
     def forward(self, x: list[Tensor]) -> Tensor:
         """Logits `(B, K, h, w)` of maps `(B, C_i, h_i, w_i)`, on `upsampling` times the finest map's grid."""
         self._check(x)
-        self._check_sizes(x)
-        (h, w), maps = x[0].shape[2:], self._pad(x)[-self._used :]
+        h, w = x[0].shape[2:]
+        if not is_dynamic(h, w):
+            self._check_sizes(x)
+        maps = self._pad(x)[-self._used :]
         if self.decoder_name == "dpt":
             decoded = self.decoder(maps, [None] * len(maps))  # no prefix tokens
         else:
@@ -138,7 +141,7 @@ class SmpHead(Head):
         logits = self.segmentation_head(decoded)
         if self._enlarge > 1:
             logits = F.interpolate(logits, scale_factor=float(self._enlarge), mode="bilinear")
-        return logits[:, :, : h * self.upsampling, : w * self.upsampling]
+        return crop(logits, h * self.upsampling, w * self.upsampling)
 
     def _dummies(self, finest: Tensor) -> list[Tensor]:
         """What stands for the image and, where missing, for the stride-2 map: no channels, but a size."""
@@ -146,6 +149,11 @@ class SmpHead(Head):
         return [finest.new_zeros(B, 0, h * 2**power, w * 2**power) for power in range(count, 0, -1)]
 
     def _pad(self, x: list[Tensor]) -> list[Tensor]:
+        h, w = x[0].shape[2:]
+        if is_dynamic(h, w):  # the finest map's extent tells, as coarser ones are rounded up
+            extents = [whole(n * self._strides[0], self._multiple, self._least) for n in (h, w)]
+            sizes = [[n // stride for n in extents] for stride in self._strides]
+            return [extend(level, *size) for level, size in zip(x, sizes, strict=True)]
         extents = []
         for axis in (2, 3):
             covered = max(level.shape[axis] * stride for level, stride in zip(x, self._strides, strict=True))

@@ -2,7 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from segheads.ranges import Range
 
 SmallImages = Literal["shrink_window", "enlarge"]
 Size = int | tuple[int, int]
@@ -32,13 +34,13 @@ class InferenceProtocol:
         [0.75, 1.0, 1.25]
     """
 
-    scale: tuple[int, int] | None = None
-    window: Size | None = None
-    stride: Size | None = None
-    scales: tuple[float, ...] = (1.0,)
+    scale: Annotated[tuple[int, int] | None, Range(1)] = None
+    window: Annotated[Size | None, Range(1)] = None
+    stride: Annotated[Size | None, Range(1)] = None
+    scales: Annotated[tuple[float, ...], Range(0, above=True)] = (1.0,)
     flip: bool = False
     small_images: SmallImages = "shrink_window"
-    threshold: float = 0.5
+    threshold: Annotated[float, Range(0, 1, above=True, below=True)] = 0.5
 
     def __post_init__(self) -> None:
         for name in ("scale", "window", "stride", "scales"):

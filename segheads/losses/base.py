@@ -76,21 +76,49 @@ class PixelLoss(nn.Module, ABC):
             size: Height and width, in pixels, that the grid covers, padding and all; None means the labels' own.
             shares: Factor of each term, `(T,)`, where the batch is a part of an update: see `divisors`.
         """
+        return self.joined(self.terms_of(logits, labels, size), shares)
+
+    def terms_of(self, logits: Tensor, labels: Tensor, size: tuple[int, int] | None = None) -> list[Tensor]:
+        """The T terms of the loss, each before its factor, which `joined` makes one.
+
+        Args:
+            logits: As of `forward`, and so are the others.
+            labels: Class of each pixel, or `ignore_index`.
+            size: Height and width, in pixels, that the grid covers.
+        """
         H, W = labels.shape[1:]
         height, width = (H, W) if size is None else size
         labels = holding(labels, self.ignore_index)
         padded = F.pad(labels, (0, width - W, 0, height - H), value=self.ignore_index)
-        return self.total(logits, padded, H * W, shares)
+        return self.compute_terms(logits, padded, H * W)
 
-    def total(self, logits: Tensor, labels: Tensor, pixels: int, shares: Tensor | None) -> Tensor:
-        """The terms of the loss times their shares, summed; `compute` is the one term of most losses."""
-        loss = self.compute(logits, labels, pixels)
-        return loss if shares is None else loss * shares[0]
+    def compute_terms(self, logits: Tensor, labels: Tensor, pixels: int) -> list[Tensor]:
+        """`terms_of` of labels that are padded; `compute` is the one term of most losses."""
+        return [self.compute(logits, labels, pixels)]
+
+    def joined(self, terms: Sequence[Tensor], shares: Tensor | None = None) -> Tensor:
+        """The loss of its terms: times their factors and shares, summed.
+
+        Args:
+            terms: What `terms_of` gave.
+            shares: As of `forward`.
+        """
+        return terms[0] if shares is None else terms[0] * shares[0]
+
+    @property
+    def term_names(self) -> list[str]:
+        """What the T terms are called in a log: the names in a sum of losses; one term needs none."""
+        return [""]
 
     @property
     def num_terms(self) -> int:
         """Number T of the terms that `divisors` speaks of."""
-        return 1
+        return len(self.term_names)
+
+    @property
+    def divides_by(self) -> str:
+        """What `divisors` counts, in words; of a sum each term's."""
+        return f"{self.reduction} pixels"
 
     def divisors(self, labels: Tensor) -> Tensor:
         """What each term of the loss divides its sum by, `(T,)`: valid pixels, or with `"all"` all of them.

@@ -56,6 +56,12 @@ class CrossEntropy(PixelLoss):
         """The cross-entropy; `"all"` counts the pixels of the images, not of their padding."""
         return _cross_entropy(self, logits, labels, pixels)
 
+    @property
+    def divides_by(self) -> str:
+        """What `divisors` counts, in words."""
+        is_weighted = self.weight is not None and self.reduction == "valid"
+        return "weights of the valid pixels" if is_weighted else super().divides_by
+
     def divisors(self, labels: Tensor) -> Tensor:
         """Valid pixels, or the sum of their weights, or all pixels; `(1,)`."""
         return pixel_divisor(labels, self.ignore_index, self.reduction, self.weight).reshape(1)
@@ -115,6 +121,12 @@ class BinaryCrossEntropy(PixelLoss):
             raise ValueError(f"binary cross-entropy takes logits (B, 1, h, w) of one class; got {tuple(logits.shape)}")
         return _cross_entropy(self, with_background(logits), labels, pixels)
 
+    @property
+    def divides_by(self) -> str:
+        """What `divisors` counts, in words."""
+        is_weighted = self.weight is not None and self.reduction == "valid"
+        return "weights of the valid pixels" if is_weighted else super().divides_by
+
     def divisors(self, labels: Tensor) -> Tensor:
         """Valid pixels, or the sum of their weights, or all pixels; `(1,)`."""
         return pixel_divisor(labels, self.ignore_index, self.reduction, self.weight).reshape(1)
@@ -173,6 +185,11 @@ class OhemCrossEntropy(PixelLoss):
         parts = zip(logits.split(1), chosen.split(1), strict=True)
         options: dict[str, Any] = {"ignore_index": self.ignore_index, "weight": self.weight}
         return torch.stack([upsample_cross_entropy(x, y, **options) for x, y in parts]).mean()
+
+    @property
+    def divides_by(self) -> str:
+        """What `divisors` counts, in words."""
+        return "images"
 
     def divisors(self, labels: Tensor) -> Tensor:
         """The number of images, `(1,)`."""

@@ -92,6 +92,11 @@ class SmpLoss(PixelLoss):
         loss: Tensor = self.inner(scores, labels)
         return loss
 
+    @property
+    def divides_by(self) -> str:
+        """What `divisors` counts, in words."""
+        return "images"
+
     def divisors(self, labels: Tensor) -> Tensor:
         """The number of images, `(1,)`."""
         return number_of_images(labels)
@@ -254,6 +259,11 @@ class Focal(SmpLoss):
         if self.reduction == "all":
             count = count * (pixels / (labels.shape[1] * labels.shape[2]))
         return total / torch.where(count > 0, count, 1) + error
+
+    @property
+    def divides_by(self) -> str:
+        """What `divisors` counts, in words."""
+        return f"{self.reduction} pixels"
 
     def divisors(self, labels: Tensor) -> Tensor:
         """The valid ones of the pixels that count, or all of them; `(1,)`."""

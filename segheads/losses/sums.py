@@ -25,15 +25,17 @@ class LossSum(PixelLoss):
 
     Args:
         terms: Factor and loss of each term.
+        names: What each is called in a log; None means the names of their classes.
     """
 
     may_be_binary = True
 
-    def __init__(self, terms: Sequence[tuple[float, PixelLoss]]) -> None:
+    def __init__(self, terms: Sequence[tuple[float, PixelLoss]], names: Sequence[str] | None = None) -> None:
         nn.Module.__init__(self)  # the rest is the terms'
         self.num_classes = terms[0][1].num_classes
         self.factors = [factor for factor, _ in terms]
         self.terms = nn.ModuleList(loss for _, loss in terms)
+        self._names = _numbered([type(loss).__name__ for _, loss in terms] if names is None else names)
 
     @property
     def ignore_index(self) -> int:
@@ -55,24 +57,34 @@ class LossSum(PixelLoss):
         for _, loss in self._pairs():
             loss.reduction = value
 
-    def total(self, logits: Tensor, labels: Tensor, pixels: int, shares: Tensor | None) -> Tensor:
+    def compute_terms(self, logits: Tensor, labels: Tensor, pixels: int) -> list[Tensor]:
+        """What each loss computes."""
+        return [loss.compute(logits, labels, pixels) for _, loss in self._pairs()]
+
+    def joined(self, terms: Sequence[Tensor], shares: Tensor | None = None) -> Tensor:
         """The terms times their factors and shares, summed."""
-        parts = [factor * loss.compute(logits, labels, pixels) for factor, loss in self._pairs()]
+        parts = [factor * term for factor, term in zip(self.factors, terms, strict=True)]
         summed: Tensor = sum(parts[1:], parts[0]) if shares is None else (torch.stack(parts) * shares).sum()
         return summed
 
     def compute(self, logits: Tensor, labels: Tensor, pixels: int) -> Tensor:
         """The sum of the terms."""
-        return self.total(logits, labels, pixels, None)
+        return self.joined(self.compute_terms(logits, labels, pixels))
 
     @property
-    def num_terms(self) -> int:
-        """Number T of the terms."""
-        return len(self.terms)
+    def term_names(self) -> list[str]:
+        """Those in the sum, numbered where one stands twice."""
+        return list(self._names)
 
     def divisors(self, labels: Tensor) -> Tensor:
         """Those of each term, `(T,)`."""
         return torch.cat([loss.divisors(labels) for _, loss in self._pairs()])
+
+    @property
+    def divides_by(self) -> str:
+        """What the divisors of each term count, in words."""
+        pairs = zip(self.term_names, self._pairs(), strict=True)
+        return ", ".join(f"{loss.divides_by} ({name})" for name, (_, loss) in pairs)
 
     def _pairs(self) -> list[tuple[float, PixelLoss]]:
         return list(zip(self.factors, self.terms, strict=True))  # type: ignore[arg-type]  # a ModuleList of losses
@@ -125,7 +137,7 @@ def create_loss(
         if num_classes == 1 and getattr(find_loss(term.name), "may_be_binary", False):
             given.pop("weight", None)  # smp has none there
         built.append((term.factor, build_loss(term.name, num_classes, common, {**given, **term.options})))
-    return LossSum(built)
+    return LossSum(built, [term.name for term in terms])
 
 
 def parse_loss(text: str) -> list[Term]:
@@ -176,6 +188,12 @@ def _term(node: ast.expr) -> Term:
     if isinstance(node, ast.Name):
         return Term(1.0, node.id, {})
     raise TypeError(ast.unparse(node))
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Names of which none stands twice: dice, dice_2."""
+    before = [list(names[:place]).count(name) for place, name in enumerate(names)]
+    return [name if count == 0 else f"{name}_{count + 1}" for name, count in zip(names, before, strict=True)]
 
 
 def is_binary(loss: str | Callable[..., PixelLoss]) -> bool:

@@ -32,6 +32,8 @@ class SegmentationMetric(Metric, ABC):
         scores: Key of each 0-d number, a fraction, to its title.
         class_scores: Key of each `(K,)` number, floating-point fractions or integer counts, to its title.
         needs_confidence: Whether `update` also takes the probability of each predicted label.
+        waits: Whether `update` makes the host wait for a GPU. There `evaluate` shows it many images at once, to the
+            right and below filled up with ignored pixels.
 
     Shape:
         `preds` and `labels`: integer maps `(B, H, W)` or `(H, W)`; `confidence`: floating-point, of the same shape.
@@ -46,6 +48,7 @@ class SegmentationMetric(Metric, ABC):
     scores: ClassVar[Mapping[str, str]] = {}
     class_scores: ClassVar[Mapping[str, str]] = {}
     needs_confidence: ClassVar[bool] = False
+    waits: ClassVar[bool] = False
 
     full_state_update = False
     is_differentiable = False

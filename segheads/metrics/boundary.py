@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segheads.metrics.base import SegmentationMetric
-from segheads.metrics.maps import class_maps, count_classes
+from segheads.metrics.maps import NO_LABEL, check_labels, class_maps_unchecked, count_classes
 
 
 class BoundaryIoU(SegmentationMetric):
@@ -28,7 +28,7 @@ class BoundaryIoU(SegmentationMetric):
 
     Both maps' boundaries of all classes come from one sliding maximum and minimum: a pixel is *not* within d of its own
     class' contour if the two are equal. Nothing of K maps is built. Each image must reach one process only, as with
-    `SegmentationMetrics`. `update` waits for the device.
+    `SegmentationMetrics`.
 
     Args:
         num_classes: K; labels are 0..K-1.
@@ -41,7 +41,8 @@ class BoundaryIoU(SegmentationMetric):
         NaN without a labelled pixel); (K,) int64 `"boundary_pixels"`, those of the truth.
 
     Raises:
-        ValueError: for a label that is neither a class nor `ignore_index`; `update` then counts nothing.
+        ValueError: for a label that is neither a class nor `ignore_index`. On the CPU `update` raises and counts
+            nothing; elsewhere `compute` does, so that `update` never waits for the device.
 
     Examples:
         >>> labels = torch.zeros(100, 100, dtype=torch.long)
@@ -58,6 +59,7 @@ class BoundaryIoU(SegmentationMetric):
     both: Tensor
     true: Tensor
     predicted: Tensor
+    wrong_label: Tensor
 
     def __init__(
         self, num_classes: int, ignore_index: int = 255, *, dilation_ratio: float = 0.02, **kwargs: Any
@@ -69,22 +71,27 @@ class BoundaryIoU(SegmentationMetric):
         for name in ("both", "true", "predicted"):
             counts = torch.zeros(num_classes, dtype=torch.int64)
             self.add_state(name, counts, dist_reduce_fx="sum", persistent=True)
+        self.add_state("wrong_label", torch.tensor(NO_LABEL), dist_reduce_fx="max", persistent=True)
 
     def update(self, preds: Tensor, labels: Tensor) -> None:
         """Count one batch of predicted and true label maps."""
         K = self.num_classes
-        preds, labels = class_maps(preds, labels, K, self.ignore_index)
+        preds, labels, wrong = class_maps_unchecked(preds, labels, K, self.ignore_index)
         if not labels.numel():
             return
+        if wrong.device.type == "cpu":
+            check_labels(int(wrong), K, self.ignore_index)
         distance = max(1, round(self.dilation_ratio * math.hypot(*labels.shape[-2:])))
         preds = torch.where(near_contour(preds, distance), preds, K)
         labels = torch.where(near_contour(labels, distance), labels, K)
         self.both = self.both + count_classes(torch.where(preds == labels, labels, K), K)
         self.true = self.true + count_classes(labels, K)
         self.predicted = self.predicted + count_classes(preds, K)
+        self.wrong_label = torch.maximum(self.wrong_label, wrong)
 
     def compute(self) -> dict[str, Tensor]:
         """The metrics of everything counted so far, in all processes."""
+        check_labels(int(self.wrong_label), self.num_classes, self.ignore_index)
         both, true, predicted = (x.cpu() for x in (self.both, self.true, self.predicted))
         iou = both.double() / (true + predicted - both)  # 0 / 0 is NaN: the class does not occur
         return {"mBIoU": iou.nanmean(), "BIoU": iou, "boundary_pixels": true}

@@ -55,16 +55,31 @@ def class_maps(preds: Tensor, labels: Tensor, num_classes: int, ignore_index: in
     Raises:
         ValueError: See `check_maps` and `check_labels`; looking for a wrong label waits for the device.
     """
+    preds, classes, wrong = class_maps_unchecked(preds, labels, num_classes, ignore_index)
+    check_labels(int(wrong), num_classes, ignore_index)
+    return preds, classes
+
+
+def class_maps_unchecked(
+    preds: Tensor, labels: Tensor, num_classes: int, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and the highest wrong label for `check_labels` to look at later, so that nothing waits for the device.
+
+    Shape:
+        (B, H, W) or (H, W) -> two maps (B, H, W) of int64 in 0..K, and a scalar of int64.
+
+    Raises:
+        ValueError: See `check_maps`.
+    """
     check_maps(preds, labels)
     if labels.ndim == 2:
         preds, labels = preds[None], labels[None]
     labels = labels.long()
     classes = class_or_last(labels, num_classes, ignore_index)
-    wrong = (classes == num_classes) & (labels != ignore_index)
-    if wrong.any():
-        check_labels(int(labels[wrong].amax()), num_classes, ignore_index)
+    wrong = torch.where((classes == num_classes) & (labels != ignore_index), labels, NO_LABEL)
+    highest = wrong.amax() if wrong.numel() else wrong.new_full((), NO_LABEL)
     preds = class_or_last(preds.long(), num_classes, ignore_index)
-    return torch.where(classes == num_classes, num_classes, preds), classes
+    return torch.where(classes == num_classes, num_classes, preds), classes, highest
 
 
 def count_classes(classes: Tensor, num_classes: int, weights: Tensor | None = None) -> Tensor:

@@ -33,7 +33,7 @@ class ObjectSizeIoU(SegmentationMetric):
     are medium.
 
     Ignored pixels are dropped from both maps before regions are sought, so they separate them. Each image must reach
-    one process only, as with `SegmentationMetrics`. `update` waits for the device.
+    one process only, as with `SegmentationMetrics`. `update` waits for the device some twenty times.
 
     Args:
         num_classes: K; labels are 0..K-1.
@@ -59,6 +59,7 @@ class ObjectSizeIoU(SegmentationMetric):
 
     scores: ClassVar[Mapping[str, str]] = {f"mIoU_{size}": "" for size in SIZES}  # the report has a table by size
     class_scores: ClassVar[Mapping[str, str]] = {f"{name}_{size}": "" for size in SIZES for name in ("IoU", "segments")}
+    waits: ClassVar[bool] = True
     higher_is_better = True
     correct: Tensor
     false: Tensor

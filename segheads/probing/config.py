@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from segheads.errors import OptionError
 from segheads.heads import list_heads
 from segheads.plan import HeadChoice, parse_head
+from segheads.ranges import Range
 from segheads.training.config import MAY_DIFFER, TrainingConfig
 from segheads.training.keeping import KeepingConfig
 
@@ -19,13 +21,13 @@ class ProbeConfig(TrainingConfig):
 
     heads: tuple[str, ...]
     """Each NAME, NAME(option=value, ...), or either with @ PYRAMID(option=value, ...); or all, that fit."""
-    learning_rates: tuple[float, ...]
+    learning_rates: Annotated[tuple[float, ...], Range(0, above=True)]
     """The rates that every head learns with."""
-    distinct_batches: int | None = None
+    distinct_batches: Annotated[int | None, Range(1)] = None
     """Go round in so many batches of crops, in another order each time; None crops anew in every epoch."""
     cache: Path | None = None
     """Keep the backbone's maps in this folder, for this run and later ones."""
-    cache_gb: float = 20.0
+    cache_gb: Annotated[float, Range(0, above=True)] = 20.0
     """How large that folder may grow, in units of 1e9 bytes."""
 
     def choices(self) -> list[HeadChoice]:
@@ -69,11 +71,13 @@ class ProbeConfig(TrainingConfig):
             raise OptionError("best, keep, ema and patience are for one model; probes end with their last weights")
         for option, is_set in {
             "compile": self.machine.compile,
+            "extend": self.extend is not None,
             "calibration": self.loop.calibration,
             "freeze_backbone": self.model.freeze_backbone,
             "freeze_stages": self.model.freeze_stages,
             "grad_checkpointing": self.machine.grad_checkpointing,
             "layer_decay": self.optimization.layer_decay != 1,
+            "skip_nonfinite": self.optimization.skip_nonfinite,
         }.items():
             if is_set:
                 raise OptionError(f"{option} is for one model; train the head that you choose with its own recipe")

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from segheads.data import IterationSampler, SegmentationDataset, TrainingSamples, collate_samples
+from segheads.data import IterationSampler, RareClasses, SegmentationDataset, TrainingSamples, collate_samples
+from segheads.data.rare_classes import Key
 from segheads.data.subset import SubsetDataset
 from segheads.files import whole_file, write_json
 from segheads.modules import weights_hash
 
-Keys = Sequence[Sequence[int]]  # (epoch, index) of every sample of a batch
+Keys = Sequence[Sequence[int]]  # of every sample of a batch
 ABOUT = "about.json"
 
 
@@ -135,8 +136,8 @@ class CachedSamples(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
-        """The batch of these keys: `maps` and `labels`, or what `collate_samples` makes, with its `keys` `(B, 2)`."""
+    def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
+        """The batch of these keys: `maps` and `labels`, or what `collate_samples` makes, with its `keys` `(B, n)`."""
         known = self.cache.load(keys)
         if known is not None:
             return known
@@ -162,6 +163,7 @@ class RoundSampler:
         num_iterations: Iterations of the whole run.
         distinct: How many different batches there are; None means as many as iterations.
         start_iteration: The first iteration to yield, for a resumed run.
+        rare: As in `IterationSampler`.
 
     Raises:
         ValueError: If a size is below 1, or the start lies outside the run.
@@ -182,18 +184,19 @@ class RoundSampler:
         num_iterations: int,
         distinct: int | None = None,
         start_iteration: int = 0,
+        rare: RareClasses | None = None,
     ) -> None:
         if distinct is not None and distinct < 1:
             raise ValueError(f"distinct must be 1 batch or more; got {distinct}")
         self.distinct = num_iterations if distinct is None else min(distinct, num_iterations)
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.num_iterations, self.start_iteration = num_iterations, start_iteration
+        self.num_iterations, self.start_iteration, self.rare = num_iterations, start_iteration, rare
         self._sampler(num_iterations, start_iteration)  # refuses what is out of range
 
     def __len__(self) -> int:
         return self.num_iterations - self.start_iteration
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         if self.distinct == self.num_iterations:
             yield from self._sampler(self.num_iterations, self.start_iteration)
             return
@@ -205,7 +208,7 @@ class RoundSampler:
                 last, order = number, np.random.default_rng([self.seed, number]).permutation(self.distinct)
             yield distinct[order[place]]
 
-    def parts(self, process: int, processes: int) -> Iterator[list[tuple[int, int]]]:
+    def parts(self, process: int, processes: int) -> Iterator[list[Key]]:
         """What of each different batch goes to one of several processes, as Accelerate splits them."""
         size = self.batch_size // processes
         for batch in self._sampler(self.distinct):
@@ -213,7 +216,7 @@ class RoundSampler:
 
     def _sampler(self, num_iterations: int, start: int = 0) -> IterationSampler:
         options = {"seed": self.seed, "num_iterations": num_iterations, "start_iteration": start}
-        return IterationSampler(self.length, self.batch_size, **options)
+        return IterationSampler(self.length, self.batch_size, **options, rare=self.rare)
 
 
 def fingerprint_module(module: nn.Module) -> str:

@@ -55,7 +55,7 @@ def feature_batches(
             continue
         ((images, labels),) = training_batches([batch], prepare, channels_last=channels_last)
         maps = maps_of(images)
-        cache.save(batch["keys"].tolist(), maps, batch["labels"])
+        cache.save(batch["keys"].tolist(), maps, labels.to(batch["labels"].dtype))
         yield maps, labels
 
 

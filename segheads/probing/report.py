@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from segheads.drawing import LINE_COLOURS, save_figure
+from segheads.drawing import LINE_COLOURS, picture_or_warning, save_figure
 from segheads.evaluation.complexity import count_parameters
 from segheads.evaluation.report import left_out_line
 from segheads.evaluation.tables import DASH, markdown_table
@@ -113,7 +113,8 @@ def write_probe_report(
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "absent_classes": "; ".join(row["absent_classes"])} for row in rows)
-    save_figure(plot_probes(rows, records, title), folder / "curves.png")
+    with picture_or_warning(folder / "curves.png"):
+        save_figure(plot_probes(rows, records, title), folder / "curves.png")
 
 
 def plot_probes(rows: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], title: str) -> Figure:

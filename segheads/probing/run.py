@@ -9,10 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from segheads.build import create_model
-from segheads.data import EvaluationSamples, PhotometricNormalize, TrainingSamples, collate_samples
+from segheads.data import EvaluationSamples, PhotometricNormalize, RareClasses, TrainingSamples, collate_samples
 from segheads.data.samples import CROPS
 from segheads.errors import options_become_parts
 from segheads.evaluation.report import score_record, scores
+from segheads.files import whole_folder
 from segheads.inference.windows import pair
 from segheads.model import SegmentationModel
 from segheads.plan import HeadChoice
@@ -33,6 +34,7 @@ from segheads.probing.report import probe_markdown, probe_rows, write_probe_repo
 from segheads.probing.saving import join_head, save_probes
 from segheads.training.batches import batch_loader, sampler_options, training_samples
 from segheads.training.config import as_launched
+from segheads.training.crop_sheet import crops_words, show_crops
 from segheads.training.loop import train
 from segheads.training.machine import paths_line
 from segheads.training.run import evaluation_samples, shown
@@ -59,6 +61,7 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
     with open_run(config, may_differ=PROBES_MAY_DIFFER) as run:
         with options_become_parts():
             shared, probes, samples, cache = _build(run, config)
+        run.check_processes(*(probe.model for probe in probes))
         mean, std = (shared.backbone.data_config[key] for key in ("mean", "std"))
         images, some = evaluation_samples(run, mean, std)
         evaluate = partial(
@@ -70,7 +73,10 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
             workers=config.machine.workers,
         )
         start = run.start()
-        loader = run.accelerator.prepare(_loader(config, samples, cache, start))
+        prepare = PhotometricNormalize(mean, std).to(run.accelerator.device)
+        batches = sampler(config, len(samples), start, run.rare_classes)
+        show_crops(run, samples, batches, prepare)
+        loader = run.accelerator.prepare(_loader(config, samples, batches, cache))
         if start:
             run.folder.load(run.accelerator, start)
         _say(run, config, probes)
@@ -84,11 +90,10 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
             clip_mode=config.optimization.clip_mode,
             records=run.folder.records(),
         )
-        prepare = PhotometricNormalize(mean, std).to(run.accelerator.device)
-        batches = feature_batches(
+        features = feature_batches(
             run.accelerator, loader, prepare, shared, cache=cache, channels_last=shared.channels_last
         )
-        train(run, learner, batches, config.loop, start=start, evaluate=partial(_evaluated, probes, evaluate, some))
+        train(run, learner, features, config.loop, start=start, evaluate=partial(_evaluated, probes, evaluate, some))
         names = run.validation_set.class_names
         rows = probe_rows(probes, [score_record(results, names) for results in evaluate(images)])
         if run.accelerator.is_main_process:
@@ -98,8 +103,8 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
 
 def _build(run: Run, config: ProbeConfig) -> tuple[SharedBackbone, list[Probe], TrainingSamples, FeatureCache | None]:
     """Backbone, heads with their optimizers, crops, and the cache of the backbone's maps."""
-    samples = training_samples(config, run.training_set)
-    sampler(config, len(samples))  # refuses what is out of range
+    training_samples(config, run.training_set)  # refuses what is out of range, as does the next
+    sampler(config, len(run.training_set))
     shared, probes = build_probes(
         partial(create_head, run.model_config(config), run.num_classes),
         config.choices(),
@@ -114,7 +119,10 @@ def _build(run: Run, config: ProbeConfig) -> tuple[SharedBackbone, list[Probe], 
         probe.model.label_map = label_map_of(run.training_set)
         probe.prepared, probe.optimizer = run.accelerator.prepare(probe.model, optimizer)
     shared.to(run.accelerator.device)
-    cache = None if config.cache is None else open_cache(run.accelerator, config, shared, samples)
+    samples = training_samples(config, run.training_set, shared.backbone.data_config["mean"])
+    if config.augmentation.rare_class_temperature is not None:
+        run.look()  # the cache is asked for the images that are drawn
+    cache = None if config.cache is None else open_cache(run.accelerator, config, shared, samples, run.rare_classes)
     return shared, probes, samples, cache
 
 
@@ -124,7 +132,8 @@ def _say(run: Run, config: ProbeConfig, probes: list[Probe]) -> None:
         f"{len(probes)} heads on {config.model.backbone}, which is frozen: {len(run.training_set)} training and "
         f"{len(run.validation_set)} validation images of {run.training_set.num_classes} classes; "
         f"{run.accelerator.num_processes} process(es) on {run.accelerator.device.type}\n"
-        f"{paths_line(run.accelerator, [probe.model for probe in probes], run.images_per_step())}"
+        f"{run.batches_line()}\n"
+        f"{paths_line(run.accelerator, [probe.model for probe in probes], run.images_per_step())}{crops_words(run)}"
     )
 
 
@@ -158,30 +167,34 @@ def _evaluated(probes: list[Probe], evaluate: Any, samples: EvaluationSamples) -
     return {"scores": {probe.name: scores(found) for probe, found in results if probe.diverged_at is None}}
 
 
-def sampler(config: ProbeConfig, length: int, start: int = 0) -> RoundSampler:
+def sampler(config: ProbeConfig, length: int, start: int = 0, rare: RareClasses | None = None) -> RoundSampler:
     """The batches of the run from iteration `start` on.
 
     Args:
         config: Numbers of the run.
         length: How many samples there are.
         start: Number of updates made before.
+        rare: Draws images by their classes.
 
     Raises:
         ValueError: If a size is out of range.
     """
-    return RoundSampler(length, distinct=config.distinct_batches, **sampler_options(config, start))
+    return RoundSampler(length, distinct=config.distinct_batches, **sampler_options(config, start), rare=rare)
 
 
-def _loader(config: ProbeConfig, samples: TrainingSamples, cache: FeatureCache | None, start: int) -> Any:
-    """Crops of the data set from iteration `start` on, or the maps that the cache has of them."""
-    batches = sampler(config, len(samples), start)
+def _loader(config: ProbeConfig, samples: TrainingSamples, batches: RoundSampler, cache: FeatureCache | None) -> Any:
+    """Crops of the data set, or the maps that the cache has of them."""
     if cache is None:
         return batch_loader(config, samples, batches, collate_samples)
     return batch_loader(config, CachedSamples(samples, cache), batches, as_it_is)
 
 
 def open_cache(
-    accelerator: Accelerator, config: ProbeConfig, shared: SharedBackbone, samples: TrainingSamples
+    accelerator: Accelerator,
+    config: ProbeConfig,
+    shared: SharedBackbone,
+    samples: TrainingSamples,
+    rare: RareClasses | None = None,
 ) -> FeatureCache:
     """The cache of this backbone on these samples, if there is room for it.
 
@@ -190,6 +203,7 @@ def open_cache(
         config: Numbers of the run.
         shared: The backbone.
         samples: What it sees.
+        rare: Draws images by their classes.
 
     Raises:
         ValueError: If there is no room.
@@ -209,6 +223,7 @@ def open_cache(
         "maps": [f"{x.dtype} {tuple(x.shape[1:])}" for x in maps],
         **({} if config.training_flip else {"training_flip": False}),
         **({"flip_pairs": samples.crop.flip_pairs} if samples.crop.flip_pairs else {}),
+        **({"augmentation": asked} if (asked := config.augmentation.changed_values()) else {}),
         # what changes the last bits of a sum
         "precision": config.machine.mixed_precision,
         "channels_last": shared.channels_last,
@@ -217,7 +232,7 @@ def open_cache(
         "torch": torch.__version__,
     }
     cache = FeatureCache(config.cache or "", about)
-    batches, processes = sampler(config, len(samples)), accelerator.num_processes
+    batches, processes = sampler(config, len(samples), rare=rare), accelerator.num_processes
     pieces = (keys for process in range(processes) for keys in batches.parts(process, processes))
     bytes_per_image = sum(x.numel() * x.element_size() for x in maps)
     bytes_per_image += height * width * (1 if samples.dataset.num_classes <= 255 else 2)
@@ -233,8 +248,9 @@ def _report(
     save_probes(config.output, shared, probes)
     for probe, row in zip(probes, rows, strict=True):
         if row["best"]:
-            folder = config.output / "models" / re.sub(r"[^\w.=+-]+", "_", str(probe.choice))
-            join_head(config.output, probe.slug).save_pretrained(folder)
+            name = re.sub(r"[^\w.=+-]+", "_", str(probe.choice))
+            with whole_folder(config.output / "models" / name) as temporary:
+                join_head(config.output, probe.slug).save_pretrained(temporary)
     title = f"Heads on a frozen {config.model.backbone}, {config.data.dataset}, {config.loop.iterations} iterations"
     write_probe_report(config.output, rows, run.folder.records(), title)
     log.info("%s\ntables, curves and models are in %s", probe_markdown(rows, title), config.output)

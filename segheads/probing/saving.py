@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from segheads.errors import SavedModelError
-from segheads.files import write_json
+from segheads.files import whole_folder, write_json
 from segheads.model import SegmentationModel
 from segheads.probing.backbone import SharedBackbone
 from segheads.probing.probes import Probe
@@ -37,11 +37,8 @@ def save_probes(folder: str | Path, shared: SharedBackbone, probes: Sequence[Pro
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder / BACKBONE_FILE, shared.backbone)
     for probe in probes:
-        own = folder / "heads" / probe.slug
-        own.mkdir(parents=True, exist_ok=True)
         if probe.model.plan is None:
             raise ValueError(f"head {probe.name} was assembled from parts; only one of create_model can be saved")
-        write_weights(own / HEAD_FILE, probe.model)
         about = {
             "format": FORMAT,
             "name": probe.name,
@@ -50,7 +47,9 @@ def save_probes(folder: str | Path, shared: SharedBackbone, probes: Sequence[Pro
             "settings": settings_of(probe.model),
             **meaning_as_json(probe.model.classes, probe.model.protocol, probe.model.label_map),
         }
-        write_json(own / HEAD_CONFIG_FILE, about)
+        with whole_folder(folder / "heads" / probe.slug) as own:
+            write_weights(own / HEAD_FILE, probe.model)
+            write_json(own / HEAD_CONFIG_FILE, about)
 
 
 def join_head(folder: str | Path, slug: str) -> SegmentationModel:

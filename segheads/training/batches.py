@@ -1,6 +1,6 @@
 """Batches of a training: crops of a data set, distorted and normalised beside the step."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,30 +8,38 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from segheads.data import (
+    Augment,
     IterationSampler,
+    PhotometricDistortion,
     PhotometricNormalize,
     RandomScaleCrop,
+    RareClasses,
     SegmentationDataset,
     TrainingSamples,
     collate_samples,
+    mix_neighbours,
 )
 from segheads.errors import OptionError
 from segheads.evaluation.tables import SHOWN, named
 from segheads.model import SegmentationModel
+from segheads.stopping import leave_signals_to_parent
 from segheads.training.config import TrainingConfig
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B, H, W)
 
 
-def training_samples(config: TrainingConfig, dataset: SegmentationDataset) -> TrainingSamples:
-    """Crops of a data set, resized about the protocol's scale.
+def training_samples(
+    config: TrainingConfig, dataset: SegmentationDataset, mean: Sequence[float] | None = None
+) -> TrainingSamples:
+    """Crops of a data set, resized about the protocol's scale and augmented as the options say.
 
     Args:
-        config: Size and scale of the crops, and the seed.
+        config: Size, scale and augmentations of the crops, and the seed.
         dataset: The training set.
+        mean: The model's, of each channel, which covers what augmentations uncover or erase.
 
     Raises:
-        OptionError: If the protocol has no scale.
+        OptionError: If the protocol has no scale, or colours are to be changed where there are none.
     """
     if config.protocol.scale is None:
         raise OptionError("training resizes images about a scale, got scale None; give the longer and the shorter side")
@@ -42,7 +50,14 @@ def training_samples(config: TrainingConfig, dataset: SegmentationDataset) -> Tr
         flip_pairs=dataset.classes.flip_pairs,
         ignore_index=dataset.ignore_index,
     )
-    return TrainingSamples(dataset, crop, seed=config.seed)
+    asked, ignored = config.augmentation, dataset.ignore_index
+    return TrainingSamples(
+        dataset,
+        crop,
+        seed=config.seed,
+        distortion=PhotometricDistortion() if asked.distortion else None,
+        augment=Augment(asked, dataset.image_form, mean=mean, ignore_index=ignored) if asked.changes_crops else None,
+    )
 
 
 def sampler_options(config: TrainingConfig, start: int = 0) -> dict[str, int]:
@@ -78,20 +93,30 @@ def batch_loader(config: TrainingConfig, samples: Any, sampler: Any, collate: An
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # else each new iterator draws from the random state that a checkpoint keeps
     )
 
 
-def training_loader(config: TrainingConfig, dataset: SegmentationDataset, start: int) -> DataLoader[Any]:
+def training_loader(
+    config: TrainingConfig,
+    dataset: SegmentationDataset,
+    start: int,
+    *,
+    mean: Sequence[float] | None = None,
+    rare: RareClasses | None = None,
+) -> DataLoader[Any]:
     """Crops of the data set from iteration `start` on, one batch for each update and accumulated part.
 
     Args:
         config: Numbers of the run.
         dataset: The training set.
         start: Number of updates made before.
+        mean: As in `training_samples`.
+        rare: Draws images by their classes; the run has it.
     """
-    sampler = IterationSampler(len(dataset), **sampler_options(config, start))
-    return batch_loader(config, training_samples(config, dataset), sampler)
+    sampler = IterationSampler(len(dataset), **sampler_options(config, start), rare=rare)
+    return batch_loader(config, training_samples(config, dataset, mean), sampler)
 
 
 def normalization(model: SegmentationModel) -> PhotometricNormalize:
@@ -104,7 +129,24 @@ def normalization(model: SegmentationModel) -> PhotometricNormalize:
     return PhotometricNormalize(config["mean"], config["std"], bit_depth=model.image_form.bit_depth)
 
 
-def explain_batch(config: TrainingConfig, dataset: SegmentationDataset, iteration: int) -> str:
+def keys_of_batch(
+    config: TrainingConfig, dataset: SegmentationDataset, iteration: int, *, rare: RareClasses | None = None
+) -> list[list[Any]]:
+    """Keys of the samples of an iteration, in its accumulated parts, as `IterationSampler` gives them.
+
+    Args:
+        config: Numbers of the run.
+        dataset: The training set.
+        iteration: Number of the update, from 1 on.
+        rare: As in `training_loader`.
+    """
+    batches = iter(IterationSampler(len(dataset), **sampler_options(config, iteration - 1), rare=rare))
+    return [next(batches) for _ in range(config.loop.gradient_accumulation)]
+
+
+def explain_batch(
+    config: TrainingConfig, dataset: SegmentationDataset, iteration: int, *, rare: RareClasses | None = None
+) -> str:
     """What may have made the loss of an iteration NaN: labels that are no class, else the names of its images.
 
     A GPU does not say which label it was; the samples are read again.
@@ -113,18 +155,18 @@ def explain_batch(config: TrainingConfig, dataset: SegmentationDataset, iteratio
         config: Numbers of the run.
         dataset: The training set.
         iteration: Number of the update, from 1 on.
+        rare: As in `training_loader`.
     """
-    K, ignored, parts = dataset.num_classes, dataset.ignore_index, config.loop.gradient_accumulation
-    batches = iter(IterationSampler(len(dataset), **sampler_options(config, iteration - 1)))
-    keys = [key for _ in range(parts) for key in next(batches)]
+    K, ignored = dataset.num_classes, dataset.ignore_index
+    keys = [key for part in keys_of_batch(config, dataset, iteration, rare=rare) for key in part]
     samples = training_samples(config, dataset)
     wrong: dict[int, list[str]] = {}
-    for epoch, index in keys:
-        labels = samples[epoch, index]["labels"]
+    for key in keys:
+        labels, index = samples[key]["labels"], key[1]
         for value in labels[((labels < 0) | (labels >= K)) & (labels != ignored)].unique().tolist():
             wrong.setdefault(value, []).append(dataset.name(index))
     if not wrong:
-        return f"whose images were {named([dataset.name(index) for _, index in keys], SHOWN)}"
+        return f"whose images were {named([dataset.name(key[1]) for key in keys], SHOWN)}"
     found = ", ".join(f"{value} in {named(names, SHOWN)}" for value, names in sorted(wrong.items()))
     return f"where labels are none of the {K} classes (0 to {K - 1}) nor {ignored} (ignored): {found}"
 
@@ -132,7 +174,7 @@ def explain_batch(config: TrainingConfig, dataset: SegmentationDataset, iteratio
 def training_batches(
     loader: Iterable[dict[str, Tensor]], prepare: PhotometricNormalize, *, channels_last: bool = False
 ) -> Iterator[Batch]:
-    """Distort and normalise what `TrainingSamples` hands over, on the device that it is on.
+    """Distort, normalise and mix what `TrainingSamples` hands over, on the device that it is on.
 
     Where `prepare` is on a GPU, the copies that the loader makes and the distortion have a stream of their own: the GPU
     does them while it still computes the step before.
@@ -150,7 +192,10 @@ def training_batches(
     def prepared() -> Iterator[Batch]:
         for batch in loader:
             images = prepare(batch["image"], batch["distortion"], batch["valid"])
-            yield images.contiguous(memory_format=memory_format), batch["labels"].long()
+            labels = batch["labels"]
+            if "given" in batch:
+                images, labels = mix_neighbours(images, labels, batch["given"], batch["valid"])
+            yield images.contiguous(memory_format=memory_format), labels.long()
 
     return _beside_the_step(prepared(), prepare.scale.device)
 

@@ -4,15 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from typing_extensions import Self, is_typeddict
 
 from segheads.classes import ignored_label
+from segheads.data.augmentation import AugmentationConfig
 from segheads.data.config import DataConfig
 from segheads.errors import OptionError
 from segheads.functional.upsample import Reduction
 from segheads.inference.protocol import InferenceProtocol, Size
+from segheads.ranges import SEED_LIMIT, Range, check_ranges
 from segheads.training.keeping import KeepingConfig
 from segheads.training.machine import MachineConfig, check_launcher, launched_precision
 from segheads.training.optimization import OptimizationConfig
@@ -21,11 +23,12 @@ C = TypeVar("C")
 
 # A resumed run may change where things are, how often it reports, and in what order the machine sums up (threads,
 # channels_last, compile: rounding, and which random numbers drop a path), but nothing else that its weights depend on.
-ENVIRONMENT = "environment"  # in config.json: what is no option, and may be another where a run goes on
+# In config.json: what is no option; `segheads.training.resuming` says what may be another where a run goes on
+ENVIRONMENT, CONTENTS = "environment", "contents"
 MAY_DIFFER = {
-    *("output", "resume", "data_root", "download", "scan", "backbone_weights", "pretrained"),
-    *("workers", "threads", "channels_last", "compile", "tf32", "cudnn_benchmark", ENVIRONMENT),
-    *("tracker", "pictures", "calibration"),
+    *("output", "resume", "extend", "data_root", "download", "scan", "backbone_weights", "pretrained"),
+    *("workers", "threads", "channels_last", "compile", "tf32", "cudnn_benchmark", ENVIRONMENT, CONTENTS),
+    *("tracker", "pictures", "calibration", "skip_nonfinite"),
     *("evaluate_every", "evaluate_images", "checkpoint_every", "keep_checkpoints", "log_every"),
     *("window", "stride", "scales", "flip", "small_images", "threshold"),
 }
@@ -75,24 +78,24 @@ class ModelConfig:
     init_from: str | None = None
     """A run, a saved model's folder or its name on the hub, whose weights the run starts from; for other classes than
     the data set's the classifier is new."""
-    patch_size: int | None = None
+    patch_size: Annotated[int | None, Range(1)] = None
     """Side of a ViT's patches, pixels; None leaves the architecture's."""
-    depth: int | None = None
+    depth: Annotated[int | None, Range(1)] = None
     """Number of a ViT's blocks; None leaves the architecture's."""
     head: str
     """Any of segheads.list_heads()."""
-    drop_path_rate: float
+    drop_path_rate: Annotated[float, Range(0, 1, below=True)]
     """Stochastic depth of the backbone."""
     freeze_backbone: bool = False
     """The backbone learns nothing: its weights and statistics stay, and nothing in it is dropped."""
-    freeze_stages: int = 0
+    freeze_stages: Annotated[int, Range(0)] = 0
     """The same of its stem and so many first stages (blocks of a plain ViT); 0 freezes none."""
     loss: str = "ce"
     """Any of segheads.losses.LOSSES, or a sum: ce (cross-entropy), "ce + 0.5*dice", "focal(gamma=3) + ohem"; bce, or
     "bce + dice", is of one class against its background, labels 1 and 0, with one logit for each pixel."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Share of the target that the loss spreads over all classes."""
-    class_weights: str | tuple[float, ...] | None = None
+    class_weights: Annotated[str | tuple[float, ...] | None, Range(0)] = None
     """Weights of the classes in the loss: balanced, effective (segheads.data.class_weights), the path of a JSON file,
     or the numbers themselves."""
     loss_reduction: Reduction
@@ -115,23 +118,23 @@ class ModelConfig:
 class LoopConfig:
     """How long a run is, and what it does on the way: evaluate, keep checkpoints, log."""
 
-    iterations: int = 160_000
+    iterations: Annotated[int, Range(1)] = 160_000
     """Updates of the weights."""
-    batch_size: int
+    batch_size: Annotated[int, Range(1)]
     """Images of one update, over all processes and accumulated batches."""
-    gradient_accumulation: int = 1
+    gradient_accumulation: Annotated[int, Range(1)] = 1
     """Batches into which each update is cut."""
-    evaluate_every: int = 16_000
+    evaluate_every: Annotated[int, Range(0)] = 16_000
     """Iterations between evaluations; 0 evaluates at the end alone."""
-    evaluate_images: int | None = None
+    evaluate_images: Annotated[int | None, Range(1)] = None
     """Evaluate on so many images, at equal distances in the set, during training; the last evaluation is on all."""
     calibration: bool = False
     """Also measure the expected calibration error of the final evaluation."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Annotated[int, Range(0)] = 1000
     """Iterations between checkpoints."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: Annotated[int, Range(1)] = 3
     """How many checkpoints to keep, the last ones."""
-    log_every: int = 50
+    log_every: Annotated[int, Range(0)] = 50
     """Iterations between records in the log."""
 
 
@@ -150,20 +153,25 @@ class TrainingConfig:
     """Folder of the run."""
     resume: bool = False
     """Go on with the run in `output`."""
-    seed: int = 0
+    extend: Annotated[int | None, Range(1)] = None
+    """Go on with the finished run in `output` to so many iterations in all; from there on the learning rate is that of
+    a run of this length."""
+    seed: Annotated[int, Range(0, SEED_LIMIT)] = 0
     """Of the initial weights, the samples and their distortions, and what is dropped."""
-    crop_size: Size = 512
+    crop_size: Annotated[Size, Range(1)] = 512
     """Side of the training crops, pixels, or their height and width (Cityscapes: 512 1024)."""
     training_flip: bool = True
     """Mirror half of the training crops; --flip is that of evaluations."""
     tracker: str = "tensorboard"
     """A tracker of Accelerate, or none."""
-    pictures: int = 6
-    """Rows of the picture sheet."""
+    pictures: Annotated[int, Range(0)] = 6
+    """Rows of the picture sheet; 0 draws none, nor augment.png."""
     model: ModelConfig
     """Backbone, head and loss."""
     data: DataConfig = DataConfig()
     """The data set."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """What happens to training crops beyond the published pipeline."""
     scan: bool = True
     """Look at all labels of both splits before the first step; what was read is remembered."""
     optimization: OptimizationConfig
@@ -297,8 +305,10 @@ def as_launched(config: T) -> T:
         config: Numbers of a run.
 
     Raises:
-        OptionError: If the launcher was told what segheads cannot do, or does by an option of its own.
+        OptionError: If a number is out of range, or the launcher was told what segheads cannot do, or does by an option
+            of its own.
     """
+    check_ranges(config)
     check_launcher(config.loop.gradient_accumulation)
     return changed(config, mixed_precision=config.machine.mixed_precision or launched_precision())
 

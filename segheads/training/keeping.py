@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from segheads.errors import OptionError
 from segheads.metrics import METRICS
+from segheads.ranges import Range
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +27,14 @@ class KeepingConfig:
     end included; the last one's without. Checkpoints then hold the best weights, too."""
     keep: Literal["best", "last"] | None = None
     """Which of them model/ is of; None means best where there is one."""
-    ema: float | None = None
+    ema: Annotated[float | None, Range(0, 1, above=True, below=True)] = None
     """Average the weights (timm's ModelEmaV3): the average's share that each update leaves, 0.9998 or so; at update n
     1 - n^(-3/4) where that is less. Evaluations and model/ are of the average."""
-    patience: int | None = None
+    patience: Annotated[int | None, Range(1)] = None
     """End the run after so many evaluations without a higher `best`."""
 
     def check(self, evaluate_every: int) -> None:
-        """Refuse what is out of range or does not fit.
+        """Refuse what does not fit.
 
         Args:
             evaluate_every: Iterations between evaluations, 0 for none.
@@ -46,12 +47,8 @@ class KeepingConfig:
             raise OptionError(f"best {self.best!r} is no score of the evaluations; known are {', '.join(names)}")
         if self.best is None and self.keep == "best":
             raise OptionError("keep best needs a score to judge by, got best None; give best mIoU or another")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise OptionError(f"ema must be above 0 and below 1, got {self.ema}")
         if self.patience is None:
             return
-        if self.patience < 1:
-            raise OptionError(f"patience must be 1 evaluation or more, got {self.patience}")
         if self.best is None or not evaluate_every:
             raise OptionError(
                 f"patience {self.patience} needs a score and evaluations on the way, got best {self.best} and "
@@ -76,6 +73,7 @@ class Keeper:
         self.learner: Any = None
         self.best_score: float | None = None
         self.best_iteration = self.waited = 0
+        self.judged: int | None = 0  # the last evaluation heard of; None where an older checkpoint does not say
         self.best_weights: dict[str, Tensor] = {}
 
     def around(self, learner: Any) -> "Keeper":
@@ -132,6 +130,7 @@ class Keeper:
         Returns:
             Whether the run ends here.
         """
+        self.judged = iteration
         if self.config.best is None or iteration == self.best_iteration:
             return self.stops
         score = scores[self.config.best]
@@ -147,6 +146,16 @@ class Keeper:
                     *(iteration, self.waited, self.config.best, self.best_score or 0.0, self.best_iteration),
                 )
         return self.stops
+
+    def has_missed(self, iteration: int, evaluate_every: int) -> bool:
+        """Whether a checkpoint is of the end of a run that became longer, whose last evaluation it knows nothing of.
+
+        Args:
+            iteration: Of the checkpoint.
+            evaluate_every: Iterations between evaluations.
+        """
+        is_due = evaluate_every > 0 and iteration % evaluate_every == 0
+        return self.config.best is not None and is_due and self.judged is not None and self.judged < iteration
 
     def finish(self, iteration: int) -> int:
         """Give the model the weights that the run ends with.
@@ -173,6 +182,7 @@ class Keeper:
         return {
             "best": {"score": self.best_score, "iteration": self.best_iteration, "waited": self.waited},
             "best_weights": self.best_weights,
+            "judged": self.judged,
             "average": {} if self.average is None else self.average.module.state_dict(),
         }
 
@@ -184,6 +194,7 @@ class Keeper:
         """
         self.best_score, self.best_iteration, self.waited = state["best"].values()
         self.best_weights = state["best_weights"]
+        self.judged = state.get("judged")
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
 

@@ -2,24 +2,28 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
+import psutil
+import timm
 import timm.layers
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, broadcast_object_list
 from torch import nn
 
-from segheads.errors import OptionError
+from segheads.errors import OptionError, SegheadsError
 from segheads.functional.paths import driver_version, path_of_loss
 from segheads.mean_shift import MeanShift
+from segheads.ranges import Range
 from segheads.version import VERSION
 
 log = logging.getLogger(__name__)
+R = TypeVar("R")
 Precision = Literal["no", "bf16", "fp16"]
 
 
@@ -43,9 +47,9 @@ class MachineConfig:
     convolutions alone."""
     cudnn_benchmark: bool = False
     """Let cuDNN try its convolutions for each new size and keep the quickest; runs then differ in the last bits."""
-    threads: int | None = None
+    threads: Annotated[int | None, Range(1)] = None
     """CPU threads of each training process; None shares all cores out (accelerate launch alone would give 1)."""
-    workers: int = 4
+    workers: Annotated[int, Range(0)] = 4
     """Processes that load images, for each process that trains."""
 
 
@@ -100,6 +104,29 @@ def start_accelerator(machine: MachineConfig, *, tracker: str = "none", folder: 
     return accelerator
 
 
+def from_main(accelerator: Accelerator, function: Callable[[], R]) -> R:
+    """What a function gives in the main process, or the error that it raises there, in all of them.
+
+    Args:
+        accelerator: What connects the processes; all of them call this.
+        function: Without arguments; its value can be pickled.
+
+    Raises:
+        SegheadsError: That of the function.
+    """
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [function()]
+        except SegheadsError as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], SegheadsError):
+        raise found[0]
+    value: R = found[0]
+    return value
+
+
 def choose_arithmetic(machine: MachineConfig) -> None:
     """Set what `tf32` and `cudnn_benchmark` say, for the whole process.
 
@@ -111,22 +138,40 @@ def choose_arithmetic(machine: MachineConfig) -> None:
     torch.backends.cudnn.benchmark = machine.cudnn_benchmark
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """What a run's numbers and times depend on beside its options; None where there is no such thing.
 
     Args:
         device: The run's.
+        processes: That train.
     """
     on_gpu = device.type == "cuda"
+    cudnn = torch.backends.cudnn
     return {
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "driver": driver_version() if on_gpu else None,
         "cuda": torch.version.cuda if on_gpu else None,
         "cudnn": torch.backends.cudnn.version() if on_gpu else None,
         "triton": installed_version("triton") if on_gpu else None,
+        "tf32_products": torch.backends.cuda.matmul.allow_tf32 if on_gpu else None,
+        "tf32_convolutions": cudnn.allow_tf32 if on_gpu else None,
+        "cudnn_benchmark": cudnn.benchmark if on_gpu else None,
+        "cudnn_deterministic": cudnn.deterministic if on_gpu else None,
+        "processes": processes,
         "torch": torch.__version__,
+        "timm": timm.__version__,
         "segheads": VERSION,
     }
+
+
+def memory_in_use(device: torch.device) -> float:
+    """GB (1e9 bytes): of a GPU the most that tensors took since the process began, elsewhere what the process holds.
+
+    Args:
+        device: The run's.
+    """
+    used: int = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return used / 1e9
 
 
 def installed_version(package: str) -> str | None:

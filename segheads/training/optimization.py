@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from segheads.backbones import TimmBackbone
+from segheads.ranges import Range
 from segheads.training.clipping import ClipMode, check_clipping
 from segheads.training.schedules import Schedule, decayed
 
@@ -32,30 +33,33 @@ class OptimizationConfig:
 
     optimizer: str
     """In timm's words: sgd (which is Nesterov), momentum (which is not), adamw, and the rest."""
-    learning_rate: float
+    learning_rate: Annotated[float, Range(0)]
     """The rate at the start of the decay."""
-    backbone_lr_scale: float = 1.0
+    backbone_lr_scale: Annotated[float, Range(0)] = 1.0
     """The backbone's rate over that of the rest."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
     """The rate of each of the backbone's layers over that of the next one, above 0 to 1: 0.75 halves it about every
     two layers towards the images."""
-    min_learning_rate: float
+    min_learning_rate: Annotated[float, Range(0)]
     """The rate at the end of the decay."""
-    power: float
+    power: Annotated[float, Range(0)]
     """Exponent of the decay, for poly."""
     schedule: Schedule = "poly"
     """Shape of the rate over the run: poly, cosine, one_cycle (which rises by itself: no warm-up), or constant."""
-    warmup_iterations: int = 0
+    warmup_iterations: Annotated[int, Range(0)] = 0
     """Updates over which the rate rises linearly, from 1e-6 of what the decay gives."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
     """Momentum, for sgd, momentum and others that have it under this name."""
-    weight_decay: float
+    weight_decay: Annotated[float, Range(0)]
     """Decay of all weights but norms, biases, position tables, tokens and class embeddings."""
-    max_grad_norm: float | None = None
+    max_grad_norm: Annotated[float | None, Range(0, above=True, infinite=True)] = None
     """Clip the norm of the gradient, or what clip_mode says; None does not."""
     clip_mode: ClipMode = "norm"
     """What max_grad_norm limits: norm, that of all gradients together; value, each number; agc, the gradient's norm
     over the weights', unit by unit."""
+    skip_nonfinite: Annotated[int, Range(0)] = 0
+    """So many steps of the run whose loss or gradient is not finite are left out, with a warning, and not its end; each
+    step then waits for the device."""
 
     def rate_at(self, iteration: int, iterations: int, learning_rate: float | None = None) -> float:
         """The rate of the update that follows `iteration` updates of a run of `iterations`.

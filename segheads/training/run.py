@@ -2,32 +2,37 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
 from segheads.checkpointing import start_grad_checkpointing
 from segheads.data import EvaluationSamples, SubsetDataset
-from segheads.data.images import to_rgb
+from segheads.drawing import picture_or_warning
 from segheads.errors import options_become_parts
-from segheads.evaluation.evaluate import evaluate, predict, predict_uncertainty, warn_of_squashing
-from segheads.evaluation.plots import plot_uncertainty
-from segheads.evaluation.report import score_line, score_record
+from segheads.evaluation.evaluate import evaluate, predict_uncertainty, warn_of_squashing
+from segheads.evaluation.plots import Row, plot_uncertainty
+from segheads.evaluation.report import score_line
+from segheads.files import whole_folder
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
-from segheads.training.batches import explain_batch, normalization, training_batches, training_loader
+from segheads.training.batches import normalization, training_batches, training_loader
 from segheads.training.config import JUDGES, MAY_DIFFER, TrainingConfig, as_launched
+from segheads.training.crop_sheet import crops_words, show_crops
+from segheads.training.extending import extended, refuse_unfinished, tell_of_extension
 from segheads.training.init_from import init_from
 from segheads.training.keeping import Keeper
 from segheads.training.loop import ModelLearner, train
 from segheads.training.machine import is_convolutional, paths_line, share_batch_norms
+from segheads.training.nonfinite import FiniteSteps, explain_failure
 from segheads.training.report import write_report
 from segheads.training.setup import Run, open_run
+from segheads.training.watching import draw_predictions, picked_samples, validation_record, write_class_iou
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 log = logging.getLogger(__name__)
@@ -40,7 +45,8 @@ def run_training(
     """Train, evaluate and report, in a process of its own or under `accelerate launch`.
 
     The run's folder, `config.output`, ends up with the model, config.json, metrics.jsonl, results.json, per_class.md,
-    curves.png, predictions.png, TensorBoard files and the last checkpoints; with `calibration`, reliability.png, too.
+    augment.png, curves.png, predictions.png, TensorBoard files and the last checkpoints; with `calibration`,
+    reliability.png, too.
 
     Args:
         config: Every number of the run.
@@ -56,28 +62,35 @@ def run_training(
         DivergedError: A loss or a weight is not finite; the last checkpoint is good.
         SegheadsError: Data or pretrained weights are missing or damaged.
     """
-    config = as_launched(config)
+    config, length = extended(as_launched(config))
     config.keeping.check(config.loop.evaluate_every)
     may_differ = MAY_DIFFER if config.keeping.best is None else MAY_DIFFER - JUDGES
-    with open_run(config, may_differ=may_differ, is_last=is_last) as run:
+    longer = set() if length is None else {"iterations"}
+    with open_run(config, may_differ=may_differ | longer, is_last=is_last) as run:
+        if length is not None:
+            refuse_unfinished(run.folder, length)
+            tell_of_extension(config.optimization, length, config.loop.iterations)
         set_seed(config.seed)
         with options_become_parts():
             model = build_model(run.model_config(config), run.num_classes)
             config.protocol.check_threshold(model.num_classes)
         warn_of_squashing(model, config.protocol)
         run.check_labels(model.ignore_index)
+        run.check_processes(model)
         run.tell_input(model)
-        if config.model.init_from and not (config.resume and run.folder.latest()):  # a checkpoint has its own weights
+        if config.model.init_from and not run.resumes_at:  # a checkpoint has its own weights
             init_from(model, config.model.init_from, run.training_set.classes)
         mean, std = model.data_config["mean"], model.data_config["std"]
         samples, some = evaluation_samples(run, mean, std)
         names = run.validation_set.class_names
         evaluate_now = partial(evaluate, run.accelerator, model, protocol=shown(config), workers=config.machine.workers)
-        done, iteration = _train(run, model, lambda: score_record(evaluate_now(some), names))
+        done, iteration = _train(run, model, lambda: validation_record(evaluate_now(some), names))
         results = evaluate_now(samples, metrics=("iou", "calibration") if config.loop.calibration else ("iou",))
-        run.log(done, {**score_record(results, names), **({} if iteration == done else {"of_iteration": iteration})})
+        run.log(
+            done, {**validation_record(results, names), **({} if iteration == done else {"of_iteration": iteration})}
+        )
         if run.accelerator.is_main_process:
-            report(run, model, samples, results, iteration)
+            report(run, model, samples, results, iteration, done)
     return results
 
 
@@ -98,9 +111,11 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         config.optimization.rate_at(0, config.loop.iterations)  # refuses what is out of range, as does the next
         training_loader(config, run.training_set, 0)
     start = run.start()
-    loader = training_loader(config, run.training_set, start)
+    drawn: Any = {"mean": model.data_config["mean"], "rare": run.rare_classes}
+    loader: Any = training_loader(config, run.training_set, start, **drawn)
     _say(run, model, channels_last)
     prepare = normalization(model).to(accelerator.device)
+    show_crops(run, loader.dataset, loader.batch_sampler, prepare)
     keeper = Keeper(config.keeping, model, accelerator)
     if machine.compile:
         model.compile()
@@ -109,6 +124,9 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
     set_seed(config.seed, device_specific=True)  # each process drops other paths
     if start:
         run.folder.load(accelerator, start)
+    explain = partial(explain_failure, accelerator, config, run.training_set, model, rare=run.rare_classes)
+    skips = config.optimization.skip_nonfinite
+    records = run.folder.records()
     learner = ModelLearner(
         accelerator,
         prepared,
@@ -116,7 +134,8 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         schedule=partial(config.optimization.rate_at, iterations=config.loop.iterations),
         max_grad_norm=config.optimization.max_grad_norm,
         clip_mode=config.optimization.clip_mode,
-        explain=partial(explain_batch, config, run.training_set),
+        explain=explain,
+        finite=FiniteSteps(accelerator, model, optimizer, tolerated=skips, explain=explain, records=records),
     )
     batches = training_batches(loader, prepare, channels_last=channels_last)
 
@@ -124,9 +143,16 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
         with keeper.evaluated():
             return evaluate_now()
 
+    def judge(iteration: int, scores: Mapping[str, Any]) -> bool:
+        with keeper.evaluated():
+            _watch(run, model, iteration)
+        return keeper.judge(iteration, scores)
+
     done = start
+    if keeper.has_missed(start, config.loop.evaluate_every):
+        keeper.judge(start, evaluate_kept())
     if not keeper.stops:  # else the run has ended before
-        kept, judge = keeper.around(learner), keeper.judge
+        kept = keeper.around(learner)
         done = train(run, kept, batches, config.loop, start=start, evaluate=evaluate_kept, judge=judge)
         if config.keeping.best is not None and not keeper.stops:
             keeper.judge(done, evaluate_kept())
@@ -135,21 +161,43 @@ def _train(run: Run, model: SegmentationModel, evaluate_now: Callable[[], dict[s
 
 def _say(run: Run, model: SegmentationModel, channels_last: bool) -> None:
     """What begins, in words."""
-    config, optimization, form = run.config, run.config.optimization, run.training_set.image_form
+    config, optimization = run.config, run.config.optimization
     log.info(
         f"{config.model.head} on {config.model.backbone}: "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters{_frozen(config)}; "
+        f"{_parameters(model)}{_frozen(config)}; "
         f"{len(run.training_set)} training and {len(run.validation_set)} validation images of {model.num_labels} "
         f"classes; {run.accelerator.num_processes} process(es) on {run.accelerator.device.type}"
-        f"{', channels last' if channels_last else ''}, {PRECISIONS[run.accelerator.mixed_precision]}\n"
+        f"{', channels last' if channels_last else ''}, {_precision(run.accelerator)}\n"
+        f"{run.batches_line()}; {_loss(config, model)}\n"
         f"{optimization.optimizer}: learning rate {optimization.learning_rate:g} {optimization.schedule} "
         f"(backbone times {optimization.backbone_lr_scale:g}{_decayed(config)}), "
         f"weight decay {optimization.weight_decay:g}, "
         f"gradients clipped at {optimization.max_grad_norm}{_clipped(config)}, "
         f"drop path {config.model.drop_path_rate:g}\n"
-        f"{paths_line(run.accelerator, [model], run.images_per_step())}"
-        + ("" if form.has_colours else f"\nimages of {form}: crops are resized and mirrored, no colours are changed")
+        f"{paths_line(run.accelerator, [model], run.images_per_step())}" + crops_words(run)
     )
+
+
+def _parameters(model: SegmentationModel) -> str:
+    """How many there are, and how many learn where not all do."""
+    whole, learning = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad or every) / 1e6 for every in (True, False)
+    )
+    return f"{whole:.1f} M parameters" + (f", of which {learning:.1f} M learn" if learning < whole else "")
+
+
+def _precision(accelerator: Accelerator) -> str:
+    """Of the forward pass, and on a GPU what fp32 products are rounded to."""
+    name = PRECISIONS[accelerator.mixed_precision]
+    rounds = accelerator.device.type == "cuda" and name == "fp32" and torch.backends.cuda.matmul.allow_tf32
+    return f"{name}, its products in TF32" if rounds else name
+
+
+def _loss(config: TrainingConfig, model: SegmentationModel) -> str:
+    """The loss and what it is divided by."""
+    auxiliary = f", and {model.auxiliary_weight:g} times the auxiliary head's" if model.auxiliary_head else ""
+    weights = ", weighted by class" if config.model.class_weights else ""
+    return f"loss {config.model.loss}{weights}, divided by the update's {model.criterion.divides_by}{auxiliary}"
 
 
 def _decayed(config: TrainingConfig) -> str:
@@ -192,8 +240,33 @@ def shown(config: TrainingConfig) -> InferenceProtocol:
     return dataclasses.replace(config.protocol, scale=None)
 
 
+def _watch(run: Run, model: SegmentationModel, iteration: int) -> None:
+    """Pictures and scores of single classes, in the main process, after an evaluation was logged."""
+    if run.accelerator.is_main_process:
+        write_class_iou(run.folder.path, run.folder.records(), run.validation_set.class_names)
+        samples, _ = evaluation_samples(run, model.data_config["mean"], model.data_config["std"])
+        _draw(run, model, samples, iteration)
+
+
+def _draw(run: Run, model: SegmentationModel, samples: EvaluationSamples, iteration: int) -> list[Row]:
+    return draw_predictions(
+        run.accelerator,
+        model,
+        samples,
+        shown(run.config),
+        count=run.config.pictures,
+        folder=run.folder.path,
+        iteration=iteration,
+    )
+
+
 def report(
-    run: Run, model: SegmentationModel, samples: EvaluationSamples, results: dict[str, Tensor], iteration: int
+    run: Run,
+    model: SegmentationModel,
+    samples: EvaluationSamples,
+    results: dict[str, Tensor],
+    iteration: int,
+    done: int | None = None,
 ) -> None:
     """Write the model, the tables and the pictures of a finished run; to be called by one process.
 
@@ -203,21 +276,23 @@ def report(
         samples: What it was evaluated on.
         results: What `evaluate` gave.
         iteration: That the model is of.
+        done: Number of updates made, for the trackers; None means the same.
     """
     config, dataset, folder = run.config, samples.dataset, run.folder.path
     model.classes, model.protocol = dataset.classes, config.protocol
-    model.save_pretrained(folder / "model")
-    rows: list[Any] = []
-    doubts: list[Any] = []
-    for index in np.linspace(0, len(dataset) - 1, min(config.pictures, len(dataset))).astype(int).tolist():
-        (image, labels), tensor = dataset.read(index), samples[index][0]
-        prediction = predict(run.accelerator, model, tensor, labels.shape, shown(config))
-        rows.append((dataset.name(index), np.array(to_rgb(image)), labels.numpy(), prediction.cpu().numpy()))
-        if model.head.is_ensemble:
-            maps = predict_uncertainty(run.accelerator, model, tensor, labels.shape, shown(config))
-            doubts.append((*rows[-1], maps))
-    write_report(folder, results, run.folder.records(), dataset, rows, iteration=iteration)
-    if doubts:
-        plot_uncertainty(doubts, dataset, folder / "uncertainty.png")
+    with whole_folder(folder / "model") as temporary:
+        model.save_pretrained(temporary)
+    records = run.folder.records()
+    write_class_iou(folder, records, dataset.class_names)
+    rows = _draw(run, model, samples, iteration if done is None else done)
+    write_report(folder, results, records, dataset, (), iteration=iteration)
+    if rows and model.head.is_ensemble:
+        with picture_or_warning(folder / "uncertainty.png"):
+            indices = picked_samples(samples, config.pictures)
+            sizes = [truth.shape for _, _, truth, _ in rows]
+            of = partial(predict_uncertainty, run.accelerator, model, protocol=shown(config))
+            maps = [of(samples[index][0], size) for index, size in zip(indices, sizes, strict=True)]
+            doubts = [(*row, of_row) for row, of_row in zip(rows, maps, strict=True)]
+            plot_uncertainty(doubts, dataset, folder / "uncertainty.png")
     log.info(score_line(results, dataset.class_names))
     log.info("model, tables and pictures are in %s", folder)

@@ -2,23 +2,30 @@
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
+from torch import nn
 
-from segheads.data import SegmentationDataset, SubsetDataset, open_dataset
+from segheads.data import RareClasses, SegmentationDataset, SubsetDataset, open_dataset
 from segheads.data.dataset import check_same_classes
 from segheads.data.images import FLOATS
 from segheads.data.label_map import LabelMap
 from segheads.errors import OptionError, options_become_parts
+from segheads.locks import only_process
 from segheads.losses import is_binary
 from segheads.model import SegmentationModel
-from segheads.training.config import ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults, flat
+from segheads.ranges import check_ranges
+from segheads.stopping import Stop, stopping
+from segheads.training.config import CONTENTS, ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults
+from segheads.training.failures import said_in_a_line
 from segheads.training.labels import keep_weights, look_at_labels
-from segheads.training.machine import environment, start_accelerator
+from segheads.training.machine import environment, from_main, start_accelerator
+from segheads.training.resuming import check_contents, check_environment, check_processes, contents_of
 from segheads.training.run_folder import RunFolder
+from segheads.training.watching import class_record
 
 C = TypeVar("C", bound=TrainingConfig)
 log = logging.getLogger(__name__)
@@ -35,6 +42,10 @@ class Run:
         training_set: What it trains on.
         validation_set: What it is evaluated on.
         class_weights: Of its loss, as numbers, once labels were looked at; None weighs all classes the same.
+        rare_classes: Draws images by their classes, once labels were looked at; None takes each once an epoch.
+        resumes_at: The iteration that it goes on from; 0 for a new run.
+        stop: Hears of signals.
+        has_begun: Whether `start` is through.
     """
 
     config: TrainingConfig
@@ -43,7 +54,11 @@ class Run:
     training_set: SegmentationDataset
     validation_set: SegmentationDataset
     class_weights: tuple[float, ...] | None = None
+    rare_classes: RareClasses | None = None
     _has_looked: bool = False
+    resumes_at: int = 0
+    stop: Stop = field(default_factory=Stop)
+    has_begun: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -71,12 +86,47 @@ class Run:
         """
         if not self._has_looked:
             sets = self.training_set, self.validation_set
-            self.class_weights = look_at_labels(self.accelerator, self.config, *sets)
+            self.class_weights, self.rare_classes = look_at_labels(self.accelerator, self.config, *sets)
             self._has_looked = True
+
+    def environment(self) -> dict[str, Any]:
+        """Device, versions and processes, as config.json keeps them."""
+        return environment(self.accelerator.device, self.accelerator.num_processes)
+
+    def contents(self) -> dict[str, Any]:
+        """What the data set's files say, as config.json keeps it."""
+        return contents_of(self.training_set, label_map_of(self.training_set))
+
+    def check_resumed(self) -> None:
+        """Refuse to go on with other data, or another arithmetic, than the run began with; see `check_processes`.
+
+        Raises:
+            OptionError: Says what differs, and both values.
+        """
+        check_contents(self.folder.path, self.contents())
+        check_environment(self.folder.path, self.environment())
+
+    def check_processes(self, *models: nn.Module) -> None:
+        """Refuse another number of processes than the run began with, where it changes more than the order of sums.
+
+        Args:
+            *models: What is trained.
+
+        Raises:
+            OptionError: Says both numbers and why.
+        """
+        is_synced = self.config.machine.sync_batchnorm and self.accelerator.device.type == "cuda"
+        check_processes(self.folder.path, self.accelerator.num_processes, models, is_synced=is_synced)
 
     def images_per_step(self) -> int:
         """How many images each process takes at once."""
         return self.config.loop.batch_size // self.config.loop.gradient_accumulation // self.accelerator.num_processes
+
+    def batches_line(self) -> str:
+        """How an update's batch is shared out, in words."""
+        loop, processes = self.config.loop, self.accelerator.num_processes
+        shared = f"{processes} process(es) x {loop.gradient_accumulation} part(s) x {self.images_per_step()} image(s)"
+        return f"batches of {loop.batch_size}: {shared}"
 
     def start(self) -> int:
         """Look at the labels; write the configuration and start the trackers, once all that may be missing is there.
@@ -91,11 +141,12 @@ class Run:
         self.accelerator.wait_for_everyone()  # all have looked before the first writes
         values = self.config.as_json()
         if self.accelerator.is_main_process:
-            self.folder.start({**values, ENVIRONMENT: environment(self.accelerator.device)})
+            about = {ENVIRONMENT: self.environment(), CONTENTS: self.contents()}
+            self.folder.start({**values, **about})
             if self.class_weights is not None:
                 keep_weights(self.folder.path, self.training_set.class_names, self.class_weights)
         self.accelerator.wait_for_everyone()
-        start = self.folder.latest()
+        start = self.resumes_at
         if self.config.resume:
             log.info("resuming %s at iteration %d of %d", self.folder.path, start, self.config.loop.iterations)
         self.accelerator.init_trackers(
@@ -103,6 +154,7 @@ class Run:
             config={key: v if isinstance(v, (int, float, str)) else str(v) for key, v in values.items()},
             init_kwargs={"tensorboard": {"purge_step": start}},
         )
+        self.has_begun = True
         return start
 
     def check_labels(self, ignore_index: int) -> None:
@@ -157,7 +209,8 @@ class Run:
         """
         if self.accelerator.is_main_process:
             self.folder.log({"iteration": iteration, **values})
-        self.accelerator.log(flat_record(values), step=iteration)
+        own = class_record(values, self.validation_set.class_names) if values.get("IoU") else {}
+        self.accelerator.log({**flat_record(values), **own}, step=iteration)
 
 
 @contextmanager
@@ -166,8 +219,8 @@ def open_run(
 ) -> Iterator[Run]:
     """Set up processes, check the folder, open the data sets; at the end, close the trackers.
 
-    Nothing is written, and no label looked at, before `Run.start`; but weights of classes that have to be counted are
-    before the model is built.
+    Nothing but a lock is written, and no label looked at, before `Run.start`; but weights of classes that have to be
+    counted are before the model is built.
 
     Args:
         config: Every number of the run.
@@ -175,24 +228,35 @@ def open_run(
         is_last: Whether the processes part afterwards; False where another run follows.
 
     Raises:
+        FolderInUseError: Another process has the folder.
         RunExistsError: The folder holds a run that was not to be resumed.
+        RunError: It holds checkpoints, none of which is whole.
         OptionError: Options are out of range, do not fit, or are not those of the run that is resumed.
         SegheadsError: As `open_dataset` does.
+        RunEndedError: What was done within ended early, by a signal, a file or a process; see `said_in_a_line`.
     """
+    check_ranges(config)
+    config.augmentation.check(config.data.image_form)
     accelerator = start_accelerator(config.machine, tracker=config.tracker, folder=config.output)
     _check_batch_size(config, accelerator.num_processes)
-    _check_ranges(config)
-    folder = RunFolder(
-        config.output,
-        config.as_json(),
-        resume=config.resume,
-        may_differ=may_differ,
-        defaults={**field_defaults(config), **OLDER},
-        keep=config.loop.keep_checkpoints,
-    )
-    sets = open_data(accelerator, config)
-    yield Run(config, accelerator, folder, *sets)
-    accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
+    with ExitStack() as stack:
+        from_main(accelerator, lambda: stack.enter_context(only_process(config.output)))
+        folder = RunFolder(
+            config.output,
+            config.as_json(),
+            resume=config.resume,
+            may_differ=may_differ,
+            defaults={**field_defaults(config), **OLDER},
+            keep=config.loop.keep_checkpoints,
+        )
+        start = from_main(accelerator, folder.find_start) if config.resume else 0
+        stop = stack.enter_context(stopping(folder.left))
+        sets = open_data(accelerator, config)
+        run = Run(config, accelerator, folder, *sets, resumes_at=start, stop=stop)
+        run.check_resumed()
+        with said_in_a_line(folder, accelerator.num_processes, lambda: run.has_begun):
+            yield run
+        accelerator.wait_for_everyone()  # a process that leaves early can hang the others as they shut down
     if is_last:
         accelerator.end_training()
     else:  # without taking down what connects the processes
@@ -283,21 +347,13 @@ def flat_record(values: Mapping[str, Any], *path: str) -> dict[str, float]:
 def _check_batch_size(config: TrainingConfig, processes: int) -> None:
     size, accumulation = config.loop.batch_size, config.loop.gradient_accumulation
     parts = accumulation * processes
-    if accumulation < 1 or size < 1 or size % parts:
+    if size % parts:
         raise OptionError(
             f"batch_size {size} is over all {processes} processes and {accumulation} accumulated batches, and must be "
             f"a multiple of {parts}"
         )
-
-
-def _check_ranges(config: TrainingConfig) -> None:
-    """Numbers that would be refused without a word of advice, or late: pictures after the whole run."""
-    count = config.loop.evaluate_images
-    for name, is_right, expected in (
-        ("pictures", config.pictures >= 0, "0 or more"),
-        ("seed", 0 <= config.seed < 2**32, "0 to 4294967295"),
-        ("evaluate_images", count is None or count >= 1, "1 or more"),
-        ("drop_path_rate", 0 <= config.model.drop_path_rate < 1, "0 or more and below 1"),
-    ):
-        if not is_right:
-            raise OptionError(f"{name} must be {expected}; got {flat(config)[name]}")
+    if config.augmentation.mixes and size // parts % 2:
+        raise OptionError(
+            f"cutmix and classmix take neighbours two by two: batch_size {size} over all {processes} processes and "
+            f"{accumulation} accumulated batches must be a multiple of {2 * parts}"
+        )

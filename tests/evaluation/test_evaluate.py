@@ -1,6 +1,7 @@
 import contextlib
 import importlib
 import json
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -101,8 +102,10 @@ def meta(monkeypatch):
 @pytest.mark.parametrize(
     "protocol", [WHOLE, InferenceProtocol(window=24, stride=16), InferenceProtocol(scales=(0.5, 1.0), flip=True)]
 )
-@pytest.mark.parametrize("metrics", [("iou", "calibration")])
+@pytest.mark.parametrize("metrics", [("iou", "calibration", "boundary", "object_sizes")])
 def test_the_host_waits_for_no_image(meta, model, monkeypatch, protocol, metrics):
+    shown = []  # to the metric that waits
+    monkeypatch.setattr(ObjectSizeIoU, "update", lambda self, preds, labels: shown.append(tuple(labels.shape)))
     samples, looks = EvaluationSamples(Scenes("val", size=(32, 48), length=3), HALF, HALF), []
     monkeypatch.setattr(MODULE, "_first_bad", lambda flags: looks.append(len(flags)))
     monkeypatch.setattr(MODULE._Measured, "compute", lambda self, count: {})
@@ -110,6 +113,7 @@ def test_the_host_waits_for_no_image(meta, model, monkeypatch, protocol, metrics
     model.to("meta")
     evaluate(meta, model, samples, protocol, metrics=metrics, limit=1)  # keeps the weights of this size
     looks.clear()
+    shown.clear()
     loop, waits = MODULE._count_own_images, Waits()
 
     def watched(*args):
@@ -120,6 +124,35 @@ def test_the_host_waits_for_no_image(meta, model, monkeypatch, protocol, metrics
     evaluate(meta, model, samples, protocol, metrics=metrics)
     assert not waits.found
     assert looks == [2, 1]
+    assert shown == [(2, 32, 48), (1, 32, 48)]
+
+
+@pytest.mark.parametrize(("kept_pixels", "batches"), [(2**23, [5]), (2 * 30 * 50, [2, 1, 1, 1]), (1, [1] * 5)])
+def test_images_that_are_counted_later_are_counted_the_same(monkeypatch, kept_pixels, batches):
+    generator, maps = torch.Generator().manual_seed(0), []
+    for H, W in [(30, 41), (17, 50), (60, 9), (83, 110), (12, 12)]:
+        blocks = torch.randint(5, (2, H // 5 + 1, W // 5 + 1), generator=generator)
+        preds, labels = blocks.repeat_interleave(5, 1).repeat_interleave(5, 2)[:, :H, :W]
+        labels[: H // 3, : W // 4] = 255
+        maps.append((preds, labels))
+    samples, results, seen = SimpleNamespace(dataset=SimpleNamespace(ignore_index=255)), [], []
+    monkeypatch.setattr(MODULE, "KEPT_PIXELS", kept_pixels)
+    update = ObjectSizeIoU.update
+
+    def watched(self, preds, labels):
+        seen.append(len(labels) if labels.ndim == 3 else None)
+        update(self, preds, labels)
+
+    monkeypatch.setattr(ObjectSizeIoU, "update", watched)
+    for at_once in (True, False):
+        monkeypatch.setattr(MODULE, "_looks_at_once", lambda device, at_once=at_once: at_once)
+        measured = MODULE._Measured(Accelerator(cpu=True), ["iou", "object_sizes"], 5, samples, per_image=False)
+        for preds, labels in maps:
+            measured.update(preds, None, labels)
+        measured.catch_up()
+        results.append(measured.compute(len(maps)))
+    assert seen == [None] * 5 + batches
+    torch.testing.assert_close(*results, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("bad", [0, 3, 4, 5])

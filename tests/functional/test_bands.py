@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from segheads.functional import upsample_argmax, upsample_cross_entropy
+from segheads.functional.affinity import Scores, weighted_average
 from segheads.functional.bands import can_run_in_bands, run_in_bands
 
 SUBNORMAL = 1e-39
@@ -17,6 +18,30 @@ def own_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def averaged(width):
+    """The averages of eight channels by tiles, and all gradients."""
+    generator = torch.Generator().manual_seed(0)
+    values, grad = (torch.randn(3, 1100, 8, generator=generator) for _ in range(2))
+    query, key = (torch.randn(3, 1100, width, generator=generator) for _ in range(2))
+    leaves = [x.requires_grad_() for x in (values, query, key)]
+    found = weighted_average(values, Scores(query, key, 0.3, cancels=True))
+    return [found, *torch.autograd.grad(found, leaves, grad)]
+
+
+@pytest.mark.parametrize(("width", "forward"), [(8, []), (40, [15])])  # equal widths: fused attention forward
+def test_mean_shift_has_the_same_bits_for_any_number_of_threads(width, forward, monkeypatch):
+    found, bands, watched = [], sys.modules["segheads.functional.bands"], []
+    monkeypatch.setattr(bands, "run_in_bands", lambda *work: watched.append(work[0]) or run_in_bands(*work))
+    for num_threads in (1, 2, 4):
+        torch.set_num_threads(num_threads)
+        found.append(averaged(width)[0 if forward else 1 :])
+    assert watched == 3 * [*forward, 15]  # five tiles of each image
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    monkeypatch.setattr(bands, "can_run_in_bands", lambda *_: False)
+    torch.testing.assert_close(found[0], averaged(width)[0 if forward else 1 :], rtol=1e-4, atol=1e-5)
 
 
 def inputs():
@@ -39,6 +64,25 @@ def test_bits_are_the_same_for_any_number_of_threads():
         found.append(results())
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("K", [1, 2, 19])
+def test_few_classes_have_parts_for_several_threads(K, monkeypatch):
+    counts = []
+
+    def watched(count, *work):
+        counts.append(count)
+        run_in_bands(count, *work)
+
+    for name in ("bands", "upsample"):
+        monkeypatch.setattr(sys.modules[f"segheads.functional.{name}"], "run_in_bands", watched)
+    logits = torch.randn(1, K, 32, 32, requires_grad=True)
+    upsample_cross_entropy(logits, torch.zeros(1, 512, 512, dtype=torch.long)).backward()
+    upsample_argmax(logits, (512, 512))
+    divisor, *others = counts
+    assert divisor == 1  # a part of each image
+    assert others
+    assert min(others) >= 4
 
 
 def test_parts_are_added_in_order_on_one_core_each():

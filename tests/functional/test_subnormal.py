@@ -79,11 +79,3 @@ def test_what_is_no_number_stays_so():
     _, (found, _) = gradients(x, torch.eye(8), "dot")
     assert found[0].isnan().any()
     assert found[1].isfinite().all()
-
-
-def test_images_in_groups_have_the_gradients_of_all_at_once(monkeypatch):
-    x, weight = peaked(), torch.eye(24, 8)
-    _, expected = gradients(x, weight, "dot")
-    monkeypatch.setattr(affinity, "TILES_TOGETHER", 1)
-    _, found = gradients(x, weight, "dot")
-    torch.testing.assert_close(found, expected)

@@ -579,3 +579,25 @@ def test_smoothing_out_of_range_is_named(label_smoothing):
 def test_label_map_type_that_holds_too_few_classes_is_named():
     with pytest.raises(ValueError, match=r"uint8.*300|300.*uint8"):
         upsample_argmax(torch.randn(1, 300, 2, 2), (4, 4), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("weight", [None, [0.3, 2.0]])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("ignore_index", [255, -100])
+def test_two_classes_by_their_difference(weight, label_smoothing, ignore_index):
+    generator = torch.Generator().manual_seed(0)
+    logits = (20 * torch.randn(2, 2, 7, 9, generator=generator)).requires_grad_()
+    labels = torch.randint(2, (2, 150, 140), generator=generator)  # two rows of tiles, two columns
+    labels[0, :40] = labels[1, 20:, 60:] = ignore_index
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    weight = None if weight is None else torch.tensor(weight)
+    loss = upsample_cross_entropy(logits, labels, weight=weight, **options)
+    exact = logits.detach().double().requires_grad_()
+    scores = F.interpolate(exact, size=labels.shape[1:], mode="bilinear")
+    expected = F.cross_entropy(scores, labels, weight=None if weight is None else weight.double(), **options)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    gradients = [torch.autograd.grad(x, leaf)[0].double() for x, leaf in ((loss, logits), (expected, exact))]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-9)
+    labels[0, 140, 3] = 2
+    with pytest.raises(ValueError, match=f"labels must be classes 0 to 1 or {ignore_index} .ignored.; got 2"):
+        upsample_cross_entropy(logits, labels, **options)

@@ -159,6 +159,33 @@ def test_bad_input_is_explained_and_nothing_counted():
             BoundaryIoU(2, dilation_ratio=ratio)
 
 
+def test_wrong_label_counted_on_a_device_is_named_by_compute():
+    metric = BoundaryIoU(5)
+    metric.wrong_label = torch.tensor(9)  # what update leaves where it does not wait for the device
+    with pytest.raises(ValueError, match=r"0\.\.4 or the ignore_index 255, got 9;"):
+        metric.compute()
+    metric.reset()
+    assert metric.compute()["mBIoU"].isnan()
+    metric.to("meta").update(*(torch.zeros(4, 6, dtype=torch.long, device="meta") for _ in range(2)))
+
+
+@pytest.mark.gpu
+def test_cuda_counts_without_waiting():
+    maps = random_maps(3, 5)
+    metric = BoundaryIoU(5).cuda()
+    on_device = [(preds.cuda(), labels.cuda()) for preds, labels in maps]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for preds, labels in on_device:
+            metric.update(preds, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_same(metric.compute(), measure(maps, 5))
+    metric.update(torch.zeros(4, 6).long().cuda(), torch.full((4, 6), 9).cuda())
+    with pytest.raises(ValueError, match="got 9;"):
+        metric.compute()
+
+
 def test_reset_merge_copy_pickle_and_state_dict():
     maps = random_maps(3, 5)
     expected = measure(maps, 5)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from runs import untimed
 from safetensors.torch import load_file
 
 from segheads import SegmentationModel
@@ -40,7 +41,7 @@ def weights(output):
 
 def records(output):
     lines = (output / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+    return untimed(map(json.loads, lines))
 
 
 def test_end_to_end(recipe, tmp_path, caplog):
@@ -53,7 +54,7 @@ def test_end_to_end(recipe, tmp_path, caplog):
     assert len(results["classes"]) == 12
     assert [r["iteration"] for r in records(tmp_path) if "mIoU" in r] == [3, 6]
     assert list((tmp_path / "tensorboard").glob("events*"))
-    for picture in ("curves.png", "predictions.png"):
+    for picture in ("augment.png", "curves.png", "predictions.png"):
         with Image.open(tmp_path / picture) as image:
             assert min(image.size) > 200
     model = SegmentationModel.from_pretrained(tmp_path / "model")

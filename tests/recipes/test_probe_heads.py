@@ -29,7 +29,7 @@ from segheads.training import RunFolder, changed, setup
 RECIPE = Path(__file__).parents[2] / "recipes" / "probe_heads.py"
 TINY = ["--backbone", "test_vit", "--scenes-size", "32", "--scale", "32", "32", "--crop-size", "32"]
 TINY += ["--heads", "linear", "mask_transformer(num_layers=1)", "--learning-rates", "1e-3", "1e-2"]
-TINY += ["--batch-size", "2", "--iterations", "4", "--log-every", "1", "--threads", "1"]
+TINY += ["--batch-size", "2", "--iterations", "4", "--log-every", "1", "--threads", "1", "--pictures", "0"]
 SLUGS = ["linear_at_0.001", "linear_at_0.01"]
 SLUGS += ["mask_transformer_num_layers=1_at_0.001", "mask_transformer_num_layers=1_at_0.01"]
 
@@ -146,13 +146,13 @@ def test_what_names_the_folder_of_the_features(recipe, tmp_path):
         {"cache_gb": 1},
     ):
         assert folder(**same) == before
-    others = [{"seed": 1}, {"scale": (48, 48)}, {"crop_size": 48}, {"mixed_precision": "bf16"}]
+    others = [{"seed": 1}, {"scale": (48, 48)}, {"crop_size": 48}, {"mixed_precision": "bf16"}, {"blur": 0.5}]
     folders = {before, *(folder(**other) for other in others)}
     shared.backbone.model.patch_embed.proj.bias.data[0] += 1
     folders.add(folder())
     shared.channels_last = True
     folders.add(folder())
-    assert len(folders) == 7
+    assert len(folders) == 8
 
 
 def test_a_killed_run_goes_on_with_the_same_bits(recipe, tmp_path, monkeypatch):
@@ -224,10 +224,10 @@ def test_two_processes_are_one_run(recipe, tmp_path):
         ({"mixed_precision": "fp16"}, "^mixed_precision fp16 .* use bf16 or no"),
         ({"compile": True}, "^compile is for one model"),
         ({"calibration": True}, "^calibration is for one model"),
-        ({"cache": Path("c"), "cache_gb": 0.0}, r"the features .* may take 0 GB; raise cache_gb"),
+        ({"cache": Path("c"), "cache_gb": 1e-9}, r"the features .* may take 1e-09 GB; raise cache_gb"),
         ({"head": "linear"}, "^head and learning_rate are for one model; give heads and learning_rates"),
         ({"learning_rate": 0.1}, "^head and learning_rate are for one model"),
-        ({"distinct_batches": 0}, "distinct must be 1 batch or more; got 0"),
+        ({"distinct_batches": 0}, "distinct_batches must be 1 or more; got 0"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_folder(recipe, tmp_path, monkeypatch, changes, message):

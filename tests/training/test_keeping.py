@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from runs import SMALL_RUN
+from runs import SMALL_RUN, untimed
 
 from segheads import SegmentationModel, create_model
 from segheads.data import Scenes
@@ -48,7 +48,7 @@ def scored(monkeypatch):
     def record(results, names):
         return {"mIoU": given.pop(0)}
 
-    monkeypatch.setattr("segheads.training.run.score_record", record)
+    monkeypatch.setattr("segheads.training.run.validation_record", record)
     return give
 
 
@@ -107,21 +107,40 @@ def test_the_average_is_timms(tmp_path, monkeypatch, caplog):
     assert not same(weights, steps[-1])
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
-    options = {"backbone": "test_resnet", "ema": 0.9, "best": "mIoU", "iterations": 6}
+@pytest.mark.parametrize(
+    ("schedule", "backbone"),
+    [("poly", "test_resnet"), ("cosine", "test_vit"), ("one_cycle", "test_vit"), ("constant", "test_vit")],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, schedule, backbone):
+    """With an average, a best model, patience, drop path, and every schedule."""
+    keeping = {"ema": 0.9, "best": "mIoU", "patience": 9}
+    warmup = {"warmup_iterations": 0 if schedule == "one_cycle" else 2}
+    options = {**keeping, **warmup, "backbone": backbone, "schedule": schedule, "drop_path_rate": 0.2}
     weights, results, records = trained(tmp_path, **options)
-    state = torch.load(tmp_path / "checkpoints" / "00000006" / "custom_checkpoint_0.pkl")
-    for name in ("00000004", "00000006"):
-        shutil.rmtree(tmp_path / "checkpoints" / name)
+    state = torch.load(tmp_path / "checkpoints" / "00000004" / "custom_checkpoint_0.pkl")
+    shutil.rmtree(tmp_path / "checkpoints" / "00000004")
     again, same_results, same_records = trained(tmp_path, **options, resume=True)
     assert same(again, weights)
     assert same_results == results
-    loss = [record["loss"] for record in records if "loss" in record]
-    assert [record["loss"] for record in same_records if "loss" in record] == loss
-    resumed = torch.load(tmp_path / "checkpoints" / "00000006" / "custom_checkpoint_0.pkl")
+    assert untimed(same_records) == untimed(records)
+    resumed = torch.load(tmp_path / "checkpoints" / "00000004" / "custom_checkpoint_0.pkl")
     assert resumed["best"] == state["best"]
     for part in ("average", "best_weights"):
         assert same(resumed[part], state[part])
+
+
+def test_a_killed_run_has_as_much_patience_as_another(tmp_path, scored):
+    options = {"best": "mIoU", "patience": 3, "iterations": 9, "checkpoint_every": 1}
+    scored(0.5, 0.4, 0.3, 0.2, 0.5)
+    _, results, records = trained(tmp_path / "whole", **options)
+    assert (results["iteration"], records[-1]["iteration"]) == (1, 4)
+    scored(0.5, 0.4, 0.3, 0.2, 0.5)
+    trained(tmp_path / "killed", **options)
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "00000004")
+    scored(0.2, 0.5)  # of iteration 4 and of the end
+    _, again, same_records = trained(tmp_path / "killed", **options, resume=True)
+    assert again == results
+    assert [r["iteration"] for r in same_records] == [r["iteration"] for r in records]
 
 
 def test_what_judges_may_not_change_where_there_is_a_best_one(tmp_path):
@@ -136,9 +155,9 @@ def test_the_model_is_there_when_the_report_fails(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ValueError("no picture")
 
-    for name in ("predict", "write_report"):
+    for name in ("watching.predict", "run.write_report"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"segheads.training.run.{name}", fail)
+            patch.setattr(f"segheads.training.{name}", fail)
             with pytest.raises(ValueError, match="no picture"):
                 run_training(config(tmp_path / name, iterations=1, pictures=1), build)
         SegmentationModel.from_pretrained(tmp_path / name / "model")
@@ -151,10 +170,10 @@ def test_the_model_is_there_when_the_report_fails(tmp_path, monkeypatch):
         ({"best": "loss"}, "^best 'loss' is no score"),
         ({"best": ""}, "^best '' is no score"),
         ({"keep": "best"}, "^keep best needs a score to judge by, got best None"),
-        ({"ema": 1.0}, r"^ema must be above 0 and below 1, got 1\.0"),
-        ({"ema": 0.0}, r"^ema must be above 0 and below 1, got 0\.0"),
-        ({"ema": 9998.0}, r"^ema must be above 0 and below 1, got 9998\.0"),
-        ({"patience": 0}, "^patience must be 1 evaluation or more, got 0"),
+        ({"ema": 1.0}, r"^ema must be above 0 and below 1; got 1\.0"),
+        ({"ema": 0.0}, r"^ema must be above 0 and below 1; got 0\.0"),
+        ({"ema": 9998.0}, r"^ema must be above 0 and below 1; got 9998\.0"),
+        ({"patience": 0}, "^patience must be 1 or more; got 0"),
         ({"patience": 3}, "^patience 3 needs a score and evaluations on the way, got best None"),
         ({"patience": 3, "best": "mIoU", "evaluate_every": 0}, "got best mIoU and evaluate_every 0"),
     ],

@@ -77,11 +77,11 @@ def test_a_bad_file_is_found_before_the_first_step(folder, split):
         ({"backbone": "nope"}, "name must be one of timm's"),
         ({"head": "liner"}, "no head is called 'liner'"),
         ({"optimizer": "nope"}, "optimizer must be one of timm.s"),
-        ({"learning_rate": -1.0}, "Invalid learning rate: -1"),
-        ({"crop_size": 0}, "Expected a positive image size"),
+        ({"learning_rate": -1.0}, "learning_rate must be 0 or more; got -1"),
+        ({"crop_size": 0}, "crop_size must be 1 or more; got 0"),
         ({"label_smoothing": 2.0}, "label_smoothing must be 0 or more and below 1; got 2"),
-        ({"iterations": 0}, "needs an iteration of 0 or more of at least 1"),
-        ({"workers": -1}, "num_workers option should be non-negative"),
+        ({"iterations": 0}, "iterations must be 1 or more; got 0"),
+        ({"workers": -1}, "workers must be 0 or more; got -1"),
         ({"class_weights": "nope"}, "class_weights must be balanced, effective or the path"),
         ({"class_weights": (1.0, 2.0, 3.0)}, "weight must have one value for each of 2 classes"),
         ({"pictures": -1}, "pictures must be 0 or more; got -1"),
@@ -131,7 +131,7 @@ def test_without_a_scan_nothing_is_read(folder, monkeypatch):
 
 def look(run):
     accelerator = Accelerator(cpu=True)
-    return look_at_labels(accelerator, run, *open_data(accelerator, run))
+    return look_at_labels(accelerator, run, *open_data(accelerator, run)).class_weights
 
 
 def test_scenes_are_not_scanned_unless_weights_are_asked_for(tmp_path, monkeypatch):
@@ -231,7 +231,7 @@ def test_every_process_raises_what_the_first_found(folder, monkeypatch):
     """The others wait for the first, and have its error or weights."""
     spoil(folder, "val")
     sent = []
-    monkeypatch.setattr(labels_module, "broadcast_object_list", lambda found: sent.append(found[0]))
+    monkeypatch.setattr("segheads.training.machine.broadcast_object_list", lambda found: sent.append(found[0]))
     with pytest.raises(DataError, match="holds the value 38"):
         look(config(folder))
     assert isinstance(sent[0], DataError)
@@ -239,7 +239,7 @@ def test_every_process_raises_what_the_first_found(folder, monkeypatch):
     def received(found):
         found[0] = sent[0]
 
-    monkeypatch.setattr(labels_module, "broadcast_object_list", received)
+    monkeypatch.setattr("segheads.training.machine.broadcast_object_list", received)
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
     monkeypatch.setattr(labels_module, "_look", None)
     with pytest.raises(DataError, match="holds the value 38"):

@@ -175,6 +175,40 @@ def test_a_scaler_skips_steps_that_overflow(tmp_path):
         run_slope(tmp_path / "b", [overflow] * 30, 30, scaler=scaler, **options)
 
 
+@pytest.mark.parametrize("scales", [True, False])
+def test_an_overflowed_forward_pass_leaves_no_statistics(scales):
+    """Of fp16, whose scaler skips the step alone; without a scaler such statistics end the run."""
+    accelerator, layers = Accelerator(cpu=True), [nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)]
+    model = nn.Sequential(*layers)
+    model.forward = lambda images, labels: nn.Sequential(*layers)(images).square().mean()
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0) if scales else None
+    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1))
+    learner = ModelLearner(accelerator, prepared, optimizer, schedule=lambda _: 0.1)
+    images, labels, norm = torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4), layers[1]
+    learner.step(0, [(images, labels)])
+    mean, weights = norm.running_mean.clone(), layers[2].weight.clone()
+    learner.step(1, [(images, labels), (images * torch.inf, labels)])
+    if not scales:
+        assert not norm.running_var.isfinite().all()
+        with pytest.raises(DivergedError, match="is not finite after iteration 2"):
+            learner.record(2, [0.0], [None])
+        return
+    assert torch.equal(layers[2].weight, weights)
+    assert torch.equal(norm.running_mean, mean)
+    assert norm.running_var.isfinite().all()
+    learner.step(2, [(images, labels)])
+    assert not torch.equal(norm.running_mean, mean)
+    learner.record(3, [0.0], [None])
+
+
+def test_statistics_that_are_not_finite_are_not_saved():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model[1].running_var[2] = torch.inf  # x / inf is 0: no loss tells
+    learner = ModelLearner(Accelerator(cpu=True), model, None, schedule=lambda _: 0.1)
+    with pytest.raises(DivergedError, match=r"^1\.running_var is not finite after iteration 8; no checkpoint"):
+        learner.record(8, [0.5], [None])
+
+
 def test_why_is_asked_of_the_first_such_iteration():
     learner = ModelLearner(
         Accelerator(cpu=True), nn.Linear(1, 1), None, schedule=None, explain=lambda n: f"whose images were of {n}"
@@ -193,7 +227,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 HALF = (0.5, 0.5, 0.5)
 
 
-def handed_over(number, device="cpu"):
+def handed_over(number, device="cpu", mixes=False):
     """Batches as `collate_samples` makes them."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(number):
@@ -204,6 +238,7 @@ def handed_over(number, device="cpu"):
             "labels": torch.randint(5, (2, 64, 64), dtype=torch.uint8, generator=generator).to(device),
             "distortion": torch.tensor([[10.0, 1.2, 1.0, 0.7, 12.0]] * 2, device=device),
             "valid": torch.tensor([[64, 64], [40, 64]], device=device),
+            **({"given": torch.ones(2, 64, 64, dtype=torch.bool, device=device)} if mixes else {}),
         }
 
 
@@ -234,7 +269,7 @@ def test_nothing_waits_for_the_device(tmp_path, monkeypatch, head):
     options = {"learning_rate": 1e-3, "weight_decay": 0.1, "momentum": 0.9}
     model, optimizer = accelerator.prepare(model, create_optimizer(model, "adamw", **options))
     prepare = PhotometricNormalize(HALF, HALF).to(meta)
-    batches = training_batches(list(handed_over(4, meta)), prepare)
+    batches = training_batches(list(handed_over(4, meta, mixes=True)), prepare)
     folder = RunFolder(tmp_path, {})
     run = Run(config=None, accelerator=accelerator, folder=folder, training_set=None, validation_set=None)
     learner = ModelLearner(accelerator, model, optimizer, schedule=lambda iteration: 1e-3, max_grad_norm=1.0)

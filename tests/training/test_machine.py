@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from runs import SMALL_RUN
@@ -110,9 +111,11 @@ def test_arithmetic_and_environment_are_kept_and_may_be_others_later(tmp_path, m
     run_training(config(tmp_path), build)
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (kept["tf32"], kept["cudnn_benchmark"]) == (None, False)
-    on_cpu = dict.fromkeys(("gpu", "driver", "cuda", "cudnn", "triton"))
-    assert kept["environment"] == {**on_cpu, "torch": torch.__version__, "segheads": segheads.__version__}
-    monkeypatch.setattr("segheads.training.setup.environment", lambda device: {"gpu": "another"})
+    flags = ("tf32_products", "tf32_convolutions", "cudnn_benchmark", "cudnn_deterministic")
+    on_cpu = dict.fromkeys(("gpu", "driver", "cuda", "cudnn", "triton", *flags))
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "segheads": segheads.__version__}
+    assert kept["environment"] == {**on_cpu, "processes": 1, **versions}
+    monkeypatch.setattr("segheads.training.setup.environment", lambda device, processes: {"gpu": "another"})
     run_training(config(tmp_path, resume=True, cudnn_benchmark=True), build)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["environment"] == {"gpu": "another"}
 
@@ -124,5 +127,6 @@ def test_the_environment_of_a_gpu(monkeypatch):
     monkeypatch.setattr("segheads.training.machine.driver_version", lambda: "580.1")
     found = environment(torch.device("cuda", 0))
     assert [found[name] for name in ("gpu", "driver", "cuda", "cudnn")] == ["H100", "580.1", "13.0", 91002]
+    assert (found["tf32_products"], found["tf32_convolutions"], found["cudnn_benchmark"]) == (False, True, False)
     assert found["triton"] == installed_version("triton")
     assert installed_version("no-such-package-at-all") is None

@@ -96,7 +96,7 @@ def test_numbers_of_the_run_are_told_and_kept(tmp_path, caplog):
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["output"] == str(tmp_path / "run")
     assert kept["scale"] == [32, 32]
-    assert kept.keys() == flat(Config.from_flat(**SMALL, output=tmp_path)).keys() | {"environment"}
+    assert kept.keys() == flat(Config.from_flat(**SMALL, output=tmp_path)).keys() | {"environment", "contents"}
 
 
 def test_classes_that_miou_leaves_out_are_told_and_kept(tmp_path, caplog, monkeypatch):
@@ -121,10 +121,10 @@ def test_classes_that_miou_leaves_out_are_told_and_kept(tmp_path, caplog, monkey
     [
         ({"optimizer": "nonsense"}, OptionError, "nonsense"),
         ({"head": "nonsense"}, OptionError, "^no head is called 'nonsense'"),
-        ({"iterations": 0}, OptionError, "at least 1; got 0 of 0"),
+        ({"iterations": 0}, OptionError, "^iterations must be 1 or more; got 0$"),
         ({"scale": None}, OptionError, "^training resizes images about a scale, got scale None"),
         ({"pretrained": True, "backbone_weights": Path("none.pth")}, PretrainedWeightsError, r"none\.pth"),
-        ({"batch_size": 0}, OptionError, "^batch_size 0 is over all 1 processes and 1 accumulated batches"),
+        ({"batch_size": 0}, OptionError, "^batch_size must be 1 or more; got 0$"),
         ({"batch_size": 3, "gradient_accumulation": 2}, OptionError, "must be a multiple of 2$"),
         ({"dataset": "camvid", "data_root": Path("nothing")}, DataMissingError, "nothing"),
     ],
@@ -255,7 +255,7 @@ def test_options_of_the_model():
 
 
 def test_what_may_differ_is_there():
-    assert flat(Config.from_flat(**SMALL, output=Path("run"))).keys() | {"environment"} >= MAY_DIFFER
+    assert flat(Config.from_flat(**SMALL, output=Path("run"))).keys() | {"environment", "contents"} >= MAY_DIFFER
 
 
 @pytest.mark.parametrize(
@@ -346,5 +346,6 @@ def test_labels_that_made_a_loss_nan_are_named(tmp_path, parts):
 
 def test_a_loss_that_is_not_finite_names_its_images(tmp_path, monkeypatch):
     monkeypatch.setattr("segheads.losses.CrossEntropy.compute", lambda self, logits, *_: logits.sum() * torch.nan)
-    with pytest.raises(DivergedError, match=r"at iteration 1, whose images were \S+, \S+; the run stopped"):
+    message = r"at iteration 1, first in criterion, whose images were \S+, \S+; the run stopped"
+    with pytest.raises(DivergedError, match=message):
         run_training(Config.from_flat(**SMALL, output=tmp_path), build)

@@ -30,7 +30,7 @@ from segheads.training.machine import installed_version
 from segheads.version import VERSION
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PACKAGES_OF_EXTRAS = ("recipes", "tiff", "coco", "parquet")  # those that a user may want
+PACKAGES_OF_EXTRAS = ("recipes", "tiff", "coco", "parquet", "export", "openvino")  # those that a user may want
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +79,15 @@ def packages(problems: list[str]) -> tuple[dict[str, str | None], dict[str, dict
         return {"torch": torch.__version__}, {}
     versions: dict[str, str | None] = {}
     for requirement in (one for one in listed if one.marker is None or one.marker.evaluate({"extra": ""})):
-        found = installed_version(requirement.name)
-        versions[requirement.name] = found
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
-            problems.append(f"{requirement.name} is {found or 'missing'}, and segheads needs {requirement.specifier}")
+        version = installed_version(requirement.name)
+        versions[requirement.name] = version
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement.name} is {version or 'missing'}, and segheads needs {requirement.specifier}")
     optional: dict[str, dict[str, str | None]] = {}
     for extra in PACKAGES_OF_EXTRAS:
         own = (one for one in listed if one.marker is not None and one.marker.evaluate({"extra": extra}))
-        optional[extra] = {one.name: installed_version(one.name) for one in own if one.name != "segheads"}
+        found = {one.name: installed_version(one.name) for one in own if one.name != "segheads"}
+        optional |= {extra: found} if found else {}
     return versions, optional
 
 

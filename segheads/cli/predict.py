@@ -26,7 +26,7 @@ import torch
 import tyro
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from segheads.errors import OptionError, options_become_parts
 from segheads.files import readable
@@ -208,7 +208,8 @@ def label(
     is_main: bool,
 ) -> None:
     """Label the images of this process; what fails is told at once and noted."""
-    bar = tqdm(total=len(sources), unit=" images", leave=False, disable=None if is_main else True)  # None: no terminal
+    is_hidden = None if is_main else True  # None: where there is no terminal
+    bar = tqdm(total=len(sources), unit=" images", leave=False, dynamic_ncols=True, disable=is_hidden)
     with bar:
         for source, error in label_files(predictor, sources, record, kinds, workers=config.machine.workers):
             bar.update()

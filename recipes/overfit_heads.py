@@ -11,7 +11,7 @@ cannot show what it learned; three columns tell which:
 - `grid`: mIoU of logits that are free numbers on the head's grid, without any network: what its stride allows.
 - `loss`: of the last ten updates, in training mode: with what is dropped there.
 
-All heads take about 15 minutes on one CPU thread.
+An update of all heads takes about 2 s of one CPU core.
 """
 
 import copy

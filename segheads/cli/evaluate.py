@@ -72,7 +72,7 @@ class Config:
     """The classes of your own folder."""
     num_classes: Annotated[int | None, Range(1)] = None
     """How many classes your own folder has; or 59 for pascal_context without background."""
-    ignore_index: Annotated[int | tuple[int, ...] | None, Range(0, 2**31 - 1)] = None
+    ignore_index: Annotated[int | tuple[int, ...] | None, Range(-(2**31), 2**31 - 1)] = None
     """The values in your own label files that mean no class, one or several."""
     label_values: Annotated[tuple[int, ...] | None, Range(0, 2**31 - 1)] = None
     """The value of each class in your own label files."""

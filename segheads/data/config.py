@@ -41,7 +41,7 @@ class DataConfig:
     One name is that of label 1, and label 0 is its background."""
     num_classes: Annotated[int | None, Range(1)] = None
     """How many classes your own folder has, in place of their names; or 59 for pascal_context without background."""
-    ignore_index: Annotated[int | tuple[int, ...] | None, Range(0, 2**31 - 1)] = None
+    ignore_index: Annotated[int | tuple[int, ...] | None, Range(-(2**31), 2**31 - 1)] = None
     """The values in your own label files that mean no class, one or several; None means 255."""
     label_values: Annotated[tuple[int, ...] | None, Range(0, 2**31 - 1)] = None
     """The value of each class in your own label files, such as 0 255, if they are not 0, 1, 2 and so on."""

@@ -151,15 +151,19 @@ def test_what_judges_may_not_change_where_there_is_a_best_one(tmp_path):
         trained(tmp_path, best="mIoU", iterations=2, ema=0.5, resume=True)
 
 
-def test_the_model_is_there_when_the_report_fails(tmp_path, monkeypatch):
+def test_the_model_is_there_when_the_report_fails(tmp_path, monkeypatch, caplog):
     def fail(*_, **__):
         raise ValueError("no picture")
 
-    for name in ("watching.predict", "run.write_report"):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"segheads.training.{name}", fail)
-            with pytest.raises(ValueError, match="no picture"):
-                run_training(config(tmp_path / name, iterations=1, pictures=1), build)
+    with monkeypatch.context() as patch:
+        patch.setattr("segheads.training.watching.predict", fail)
+        run_training(config(tmp_path / "predict", iterations=1, pictures=1), build)
+    assert f"{tmp_path / 'predict' / 'predictions.png'} is not drawn: no picture" in caplog.messages
+    assert (tmp_path / "predict" / "results.json").is_file()
+    monkeypatch.setattr("segheads.training.run.write_report", fail)
+    with pytest.raises(ValueError, match="no picture"):
+        run_training(config(tmp_path / "report", iterations=1), build)
+    for name in ("predict", "report"):
         SegmentationModel.from_pretrained(tmp_path / name / "model")
 
 

@@ -43,6 +43,9 @@ class Deployed(nn.Module):
         ValueError: If there are no outputs, one is unknown, or stands twice.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, model: SegmentationModel, outputs: Sequence[str] = ("labels",), *, precision: str = "fp32"
     ) -> None:

@@ -66,7 +66,9 @@ class Deployed(nn.Module):
         Args:
             outputs: See the class.
         """
-        return type(self)(self.model, outputs, precision=self.precision).train(self.training)
+        found = type(self)(self.model, outputs, precision=self.precision)
+        found.training = self.training  # and every part of the model keeps its own mode
+        return found
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The outputs, in the order in which they were asked for."""

@@ -96,7 +96,7 @@ def export(
     _check_options(kind, format, path, precision, opset, min_agreement, size, batch_size)
     kind.check_packages()
     own = copy.deepcopy(model).cpu().float().eval()
-    reference = Deployed(own, _with_logits(outputs))
+    reference = Deployed(own, _with_logits(outputs)).eval()
     images = [_as_stored(image, own) for image in calibration]
     if precision == "int8" and not images:
         raise ValueError("int8 needs calibration: some images such as the model will see; got none")

@@ -16,6 +16,7 @@ import yaml
 import segheads
 from segheads import create_model
 from segheads.data import DATASETS, Scenes
+from segheads.exporting import FORMATS
 from segheads.functional import KERNELS
 from segheads.heads import HEADS
 from segheads.losses import LOSSES
@@ -34,6 +35,7 @@ REGISTRIES = {
     "kernel": KERNELS,
     "loss": LOSSES,
     "metric": METRICS,
+    "export format": FORMATS,
 }
 ALL_PAGES = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 BLOCKS = [

@@ -36,7 +36,10 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "efficientnet": ("test_efficientnet", {}),
 }
 # Six equal layers are translated as one is, only slower.
-ONE_LAYER = {"class_attention": {"num_layers": 1}, "feature_fusion": {"decoder_kwargs": {"num_layers": 1}}}
+ONE_LAYER: dict[str, dict[str, Any]] = {
+    "class_attention": {"num_layers": 1},
+    "feature_fusion": {"decoder_kwargs": {"num_layers": 1}},
+}
 ONE_LAYER["senformer"] = {"learner_kwargs": {"num_layers": 1}}
 NARROW = {"senformer", "feature_fusion"}  # their pyramid is made narrow
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from segheads.exporting.aoti import Aoti
 from segheads.exporting.check import Agreement
 from segheads.exporting.deployed import Deployed
-from segheads.exporting.export import Exported, export
+from segheads.exporting.exported import Exported, export
 from segheads.exporting.onnx import Onnx
 from segheads.exporting.openvino import OpenVino
 from segheads.exporting.registry import FORMATS, Format, Job, find_format

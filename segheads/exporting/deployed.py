@@ -43,6 +43,9 @@ class Deployed(nn.Module):
         ValueError: If there are no outputs, one is unknown, or stands twice.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, model: SegmentationModel, outputs: Sequence[str] = ("labels",), *, precision: str = "fp32"
     ) -> None:
@@ -63,7 +66,9 @@ class Deployed(nn.Module):
         Args:
             outputs: See the class.
         """
-        return type(self)(self.model, outputs, precision=self.precision).train(self.training)
+        found = type(self)(self.model, outputs, precision=self.precision)
+        found.training = self.training  # and every part of the model keeps its own mode
+        return found
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The outputs, in the order in which they were asked for."""

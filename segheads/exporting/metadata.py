@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -13,12 +14,19 @@ from segheads.version import VERSION
 
 
 def describe(
-    deployed: Deployed, *, size: tuple[int, int] | None, reason: str | None, precision: str, format: str
+    deployed: Deployed,
+    outputs: Sequence[str],
+    *,
+    size: tuple[int, int] | None,
+    reason: str | None,
+    precision: str,
+    format: str,
 ) -> dict[str, str]:
     """The metadata of a file; every value is text, and JSON where it is no word.
 
     Args:
         deployed: What is exported.
+        outputs: What the file gives.
         size: Height and width of the images; None means any.
         reason: Why the size is fixed.
         precision: Of the network.
@@ -40,7 +48,7 @@ def describe(
         "channels": form.channels,
         "bit_depth": form.bit_depth or 8,
         "input": str(deployed.input_dtype).removeprefix("torch."),
-        "outputs": list(deployed.outputs),
+        "outputs": list(outputs),
         "size": None if size is None else list(size),
         "size_is_fixed_because": reason,
         "smallest_side": smallest_side(deployed) if size is None else None,
@@ -60,5 +68,5 @@ def hash_of(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(-1).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -67,6 +67,9 @@ def onnx_model(job: Job) -> Any:
     Raises:
         ExportError: If it does not fit into one file.
     """
+    weights = sum(x.nbytes for x in job.deployed.state_dict().values())
+    if weights > LARGEST_FILE:
+        raise ExportError(f"the weights take {weights / 2**30:.1f} GiB, and an ONNX file holds 2; take precision fp16")
     program = export_program(job.deployed, job.size, job.batch_size)
     with warnings.catch_warnings():  # of what torch and onnxscript do inside
         warnings.simplefilter("ignore")
@@ -80,9 +83,6 @@ def onnx_model(job: Job) -> Any:
             verbose=False,
             optimize=True,
         )
-    weights = sum(x.nbytes for x in job.deployed.state_dict().values())
-    if weights > LARGEST_FILE:
-        raise ExportError(f"the weights take {weights / 2**30:.1f} GiB, and an ONNX file holds 2; take precision fp16")
     return found.model_proto
 
 

@@ -1,9 +1,11 @@
 """int8 by onnxruntime's static quantisation: weights and activations, with ranges measured on given images."""
 
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def quantised(model: Any, images: Sequence[Tensor], folder: Path) -> Any:
     import onnx
     from onnxruntime import quantization
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # which has no types
+    class Reader(quantization.CalibrationDataReader):
         """The images, one after the other."""
 
         def __init__(self) -> None:
@@ -37,7 +39,7 @@ def quantised(model: Any, images: Sequence[Tensor], folder: Path) -> Any:
             image = next(self.images, None)
             return None if image is None else {INPUT: image.numpy()}
 
-    with tempfile.TemporaryDirectory(dir=folder) as place, warnings.catch_warnings(), quiet():
+    with tempfile.TemporaryDirectory(dir=folder) as place, warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         source, target = Path(place) / "fp32.onnx", Path(place) / "int8.onnx"
         source.write_bytes(model.SerializeToString())
@@ -61,7 +63,7 @@ def layers_with_weights(graph: Any) -> list[str]:
     Args:
         graph: An `onnx.GraphProto`.
     """
-    sizes = {x.name: (len(x.dims), _product(x.dims)) for x in graph.initializer}
+    sizes = {x.name: (len(x.dims), math.prod(x.dims)) for x in graph.initializer}
     found = []
     for node in graph.node:
         axes, count = sizes.get(node.input[1], (0, 0)) if node.op_type in LAYERS else (0, 0)
@@ -70,19 +72,12 @@ def layers_with_weights(graph: Any) -> list[str]:
     return found
 
 
-def _product(numbers: Sequence[int]) -> int:
-    result = 1
-    for n in numbers:
-        result *= n
-    return result
-
-
-class quiet:  # noqa: N801 (a context manager, as contextlib's)
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Without onnxruntime's advice to optimise the graph before, which does not know sizes that are free."""
-
-    def __enter__(self) -> None:
-        self.level = logging.root.level
-        logging.root.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        logging.root.setLevel(self.level)
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)

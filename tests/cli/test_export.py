@@ -57,7 +57,7 @@ def test_json_for_programs(saved, tmp_path, capsys):
     assert found["path"] == str(path)
     assert "TorchScript" in found["reason"]
     assert found["labels_equal"] == 1
-    assert found["metadata"]["outputs"] == "labels, logits"
+    assert json.loads(found["metadata"]["outputs"]) == ["labels", "logits"]
 
 
 @pytest.mark.parametrize(

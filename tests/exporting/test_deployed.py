@@ -117,3 +117,10 @@ def test_rotary_positions(how):
     options = {"grid_type": "centered", "normalize_coords": how, "ndim": 2}
     torch.testing.assert_close(rotary_grid(original, (3, 5), **options), original((3, 5), **options))
     assert torch.equal(rotary_grid(original, (3, 5), ndim=2), original((3, 5), ndim=2))
+
+
+def test_other_outputs_leave_the_model_in_its_mode():
+    model = build("mask_transformer")
+    other = Deployed(model, ("labels", "logits")).with_outputs(("logits",))
+    assert other.outputs == ("logits",)
+    assert not any(part.training for part in model.modules())

@@ -78,7 +78,7 @@ def test_the_file_says_what_it_is(model, exported):
     assert json.loads(about["classes"]) == list(CLASSES.names)
     assert json.loads(about["palette"]) == [list(colour) for colour in CLASSES.palette]
     assert InferenceProtocol(**json.loads(about["protocol"])) == model.protocol
-    assert about["outputs"] == "labels, probability"
+    assert json.loads(about["outputs"]) == ["labels", "probability"]
     assert len(about["weights_sha256"]) == 64
     assert {"segheads", "model", "channels"} <= about.keys()
     assert (exported.size, exported.reason) == (None, None)

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import logging
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from segheads.exporting.registry import Format, Job, Precision, find_format
 from segheads.files import whole_file
 from segheads.model import SegmentationModel
 
-log = logging.getLogger(__name__)
+SHOWN = 8  # images of the calibration that are compared
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def export(
     _check_options(kind, format, path, precision, opset, min_agreement, size, batch_size)
     kind.check_packages()
     own = copy.deepcopy(model).cpu().float().eval()
-    reference = Deployed(own, _with_logits(outputs))
+    reference = Deployed(own, _with_logits(outputs)).eval()
     images = [_as_stored(image, own) for image in calibration]
     if precision == "int8" and not images:
         raise ValueError("int8 needs calibration: some images such as the model will see; got none")
@@ -106,16 +105,12 @@ def export(
         images = [F.interpolate(x.float(), size, mode="bilinear").to(x.dtype) for x in images]
     half = copy.deepcopy(own).half() if precision == "fp16" else own
     deployed = Deployed(half, reference.outputs, precision=precision).eval()
-    about = describe(reference, size=size, reason=reason, precision=precision, format=format)
-    about["outputs"] = ", ".join(outputs)
+    about = describe(reference, outputs, size=size, reason=reason, precision=precision, format=format)
     job = Job(deployed, size, batch_size, precision, opset, about, images)
     shown = images[:SHOWN] or check_images(reference, size, batch_size)
     agreement = _write(kind, job, path, outputs, reference, shown, min_agreement)
     example = write_example(path, reference) if kind.suffix == ".onnx" else None
     return Exported(path, size, reason, agreement, about, example)
-
-
-SHOWN = 8  # images of the calibration that are compared
 
 
 def _write(
@@ -129,9 +124,9 @@ def _write(
 ) -> Agreement:
     """Write, compare and, if all is well, put the files where they belong."""
     with ExitStack() as files:
+        temporary = files.enter_context(whole_file(path))  # put in its place last
         for suffix in kind.beside:
             files.enter_context(whole_file(path.with_suffix(suffix)))
-        temporary = files.enter_context(whole_file(path))
         try:
             kind.write(job, temporary)
             agreement = compare(kind.load(temporary), reference, images)
@@ -144,9 +139,9 @@ def _write(
         except (ExportError, OSError, MemoryError):
             raise
         except Exception as error:  # of torch.export, a converter or a runtime, which have errors of all kinds
+            hint = "; a fixed size may work where a free one does not" if job.size is None else ""
             raise ExportError(
-                f"this model cannot be exported as asked ({type(error).__name__}: {_first_line(error)}); "
-                "a fixed size may work where a free one does not"
+                f"this model cannot be exported as asked ({type(error).__name__}: {_first_line(error)}){hint}"
             ) from error
     return agreement
 

@@ -35,6 +35,7 @@ class Run:
         training_set: What it trains on.
         validation_set: What it is evaluated on.
         class_weights: Of its loss, as numbers, once labels were looked at; None weighs all classes the same.
+        origin: Where its first weights are from, with the commit of the hub; None without `init_from`.
     """
 
     config: TrainingConfig
@@ -43,6 +44,7 @@ class Run:
     training_set: SegmentationDataset
     validation_set: SegmentationDataset
     class_weights: tuple[float, ...] | None = None
+    origin: str | None = None
     _has_looked: bool = False
 
     @property
@@ -91,7 +93,8 @@ class Run:
         self.accelerator.wait_for_everyone()  # all have looked before the first writes
         values = self.config.as_json()
         if self.accelerator.is_main_process:
-            self.folder.start({**values, ENVIRONMENT: environment(self.accelerator.device)})
+            origin = {} if self.origin is None else {"weights_from": self.origin}
+            self.folder.start({**values, ENVIRONMENT: {**environment(self.accelerator.device), **origin}})
             if self.class_weights is not None:
                 keep_weights(self.folder.path, self.training_set.class_names, self.class_weights)
         self.accelerator.wait_for_everyone()

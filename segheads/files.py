@@ -135,6 +135,31 @@ def read_json(
     return values
 
 
+def read_lines(path: str | Path, expected: str, error: type[Exception]) -> list[dict[str, Any]]:
+    """Read the records of a JSON Lines file; a last line that was cut off is left out.
+
+    Args:
+        path: The file.
+        expected: What it should be, for the message.
+        error: What is raised.
+
+    Raises:
+        error: It cannot be read, or a line is no JSON dictionary; the message has the line's number.
+    """
+    number, records = 0, []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):  # noqa: B007 (the message has it)
+            if line.endswith("\n"):
+                records.append(json.loads(line))
+                if not isinstance(records[-1], dict):
+                    raise ValueError(f"it is a {type(records[-1]).__name__}")
+    except (OSError, ValueError, RecursionError) as cause:
+        place = f"{path}, line {number}," if number else path
+        raise error(f"{place} cannot be read ({cause}); expected {expected}") from cause
+    return records
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse an entry that stands twice, of which JSON would keep the last."""
     found = dict(pairs)

@@ -1,7 +1,6 @@
 """From an image as people have it to labels at its own size."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from segheads.errors import ScoresError
 from segheads.files import whole_file
 from segheads.inference import WHOLE, InferenceProtocol, predict_labels, predict_with_confidence
 from segheads.model import SegmentationModel
+from segheads.run_config import read_run_config
 
 PALETTE_SIZE = 256  # entries of a PNG's palette
 
@@ -140,14 +140,15 @@ class Predictor:
         Raises:
             SavedModelMissingError: If there is no such model.
             SavedModelError: If it is damaged.
+            RunError: If the run's config.json is.
         """
         run = Path(place)
         folder = run / "model"
         model = SegmentationModel.from_pretrained(folder if folder.is_dir() else place, **hub_options).to(device)
         protocol = model.protocol
-        if protocol == WHOLE and folder.is_dir() and (run / "config.json").is_file():  # as 0.1.0 kept it
-            config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-            views = {name: config.get(name) for name in ("scale", "window", "stride")}
+        if protocol == WHOLE and folder.is_dir():  # as 0.1.0 kept it
+            config = read_run_config(run)
+            views: dict[str, Any] = {name: config.get(name) for name in ("scale", "window", "stride")}
             protocol = InferenceProtocol(**views)
         return cls(model, protocol=protocol)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from typing_extensions import Unpack, get_type_hints, is_typeddict
 
 LONGEST_WORD, LONGEST_LIST, DEEPEST = 1024, 70_000, 6
-WHOLE_NUMBERS = (-100, 65_536)  # where no row of LIMITS says otherwise
+WHOLE_NUMBERS = (-100, 10_000_000)  # where no row of LIMITS says otherwise
 NUMBERS = (-1e9, 1e9)
 
 # From and to, by the name of an option, wherever it stands: sizes that are built or walked through.
@@ -29,6 +29,9 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "scales": (1e-3, 16),
     **dict.fromkeys(["drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate",
                      "patch_drop_rate", "label_smoothing"], (0, 1)),
+    **dict.fromkeys(["ignore_index", "label_values"], (-(2**31), 2**31)),
+    "seed": (0, 2**64),
+    "train_images": (1, 10**9),
     "mlp_ratio": (1e-3, 1024),
     "norm_eps": (0, 1),
     "auxiliary_weight": (0, 1e6),
@@ -178,7 +181,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, dict)
     if kind in (list, tuple) or origin in (list, tuple, Sequence):
         return isinstance(value, (list, tuple)) and _has_length(value, kind)
-    return isinstance(value, str)  # a path, or another kind that words stand for
+    return isinstance(value, str) or (inspect.isclass(kind) and isinstance(value, kind))  # a word stands for a path
 
 
 def _has_length(value: Sequence[Any], kind: Any) -> bool:

@@ -314,6 +314,27 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_a_backbone_from_a_place_is_saved_by_its_architecture(tmp_path, sealed):
+    place = tmp_path / "hub"
+    place.mkdir()
+    about = {
+        "architecture": "test_vit",
+        "num_classes": 0,
+        "pretrained_cfg": {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+        "model_args": {"depth": 2, "patch_size": 8},
+    }
+    (place / "config.json").write_text(json.dumps(about), encoding="utf-8")
+    model = create_model(f"local-dir:{place}", "linear", 3, pretrained=False, backbone_kwargs={"img_size": 32})
+    model.save_pretrained(tmp_path / "saved")
+    opened = sealed(tmp_path / "saved")
+    again = SegmentationModel.from_pretrained(tmp_path / "saved")
+    assert opened == []
+    assert again.plan.backbone == "test_vit"
+    assert again.data_config["mean"] == [0.1, 0.2, 0.3]
+    x = torch.randn(1, 3, 32, 48)
+    torch.testing.assert_close(again(x), model.eval()(x))
+
+
 class Evil:
     """Runs a command where a pickle of it is loaded without care."""
 

@@ -21,7 +21,6 @@ knows its data set; for a model alone `--dataset` says it. Images are of the val
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +57,7 @@ from segheads.data import DataConfig, SegmentationDataset, open_dataset, resize_
 from segheads.data.config import in_new_words
 from segheads.drawing import save_figure
 from segheads.errors import OptionError
+from segheads.run_config import read_run_config
 
 log = logging.getLogger(__name__)
 
@@ -300,9 +300,7 @@ def load_model(name: str, device: str) -> SegmentationModel:
 
 def data_of(config: Config) -> Data:
     """The data of the run, but for what the command line says."""
-    path = Path(config.model) / "config.json"
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    values = {"reduce_zero_label": False, **in_new_words(values)}
+    values: dict[str, Any] = {"reduce_zero_label": False, **in_new_words(read_run_config(config.model))}
     values = {name: values[name] for name in DATA_FIELDS if values.get(name) is not None}
     if config.dataset not in (None, values.get("dataset")):
         values = {"scale": values["scale"]} if "scale" in values else {}  # the rest is of another data set

@@ -18,7 +18,6 @@ docs/evaluate.md.
 """
 
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from segheads.evaluation.plots import Row
 from segheads.evaluation.report import score_line
 from segheads.inference.protocol import InferenceProtocol, Size, SmallImages
 from segheads.metrics import METRICS, find_metric
+from segheads.run_config import read_run_config
 from segheads.training.machine import Precision, launched_precision, share_cores
 
 log = logging.getLogger(__name__)
@@ -200,8 +200,7 @@ def find_model(name: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes, and the configuration of the run, which is empty where there is none."""
     folder = Path(name)
     if (folder / "model").is_dir():
-        path = folder / "config.json"
-        return str(folder / "model"), json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return str(folder / "model"), read_run_config(folder)
     if (folder / "metrics.jsonl").is_file():
         raise OptionError(f"--model {name} is a run that has no folder model yet; its recipe's --resume ends it")
     return name, {}

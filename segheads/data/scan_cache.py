@@ -47,7 +47,8 @@ class ScanCache:
             pair: Paths of the image and of the label.
         """
         entry = self.entries.get("\0".join(pair))
-        return entry["record"] if entry and entry["stamp"] == _stamp(pair) else None
+        is_known = isinstance(entry, dict) and entry.get("stamp") == _stamp(pair)
+        return entry.get("record") if is_known else None
 
     def put(self, pair: Sequence[str], record: Any) -> None:
         """Remember a record of JSON values; `save` writes it.
@@ -75,7 +76,7 @@ class ScanCache:
     def _read(self) -> dict[str, Any]:
         try:
             entries = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
-        except (OSError, ValueError):  # not there, or damaged: it is written anew
+        except (OSError, ValueError, RecursionError):  # not there, or damaged: it is written anew
             return {}
         return entries if isinstance(entries, dict) else {}
 

@@ -1,6 +1,5 @@
 """A look at the labels before a run begins: errors stop it, suspicions are said, weights of classes are counted."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,8 @@ from segheads.data.findings import Finding, find_problems
 from segheads.data.scan import DataScan, SplitScan, has_files, scan, scan_splits
 from segheads.data.scan_cache import default_cache
 from segheads.data.weights import RULES, class_weights
-from segheads.errors import DataError, SegheadsError
-from segheads.files import write_json
+from segheads.errors import DataError, RunError, SegheadsError
+from segheads.files import read_json, write_json
 from segheads.training.config import TrainingConfig
 
 WEIGHTS = "class_weights.json"  # in the folder of a run
@@ -92,7 +91,7 @@ def _look(
     rule, kept = config.model.class_weights, config.output / WEIGHTS
     weights = None if isinstance(rule, str) else rule
     if config.resume and kept.is_file() and isinstance(rule, str):
-        known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+        known: dict[str, float] = read_json(kept, "the class weights of the run", RunError)
         weights = tuple(known.values())
     elif isinstance(rule, str) and rule not in RULES:  # a file, which is read before all labels are
         weights = class_weights(rule, SplitScan(class_names=training_set.class_names))

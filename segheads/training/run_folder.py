@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from segheads.data.config import in_new_words
 from segheads.errors import OptionError, RunError, RunExistsError
-from segheads.files import INCOMPLETE, write_json, write_text
+from segheads.files import INCOMPLETE, read_json, read_lines, write_json, write_text
 
 CONFIG, LOG, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 
@@ -88,8 +88,7 @@ class RunFolder:
     def records(self) -> list[dict[str, Any]]:
         """All records; a last line that was cut off by a kill is left out."""
         path = self.path / LOG
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return read_lines(path, "the records of a run", RunError) if path.is_file() else []
 
     def latest(self) -> int:
         """The iteration of the last whole checkpoint, or 0."""
@@ -139,7 +138,7 @@ def _check_config(
     path: Path, config: Mapping[str, Any], defaults: Mapping[str, Any], may_differ: Collection[str]
 ) -> None:
     known = {name: default for name, default in defaults.items() if name in config}
-    before = {**known, **in_new_words(json.loads(path.read_text(encoding="utf-8")))}
+    before = {**known, **in_new_words(read_json(path, "the configuration of a run", RunError))}
     changed = [
         f"{key} was {before.get(key)!r} and is {config.get(key)!r}"
         for key in sorted(before.keys() | config.keys())

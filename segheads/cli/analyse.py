@@ -55,6 +55,7 @@ from segheads.analysis import (
 )
 from segheads.data import DataConfig, SegmentationDataset, open_dataset, resize_keep_ratio, to_input
 from segheads.data.config import in_new_words
+from segheads.data.dataset import read_sample
 from segheads.drawing import save_figure
 from segheads.errors import OptionError
 from segheads.run_config import read_run_config
@@ -331,7 +332,7 @@ def read(dataset: SegmentationDataset, index: int, scale: tuple[int, int]) -> Sa
     """One image, resized as for evaluation, and its labels at that size."""
     if not 0 <= index < len(dataset):
         raise OptionError(f"--image must be 0 to {len(dataset) - 1}; got {index}")
-    image, labels = dataset.read(index)
+    image, labels = read_sample(dataset, index)
     picture = to_input(resize_keep_ratio(image, scale), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     rows, columns = (
         ((torch.arange(new) + 0.5) * old / new).long()  # the nearest

@@ -31,6 +31,7 @@ from segheads import SegmentationModel
 from segheads.classes import check_names
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
 from segheads.data.config import PATHS, in_new_words
+from segheads.data.dataset import read_sample
 from segheads.data.images import to_rgb
 from segheads.errors import DataError, OptionError, options_become_parts
 from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
@@ -91,6 +92,8 @@ class Config:
     """Whether your own labels are drawn on images turned by their EXIF orientation, or on the pixels as stored."""
     background: Literal["class", "ignore"] | None = None
     """What pixels are that no annotation of a COCO JSON covers."""
+    max_pixels: int | None = None
+    """The most pixels of an image or a label file that are decoded; None means the run's, or 1,000,000,000."""
     scenes_size: int | None = None
     """Side of the drawn scenes, pixels; None means 128."""
     seed: int | None = None
@@ -187,7 +190,7 @@ def worst_rows(
     """The rows of the sheet of the worst images."""
     rows: list[Row] = []
     for index in worst_images(results, config.pictures):
-        image, labels = samples.dataset.read(index)
+        image, labels = read_sample(samples.dataset, index)
         picture = np.array(to_rgb(image))
         prediction = predict(
             accelerator, model, samples[index][0], labels.shape, views_of(config), batch_size=config.batch_size

@@ -13,6 +13,7 @@ from segheads.data.findings import Finding, find_problems
 from segheads.data.folder import FolderDataset
 from segheads.data.images import ImageForm, read_image
 from segheads.data.label_map import LabelMap
+from segheads.data.limits import pixel_limit
 from segheads.data.pascal_context import PascalContext
 from segheads.data.photometric import PhotometricDistortion, PhotometricNormalize
 from segheads.data.registry import DATASETS, open_dataset
@@ -72,6 +73,7 @@ __all__ = [
     "download_ade20k",
     "find_problems",
     "open_dataset",
+    "pixel_limit",
     "read_image",
     "resize_keep_ratio",
     "scan_splits",

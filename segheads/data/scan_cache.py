@@ -47,8 +47,9 @@ class ScanCache:
             pair: Paths of the image and of the label.
         """
         entry = self.entries.get("\0".join(pair))
-        is_known = isinstance(entry, dict) and entry.get("stamp") == _stamp(pair)
-        return entry.get("record") if is_known else None
+        if not isinstance(entry, dict) or entry.get("stamp") != _stamp(pair):  # anybody may have written the file
+            return None
+        return entry.get("record")
 
     def put(self, pair: Sequence[str], record: Any) -> None:
         """Remember a record of JSON values; `save` writes it.

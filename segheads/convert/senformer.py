@@ -53,6 +53,8 @@ def from_senformer(
 def _neck(state: State, num_heads: int | None, window_size: int | None) -> Pyramid:
     state = rename(state, NECK)
     laterals = [state[f"laterals.{i}.weight"] for i in range(_count(state, r"laterals\.(\d+)\."))]
+    if not laterals:
+        raise ValueError(f"a senformer neck has lateral_convs.*, which the state lacks; got {sorted(state)[:4]}")
     channels, out_channels = [weight.shape[1] for weight in laterals], laterals[0].shape[0]
     table = state.get("outputs.0.0.attn.relative_position_bias_table")
     if table is None:

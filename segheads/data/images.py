@@ -12,6 +12,7 @@ from PIL import Image
 from segheads.data.bands import is_tiff, read_npy, read_png, read_tiff
 from segheads.data.folders import check_file
 from segheads.data.limits import opened
+from segheads.data.structure import check_structure
 from segheads.errors import DataError, ImageFormError, SegheadsError
 
 Picture: TypeAlias = Image.Image | NDArray[Any]
@@ -287,6 +288,7 @@ def open_image(path: str | os.PathLike[str], kind: str) -> tuple[Image.Image, tu
     check_file(path, kind)
     with open(path, "rb") as file:
         try:
+            check_structure(file)
             with opened(file, path) as image:
                 coding = _coding(image)
                 image.info["pages"] = _count_pages(image)  # which looks at the file
@@ -337,6 +339,7 @@ def _decoded(path: str | os.PathLike[str], channels: int | None) -> tuple[Pictur
         try:
             if str(os.fspath(path)).lower().endswith(".npy"):
                 return read_npy(file, channels, path), False, UPRIGHT
+            check_structure(file)
             if is_tiff(file) and (found := read_tiff(file)) is not None:
                 return found
             with opened(file, path) as image:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from segheads.data.band_counts import BandCounts, band_statistics, count_bands
 from segheads.data.bands import read_by_pillow
 from segheads.data.dataset import SegmentationDataset
+from segheads.data.folders import check_file
 from segheads.data.images import RGB, ImageForm, read_bands
 from segheads.data.labels import read_labels
 from segheads.data.limits import opened, pixel_limit
@@ -438,6 +439,8 @@ def _bands(path: str) -> dict[str, Any]:
 def _looked_at(path: str) -> tuple[tuple[int, int] | tuple[()], str]:
     """Size in pixels, and format with channels and bit depth; nothing for what is no image."""
     try:
+        if path:
+            check_file(path, "an image")  # a named pipe would be waited for
         if path and not read_by_pillow(path):
             values = read_bands(path)
             height, width, count = values.shape

@@ -44,7 +44,8 @@ def create_model(
     Of a backbone's levels the coarsest four are used (`smp:*`: five), or as many as there are.
 
     Args:
-        backbone: Any name of `timm.list_models()`, with or without a pretrained tag.
+        backbone: Any name of `timm.list_models()`, with or without a pretrained tag; or timm's `hf-hub:OWNER/NAME`,
+            whose architecture, arguments, mean and std the model keeps, so that it can be loaded without the hub.
         head: A name of `list_heads()`.
         num_classes: Number of classes K. 1, with `loss="bce"`, is one class and its background: one logit for each
             pixel, whose sigmoid is the probability of the class; labels are 0 and 1, and so are predicted ones.
@@ -101,6 +102,19 @@ def create_model(
     built = TimmBackbone(backbone, pretrained=pretrained, **plan.backbone_options())
     if pyramid == "auto":
         plan = dataclasses.replace(plan, pyramid=choose_pyramid(head, built.strides))
+    if ":" in backbone:
+        plan = _by_architecture(plan, built)
     model = SegmentationModel.from_plan(plan, built)
+    if ":" in backbone:
+        model.set_input(mean=built.data_config["mean"], std=built.data_config["std"])
     model._pyramid_was_chosen = pyramid == "auto" and plan.pyramid is not None
     return model
+
+
+def _by_architecture(plan: ModelPlan, built: TimmBackbone) -> ModelPlan:
+    """The plan with what the name of a place stands for: who loads a saved model asks neither hub nor folder."""
+    known = {"num_classes", "in_chans", "dynamic_img_size", *plan.backbone_kwargs}
+    arguments = {key: value for key, value in built.model._model_args.items() if key not in known}
+    own = plan.backbone_kwargs.get("model_kwargs") or {}
+    options = {**plan.backbone_kwargs, "model_kwargs": {**arguments, **own}}
+    return dataclasses.replace(plan, backbone=built.model.pretrained_cfg["architecture"], backbone_kwargs=options)

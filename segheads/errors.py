@@ -4,12 +4,30 @@ A plain wrong argument of a class or a function is a ValueError. It becomes an `
 are turned into parts, so that a program that runs recipes can tell a user's mistake from a bug.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_IN_A_WORKER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback")
+
 
 class SegheadsError(Exception):
-    """The base of all errors below: what a user can mend, said in one line."""
+    """The base of all errors below: what a user can mend, said in one line.
+
+    A `DataLoader` makes the error of a worker anew, of its class and of one text, the worker's whole traceback: the
+    words that were meant are taken out of it again.
+
+    Attributes:
+        traceback_of_worker: That text; None of an error of this process.
+    """
+
+    def __init__(self, *args: object) -> None:
+        self.traceback_of_worker: str | None = None
+        if len(args) == 1 and isinstance(args[0], str) and _IN_A_WORKER.match(args[0]):
+            self.traceback_of_worker = args[0]
+            name = f"\n{type(self).__module__}.{type(self).__qualname__}: "
+            args = (args[0].rpartition(name)[2].strip(),)
+        super().__init__(*args)
 
 
 class OptionError(SegheadsError, ValueError):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 INCOMPLETE = ".incomplete-"
+LARGEST_JSON = 64 * 2**20  # bytes of a file of settings
 
 
 @contextmanager
@@ -174,6 +176,89 @@ def write_json(path: str | Path, value: Any) -> None:
         TypeError: If the value is none that JSON has.
     """
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(
+    path: str | Path, expected: str, error: type[Exception], *, kind: type = dict, finite: bool = False
+) -> Any:
+    """Read a JSON file that anybody may have written.
+
+    Args:
+        path: The file.
+        expected: What it should be, for the message: "what save_pretrained wrote".
+        error: What is raised.
+        kind: Of the whole: `dict`, or `list`.
+        finite: Refuse NaN and Infinity, which Python's JSON has and others' has not.
+
+    Raises:
+        error: It cannot be read, is no regular file, too large, no JSON in UTF-8, nested too deep, names an entry
+            twice, or is of another kind. A missing file is a FileNotFoundError.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "config.json"
+        >>> _ = path.write_text("[1, 2", encoding="utf-8")
+        >>> read_json(path, "a configuration", ValueError)
+        Traceback (most recent call last):
+        ValueError: .../config.json cannot be read (Expecting ',' delimiter: line 1 column 6 (char 5)); expected ...
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > LARGEST_JSON:
+            raise ValueError(f"it has {status.st_size} bytes, and {LARGEST_JSON} are the most")
+        text = Path(path).read_text(encoding="utf-8-sig")
+        values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number if finite else None)
+        if not isinstance(values, kind):
+            raise ValueError(f"it holds {type(values).__name__}, not {'a dictionary' if kind is dict else 'a list'}")
+    except FileNotFoundError:
+        raise
+    except RecursionError as cause:
+        raise error(f"{path} cannot be read (it is nested too deep); expected {expected}") from cause
+    except (OSError, ValueError) as cause:
+        reason = cause.strerror if isinstance(cause, OSError) else cause
+        raise error(f"{path} cannot be read ({reason}); expected {expected}") from cause
+    return values
+
+
+def read_lines(path: str | Path, expected: str, error: type[Exception]) -> list[dict[str, Any]]:
+    """Read the records of a JSON Lines file; a last line that was cut off is left out.
+
+    Args:
+        path: The file.
+        expected: What it should be, for the message.
+        error: What is raised.
+
+    Raises:
+        error: It cannot be read, or a line is no JSON dictionary; the message has the line's number.
+    """
+    number, records = 0, []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):  # noqa: B007 (the message has it)
+            if line.endswith("\n"):
+                records.append(json.loads(line))
+                if not isinstance(records[-1], dict):
+                    raise ValueError(f"it is a {type(records[-1]).__name__}")
+    except (OSError, ValueError, RecursionError) as cause:
+        place = f"{path}, line {number}," if number else path
+        raise error(f"{place} cannot be read ({cause}); expected {expected}") from cause
+    return records
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an entry that stands twice, of which JSON would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it names {twice[:80]!a} twice")
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def sync(path: Path) -> None:

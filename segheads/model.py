@@ -26,7 +26,8 @@ from segheads.losses import PixelLoss, create_loss
 from segheads.modules import evaluating, freeze_unused
 from segheads.plan import ModelPlan, wire
 from segheads.pyramids import Pyramid, find_pyramid
-from segheads.saving import find_folder, load_weights, restore_settings, write_folder
+from segheads.saving import describing, find_folder, load_weights, restore_settings, write_folder
+from segheads.untrusted import no_more_than
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         protocol: How images are shown to the model, which a saved model keeps; the recipes fill it in.
         label_map: Which value, or colour, of its label files was which class, which a saved model keeps; None where
             value i was class i.
+        revision: The commit of the Hugging Face hub that it was loaded from; None for any other.
 
     Raises:
         ValueError: If a part takes other channels than the one before it gives, `ignore_index` is a class, or
@@ -119,6 +121,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         self.classes: Classes | None = None
         self.protocol: InferenceProtocol = WHOLE
         self.label_map: LabelMap | None = None
+        self.revision: str | None = None
         self._pyramid_was_chosen = False
         self._level = level
         self._stride = strides[level] / head.upsampling
@@ -432,7 +435,9 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             What `push_to_hub` gives, or None.
 
         Raises:
-            ValueError: If the model was assembled from parts, or its options are no JSON values.
+            ValueError: If the model was assembled from parts, or its options are no JSON values or such as
+                `from_pretrained` refuses.
+            SavedModelError: If a weight is NaN or infinite.
         """
         if self.plan is None:
             raise ValueError(
@@ -463,7 +468,9 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         """Load what `save_pretrained` or `push_to_hub` wrote; the model comes back in evaluation mode, on the CPU.
 
         Args:
-            pretrained_model_name_or_path: A local folder, or a model's name on the Hugging Face hub.
+            pretrained_model_name_or_path: A local folder, or a model's name on the Hugging Face hub, `OWNER/NAME` or
+                `OWNER/NAME@REVISION`. Neither is trusted: no code of it runs, config.json is checked entry by entry
+                before anything is built, and nothing that it names is opened or fetched.
             num_classes: Another number of classes than the saved model's: what depends on it is new and random, which
                 a warning in the log lists, and the model has no class names. 1 is one class and its background, for
                 which cross-entropy is that of a sigmoid. None keeps the saved one's.
@@ -476,19 +483,21 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         Raises:
             SavedModelMissingError: If the folder lacks one of the files, or there is neither such a folder nor, as
                 far as can be told, such a model on the hub.
-            SavedModelError: If config.json is damaged, sets what is no setting of a part, or the weights do not fit.
+            SavedModelError: If config.json is damaged, sets what is no setting of a part, or the weights do not fit,
+                or are NaN or infinite.
             ValueError: If `num_classes` is below 1.
         """
         options: dict[str, Any] = {"local_files_only": local_files_only, "force_download": force_download}
         options |= {"revision": revision, "token": token, "cache_dir": cache_dir}
         saved = find_folder(str(pretrained_model_name_or_path), **options)
         plan = saved.plan if num_classes is None else saved.plan.with_classes(num_classes)
-        model = cls.from_plan(plan)
-        if plan.num_classes == saved.plan.num_classes:
+        with describing(saved.config), no_more_than(saved.weights):
+            model = cls.from_plan(plan)
+            new = [] if plan.num_classes == saved.plan.num_classes else model.weights_of_classes()
+        if not new:
             load_weights(model, saved.weights)
             model.classes, model.label_map = saved.classes, saved.label_map
         else:
-            new = model.weights_of_classes()
             load_weights(model, saved.weights, new=new)
             log.warning(
                 f"{pretrained_model_name_or_path} has {saved.plan.num_classes} classes; new and random for "
@@ -496,7 +505,9 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             )
         restore_settings(model, saved.settings, saved.config)
         model.protocol = saved.protocol
-        model.set_input(**saved.input)
+        with describing(saved.config):
+            model.set_input(**saved.input)
+        model.revision = saved.revision
         return model.eval()
 
     def weights_of_classes(self) -> list[str]:

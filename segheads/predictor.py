@@ -1,7 +1,6 @@
 """From images as people have them to labels at their own size."""
 
 import dataclasses
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +32,7 @@ from segheads.inference.predict import maps_of, views_of_images
 from segheads.inference.windows import Grid, check_positive
 from segheads.model import SegmentationModel
 from segheads.prediction import Prediction
+from segheads.run_config import read_run_config
 
 Given: TypeAlias = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
 """One image in any of the ways to give it."""
@@ -135,14 +135,16 @@ class Predictor:
         Raises:
             SavedModelMissingError: If there is no such model.
             SavedModelError: If it is damaged.
+            RunError: If the run's config.json is.
         """
         run = Path(place)
         folder = run / "model"
         model = SegmentationModel.from_pretrained(folder if folder.is_dir() else place, **hub_options)
         own = model.protocol
         if own == WHOLE and folder.is_dir() and (run / "config.json").is_file():  # as 0.1.0 kept it
-            config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-            own = InferenceProtocol(**{name: config.get(name) for name in ("scale", "window", "stride")})
+            config = read_run_config(run)
+            views: dict[str, Any] = {name: config.get(name) for name in ("scale", "window", "stride")}
+            own = InferenceProtocol(**views)
         return cls(
             model,
             protocol=protocol or own,

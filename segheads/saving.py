@@ -2,31 +2,38 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from segheads.classes import Classes
+from segheads.classes import Classes, num_labels
 from segheads.data.label_map import LabelMap
 from segheads.errors import SavedModelError, SavedModelMissingError
-from segheads.files import whole_file, write_json
+from segheads.files import read_json, whole_file, write_json
 from segheads.heads import Head
+from segheads.inference.finite import all_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.mean_shift import MeanShift
 from segheads.merges import LEARNED_OF_0_1_0
 from segheads.plan import ModelPlan
 from segheads.pretrained import why_hub_is_out_of_reach
+from segheads.schema import check_fields, check_value, short, short_name
+from segheads.untrusted import check_input, check_model, check_plan
 from segheads.version import VERSION
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 INPUT = ("bit_depth", "band_mean", "band_std")
 FORMAT = 2  # a config.json without a number is of 0.1.0
+ENTRIES = ("format", "segheads", "model", "settings", "input", "classes", "label_map", "protocol", "ignore_index")
+WRITTEN = "what save_pretrained wrote"
 
 Settings = Mapping[str, Mapping[str, Any]]  # by the name of a part, what may have been changed on it
 
@@ -42,6 +49,7 @@ class SavedModel(NamedTuple):
     protocol: InferenceProtocol
     label_map: LabelMap | None
     input: Mapping[str, Any]  # arguments of set_input
+    revision: str | None = None  # the commit on the hub
 
 
 def write_folder(
@@ -65,7 +73,8 @@ def write_folder(
         label_map: What the label files meant, if that was not their values.
 
     Raises:
-        ValueError: If the plan holds what is no JSON value.
+        ValueError: If the plan holds what is no JSON value, or what reading refuses.
+        SavedModelError: If a weight is NaN or infinite.
     """
     values = {
         "format": FORMAT,
@@ -84,6 +93,8 @@ def write_folder(
         json.dumps(values)
     except TypeError as error:
         raise ValueError(f"the arguments of create_model must be JSON values to be saved: {error}") from error
+    check_model(values["model"])  # what is written can be read
+    check_plan(plan)
     write_weights(folder / WEIGHTS_FILE, model)
     write_json(folder / CONFIG_FILE, values)
 
@@ -103,21 +114,31 @@ def meaning_as_json(classes: Classes | None, protocol: InferenceProtocol, label_
     }
 
 
-def meaning_from_json(config: Mapping[str, Any]) -> tuple[Classes | None, InferenceProtocol, LabelMap | None]:
+def meaning_from_json(
+    config: Mapping[str, Any], labels: int
+) -> tuple[Classes | None, InferenceProtocol, LabelMap | None]:
     """Classes, protocol and label map of a config.json; of one that lacks them None, whole images and None.
 
     Args:
         config: What it holds.
+        labels: How many labels the model tells apart.
 
     Raises:
-        ValueError: If they are damaged; or a KeyError or a TypeError.
+        ValueError: If they are damaged; the message begins with the entry.
     """
-    named, mapped = config.get("classes"), config.get("label_map")
-    return (
-        None if named is None else _classes_from_json(named),
-        InferenceProtocol(**config["protocol"]) if "protocol" in config else WHOLE,
-        None if mapped is None else LabelMap.from_json(mapped),
-    )
+    named, mapped, shown = config.get("classes"), config.get("label_map"), config.get("protocol", WHOLE.as_json())
+    classes = label_map = None
+    if named is not None:
+        check_fields(named, Classes, "classes")
+        classes = _classes_from_json(named)
+        if len(classes) != labels:
+            raise ValueError(f"classes.names must be {labels}, as many as the model has labels; got {len(classes)}")
+    if mapped is not None:
+        check_value(mapped, dict[str, Any], "label_map")
+        label_map = LabelMap.from_json(mapped)
+        label_map.check(labels)
+    check_fields(shown, InferenceProtocol, "protocol")
+    return classes, InferenceProtocol(**shown), label_map
 
 
 def _classes_as_json(classes: Classes) -> dict[str, Any]:
@@ -141,8 +162,12 @@ def write_weights(path: Path, model: nn.Module) -> None:
     Args:
         path: The file.
         model: Any module.
+
+    Raises:
+        SavedModelError: If a weight is NaN or infinite; what the file held before is left.
     """
     state = {key: value.cpu().contiguous().clone() for key, value in model.state_dict().items()}  # shared memory, too
+    check_weights(state, path)
     with whole_file(path) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
 
@@ -151,13 +176,16 @@ def find_folder(where: str, **hub_options: Any) -> SavedModel:
     """Read config.json of a local folder or of a model on the hub, and say clearly where there is none.
 
     Args:
-        where: A folder, or a name on the hub.
+        where: A folder, or a name on the hub, `OWNER/NAME` or `OWNER/NAME@REVISION`.
         **hub_options: See `SegmentationModel.from_pretrained`.
 
     Raises:
         SavedModelMissingError: If there is no such model.
         SavedModelError: If config.json is damaged or describes no model.
     """
+    name, mark, revision = where.rpartition("@")
+    if mark and not Path(where).is_dir() and hub_options.get("revision") is None:
+        where, hub_options = name, {**hub_options, "revision": revision}
     cause = check_place(where, hub_options)
     try:
         return read_folder(where, **hub_options)
@@ -173,31 +201,102 @@ def find_folder(where: str, **hub_options: Any) -> SavedModel:
 def read_folder(name: str, **hub_options: Any) -> SavedModel:
     """Read config.json of a local folder or of a model on the hub, and find its weights.
 
+    Nothing is built, and nothing that config.json names is opened.
+
     Args:
         name: A folder, or a name on the hub.
         **hub_options: See `SegmentationModel.from_pretrained`.
 
     Raises:
-        SavedModelError: If config.json is damaged or describes no model.
+        SavedModelError: If config.json is damaged or describes no model; the message names the entry.
     """
-    files = [Path(name) / file for file in (CONFIG_FILE, WEIGHTS_FILE)]
-    if not Path(name).is_dir():
-        files = [Path(hf_hub_download(name, file.name, **hub_options)) for file in files]
-    try:
-        config = json.loads(files[0].read_text(encoding="utf-8"))
+    revision = None
+    if Path(name).is_dir():
+        config_file, weights = (inside(name, file) for file in (CONFIG_FILE, WEIGHTS_FILE))
+    else:
+        config_file = Path(hf_hub_download(name, CONFIG_FILE, **hub_options))
+        revision = config_file.parent.name  # in huggingface_hub's cache: snapshots/COMMIT/config.json
+        weights = Path(hf_hub_download(name, WEIGHTS_FILE, **{**hub_options, "revision": revision}))
+    with describing(config_file):
+        config = read_config(config_file)
         version = config.get("format", 1)
         plan, settings = read_model(config["model"], version=version), config["settings"]
-        classes, protocol, label_map = meaning_from_json(config)
-        given = {key.removeprefix("band_"): config["input"].get(key) for key in INPUT} if "input" in config else {}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a value of another kind is one of them
-        raise SavedModelError(
-            f"{files[0]} does not describe a model ({error!r}); expected what save_pretrained wrote"
-        ) from error
+        meaning = meaning_from_json(config, num_labels(plan.num_classes))
+        check_input(config.get("input", {}))
+    given = {key.removeprefix("band_"): config["input"].get(key) for key in INPUT} if "input" in config else {}
     if not all(isinstance(values, dict) for values in settings.values()):
         settings = {"head": settings}  # as they were saved before heads nested
     if version == 1:
         settings = {part: _with_its_merge(values) for part, values in settings.items()}
-    return SavedModel(plan, settings, files[1], files[0], classes, protocol, label_map, given)
+    return SavedModel(plan, settings, weights, config_file, *meaning, given, revision)
+
+
+def inside(folder: str | Path, name: str) -> Path:
+    """A file of a folder, which no link may lead out of; huggingface_hub's cache links to the blobs beside it.
+
+    Args:
+        folder: The folder.
+        name: Of the file.
+
+    Raises:
+        SavedModelError: If it is a link to what lies elsewhere.
+    """
+    path, real = Path(folder) / name, (Path(folder) / name).resolve()
+    home = Path(folder).resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
+    if not (real.is_relative_to(home) or real.is_relative_to(blobs)):
+        raise SavedModelError(f"{path} is a link to {real}, outside its folder; copy the file, or give that folder")
+    return path
+
+
+def read_config(path: Path, others: Collection[str] = ()) -> dict[str, Any]:
+    """Read a config.json whose entries are known, and in kind and size what they should be.
+
+    Args:
+        path: The file.
+        others: Names that it may have besides those of a model.
+
+    Raises:
+        SavedModelError: If it is damaged.
+        ValueError: If an entry is unknown, missing or of another kind; the message begins with it.
+    """
+    config: dict[str, Any] = read_json(path, WRITTEN, SavedModelError, finite=True)
+    known = (*ENTRIES, *others)
+    for key in config:
+        if key not in known:
+            raise ValueError(f"{short_name(key)} is not known here; there are {', '.join(known)}")
+    version = config.get("format", 1)
+    if isinstance(version, bool) or version not in range(1, FORMAT + 1):
+        raise ValueError(f"format must be 1 to {FORMAT}; got {short(version)}: a newer segheads may read it")
+    if "model" not in config:
+        raise ValueError("model is missing")
+    config.setdefault("settings", {})
+    check_model(config["model"])
+    check_value(config["settings"], dict[str, Any], "settings")
+    check_value(config.get("segheads"), str | None, "segheads")
+    check_value(config.get("ignore_index"), int | None, "ignore_index")
+    return config
+
+
+@contextmanager
+def describing(path: Path) -> Iterator[None]:
+    """Name the file whose entries describe no model.
+
+    Args:
+        path: A config.json.
+
+    Raises:
+        SavedModelError: Instead of whatever building from it raises.
+    """
+    try:
+        yield
+    except SavedModelError:
+        raise
+    except Exception as error:  # of segheads, timm, smp or PyTorch: it is the file's fault
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise SavedModelError(
+            f"{path} does not describe a model: {' '.join(reason.split())[:600]}; expected {WRITTEN}"
+        ) from error
 
 
 def read_model(values: Mapping[str, Any], *, version: int = FORMAT) -> ModelPlan:
@@ -208,7 +307,7 @@ def read_model(values: Mapping[str, Any], *, version: int = FORMAT) -> ModelPlan
         version: The number `format` of config.json; 1 where 0.1.0 wrote none.
 
     Raises:
-        TypeError: If there are other entries than a plan has.
+        ValueError: If an entry names what no registry has, or is out of range.
     """
     values = {"pyramid": None, **values}
     if 0 <= values.get("ignore_index", 255) < values.get("num_classes", 0):
@@ -223,7 +322,9 @@ def read_model(values: Mapping[str, Any], *, version: int = FORMAT) -> ModelPlan
         kwargs = _with_its_merge(kwargs)
     if version == 1 and values.get("head") == "feature_fusion":
         kwargs = {"norm": False, **kwargs}
-    return ModelPlan(**{**values, "head_kwargs": kwargs})
+    plan = ModelPlan(**{**values, "head_kwargs": kwargs})
+    check_plan(plan)
+    return plan
 
 
 def _with_its_merge(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,6 +357,7 @@ def restore_settings(model: nn.Module, settings: Settings, source: Path) -> None
     for name, values in settings.items():
         for key, value in values.items():
             try:
+                check_value(value, Any, f"settings.{name}.{key}")
                 setattr(_owner(model.get_submodule(name), key), key, value)
             except (AttributeError, TypeError, ValueError) as error:  # noqa: PERF203 (a handful of turns)
                 raise SavedModelError(f"{source}: {name}.{key} cannot be set to {value!r}: {error}") from error
@@ -301,21 +403,72 @@ def load_weights(model: nn.Module, path: str | Path, *, new: Collection[str] = (
         SavedModelError: If the file is damaged, or names or shapes differ; the message names the file and shows the
             first differences.
     """
-    if not Path(path).is_file():
-        raise SavedModelMissingError(f"no weights at {path}; expected a safetensors file that save_pretrained wrote")
-    try:
-        state, expected = load_file(path), model.state_dict()
-    except SafetensorError as error:
-        raise SavedModelError(f"{path} is damaged ({error}); expected what save_pretrained wrote") from error
+    state, expected = read_weights(path), model.state_dict()
     state = {key: value for key, value in state.items() if key not in new} | {key: expected[key] for key in new}
     differences = [f"{key} is missing" for key in expected if key not in state]
     differences += [f"{key} is not expected" for key in state if key not in expected]
     differences += [
-        f"{key} is {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        f"{key} is {_kind_of(state[key])} instead of {_kind_of(value)}"
         for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
+        if key in state and not _fits(state[key], value)
     ]
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         raise SavedModelError(f"{path} does not fit the model: {'; '.join(differences[:3])}{more}")
+    check_weights(state, path)
     model.load_state_dict(state)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        SavedModelMissingError: If there is no such file.
+        SavedModelError: If it is damaged.
+    """
+    if not Path(path).is_file():
+        raise SavedModelMissingError(f"no weights at {path}; expected a safetensors file that save_pretrained wrote")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:  # the last: dtypes torch lacks
+        raise SavedModelError(f"{path} is damaged ({error}); expected {WRITTEN}") from error
+
+
+def check_weights(state: Mapping[str, Tensor], where: object) -> None:
+    """Refuse weights that are NaN or infinite: whatever they are given, they name no class.
+
+    Args:
+        state: Weights by name.
+        where: The file, or what they are of, for the message.
+
+    Raises:
+        SavedModelError: The message names the first, and counts.
+    """
+    wrong = [key for key, value in state.items() if value.is_floating_point() and not _is_finite(value)]
+    if wrong:
+        values = state[wrong[0]]
+        count = int(values.numel() - values.isfinite().sum())
+        more = f", and so are values of {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise SavedModelError(
+            f"{where}: {count} of {values.numel()} values of {wrong[0]} are NaN or infinite{more}; such weights name "
+            "no class: take a checkpoint from before they broke down"
+        )
+
+
+def _is_finite(values: Tensor) -> bool:
+    return not values.numel() or bool(all_finite(values))
+
+
+def _fits(values: Tensor, expected: Tensor) -> bool:
+    """Whether a weight may become another: of its shape, and both floats or both of one type."""
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    same = values.dtype == expected.dtype or (values.dtype in floats and expected.dtype in floats)
+    return same and values.shape == expected.shape
+
+
+def _kind_of(values: Tensor) -> str:
+    kind = "" if values.is_floating_point() else f" of {str(values.dtype).removeprefix('torch.')}"
+    return f"{tuple(values.shape)}{kind}"

@@ -304,7 +304,7 @@ def test_only_settings_are_restored(model, tmp_path):
             SegmentationModel.from_pretrained(tmp_path)
     for text in ("{", "[]", json.dumps({**config, "model": {**config["model"], "depth": 3}})):
         path.write_text(text)
-        with pytest.raises(SavedModelError, match=r"config\.json does not describe a model"):
+        with pytest.raises(SavedModelError, match=r"config\.json (does not describe a model|cannot be read)"):
             SegmentationModel.from_pretrained(tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import json
 import logging
 import math
 import re
@@ -23,11 +22,11 @@ from torch import Tensor
 from segheads.ablation.config import GridConfig
 from segheads.ablation.table import ABSENT, BROKE_DOWN, Measured, Row
 from segheads.data import EvaluationSamples, open_dataset
-from segheads.errors import DivergedError, FolderInUseError, ScoresError, options_become_parts
+from segheads.errors import DivergedError, FolderInUseError, RunError, ScoresError, options_become_parts
 from segheads.evaluation.complexity import count_multiply_adds, count_parameters
 from segheads.evaluation.evaluate import evaluate
 from segheads.evaluation.variance import class_variance
-from segheads.files import write_json
+from segheads.files import read_json, write_json
 from segheads.inference.protocol import InferenceProtocol
 from segheads.inference.windows import pair
 from segheads.locks import only_process
@@ -80,7 +79,7 @@ class Cell:
     def measured(self) -> dict[str, Measured]:
         """What has been read, by `Row.reading`."""
         path = self.folder / MEASURED
-        known: dict[str, Measured] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known: dict[str, Measured] = read_json(path, "what a cell measured", RunError) if path.is_file() else {}
         return known
 
     def complete(self, build_model: Callable[[Any, int], SegmentationModel]) -> None:

@@ -21,7 +21,6 @@ knows its data set; for a model alone `--dataset` says it. Images are of the val
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,9 +55,11 @@ from segheads.analysis import (
 )
 from segheads.data import DataConfig, SegmentationDataset, open_dataset, resize_keep_ratio, to_input
 from segheads.data.config import in_new_words
+from segheads.data.dataset import read_sample
 from segheads.drawing import save_figure
 from segheads.errors import OptionError
 from segheads.ranges import SEED_LIMIT, Range
+from segheads.run_config import read_run_config
 
 log = logging.getLogger(__name__)
 
@@ -316,9 +317,7 @@ def load_model(name: str, device: str) -> SegmentationModel:
 
 def data_of(config: Config) -> Data:
     """The data of the run, but for what the command line says."""
-    path = Path(config.model) / "config.json"
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    values = {"reduce_zero_label": False, **in_new_words(values)}
+    values: dict[str, Any] = {"reduce_zero_label": False, **in_new_words(read_run_config(config.model))}
     values = {name: values[name] for name in DATA_FIELDS if values.get(name) is not None}
     if config.dataset not in (None, values.get("dataset")):
         values = {"scale": values["scale"]} if "scale" in values else {}  # the rest is of another data set
@@ -349,7 +348,7 @@ def read(dataset: SegmentationDataset, index: int, scale: tuple[int, int]) -> Sa
     """One image, resized as for evaluation, and its labels at that size."""
     if not 0 <= index < len(dataset):
         raise OptionError(f"--image must be 0 to {len(dataset) - 1}; got {index}")
-    image, labels = dataset.read(index)
+    image, labels = read_sample(dataset, index)
     picture = to_input(resize_keep_ratio(image, scale), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     rows, columns = (
         ((torch.arange(new) + 0.5) * old / new).long()  # the nearest

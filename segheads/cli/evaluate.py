@@ -18,7 +18,6 @@ docs/evaluate.md.
 """
 
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from segheads import SegmentationModel
 from segheads.classes import check_names
 from segheads.data import DATASETS, DataConfig, EvaluationSamples, SegmentationDataset, open_dataset
 from segheads.data.config import PATHS, in_new_words
+from segheads.data.dataset import read_sample
 from segheads.data.images import to_rgb
 from segheads.errors import DataError, OptionError, options_become_parts
 from segheads.evaluation import evaluate, predict, worst_images, write_evaluation
@@ -41,6 +41,7 @@ from segheads.evaluation.report import score_line
 from segheads.inference.protocol import InferenceProtocol, Size, SmallImages
 from segheads.metrics import METRICS, find_metric
 from segheads.ranges import SEED_LIMIT, Range, check_ranges
+from segheads.run_config import read_run_config
 from segheads.training.machine import Precision, launched_precision, share_cores
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class Config:
     """Whether your own labels are drawn on images turned by their EXIF orientation, or on the pixels as stored."""
     background: Literal["class", "ignore"] | None = None
     """What pixels are that no annotation of a COCO JSON covers."""
+    max_pixels: Annotated[int | None, Range(1)] = None
+    """The most pixels of an image or a label file that are decoded; None means the run's, or 1,000,000,000."""
     scenes_size: Annotated[int | None, Range(1)] = None
     """Side of the drawn scenes, pixels; None means 128."""
     seed: Annotated[int | None, Range(0, SEED_LIMIT)] = None
@@ -206,7 +209,7 @@ def worst_rows(
     """The rows of the sheet of the worst images."""
     rows: list[Row] = []
     for index in worst_images(results, config.pictures):
-        image, labels = samples.dataset.read(index)
+        image, labels = read_sample(samples.dataset, index)
         picture = np.array(to_rgb(image))
         prediction = predict(
             accelerator, model, samples[index][0], labels.shape, views_of(config), batch_size=config.batch_size
@@ -219,8 +222,7 @@ def find_model(name: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes, and the configuration of the run, which is empty where there is none."""
     folder = Path(name)
     if (folder / "model").is_dir():
-        path = folder / "config.json"
-        return str(folder / "model"), json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return str(folder / "model"), read_run_config(folder)
     if (folder / "metrics.jsonl").is_file():
         raise OptionError(f"--model {name} is a run that has no folder model yet; its recipe's --resume ends it")
     return name, {}

@@ -3,10 +3,12 @@
 import dataclasses
 import logging
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from io import TextIOWrapper
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO, TextIOWrapper
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
@@ -16,6 +18,7 @@ from segheads.errors import (
     DataMissingError,
     DownloadError,
     LabelError,
+    OptionError,
     PretrainedWeightsError,
     RunEndedError,
     RunExistsError,
@@ -34,6 +37,7 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 SIGNALLED = 128  # plus the number of the signal, as shells have it
+TRACEBACK, OF_TRACEBACK = "--traceback", "show, before an error's line, where in the code it came from"
 USAGE = 2  # the exit status of a run that cannot begin or go on
 
 # What helps, by the option that does; offered where the command has that option.
@@ -96,10 +100,12 @@ def run(
         What `main` returns.
 
     Raises:
-        SystemExit: With 2 after an error that the user can mend, as tyro does for words that it cannot read; with 0
-            after the help; with 143 and 130 after SIGTERM and SIGINT.
+        SystemExit: With 2 after an error that the user can mend, words that cannot be read among them; with 0 after
+            the help; with 143 and 130 after SIGTERM and SIGINT.
     """
     words = list(sys.argv[1:] if args is None else args)
+    shows_all = TRACEBACK in words
+    words = [word for word in words if word != TRACEBACK]
     given: Any = None
     with _messages():
         try:
@@ -112,7 +118,10 @@ def run(
             raise SystemExit(SIGNALLED + stop.signal) from stop
         except (SegheadsError, OSError) as error:
             if _is_main_process():
-                print(f"error: {error}", file=sys.stderr)
+                if shows_all:
+                    traceback.print_exception(error)
+                    print(getattr(error, "traceback_of_worker", None) or "", end="", file=sys.stderr)
+                print(f"error: {_told(error)}", file=sys.stderr)
                 if advice := advise(error, given):
                     print(advice, file=sys.stderr)
             raise SystemExit(USAGE) from error
@@ -136,17 +145,48 @@ def parse(
         prog: What the help calls the program.
 
     Raises:
-        SystemExit: As tyro does, for the help and for words that it cannot read.
-        OptionError: If a number is out of the range of its field, or a part refuses its values.
+        SystemExit: As tyro does, for the help.
+        OptionError: If the words cannot be read, a number is out of the range of its field, or a part refuses its
+            values.
     """
     options: dict[str, Any] = {"default": demo} if demo is not None and "--demo" in words else {}
-    shown = "\n\n".join(part for part in (description, _names(config)) if part)
-    with options_become_parts():
-        given = tyro.cli(
-            config, args=words, prog=prog, description=shown, config=(tyro.conf.OmitArgPrefixes,), **options
-        )
+    shown = "\n\n".join(part for part in (description, _names(config), f"{TRACEBACK}: {OF_TRACEBACK}") if part)
+    said = StringIO()
+    try:
+        with options_become_parts(), redirect_stderr(said):
+            given = tyro.cli(
+                config, args=words, prog=prog, description=shown, config=(tyro.conf.OmitArgPrefixes,), **options
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise OptionError(_without_box(said.getvalue())) from None
     check_ranges(given)
     return given
+
+
+def _without_box(text: str) -> str:
+    """What tyro says in a box of many lines, or between rules where the terminal lacks its letters, in one."""
+    text = re.sub(r"\x1b\[[0-9;]*m|\[/?bold\]", "", text)
+    parts = [""] if "╭" in text else []  # else the title stands before the first rule
+    for row in text.splitlines():
+        line = row.strip("│ \t")
+        if line and not line.strip("─-"):
+            parts.append("")
+        elif parts and not line.startswith(("╭", "╰")):
+            parts[-1] += f" {line}"
+    said = [" ".join(part.split()).rstrip(".") for part in parts if part.strip()]
+    *said, last = [part for part in said if not part.startswith("Argument helptext")] or ["the options cannot be read"]
+    program = last.partition(" run")[2].strip(" :") if last.startswith("For full helptext") else ""
+    return "; ".join([*said, f"{program} lists the options" if program else last])
+
+
+def _told(error: Exception) -> str:
+    """An error in one line; several findings keep a line each."""
+    if isinstance(error, OSError) and not isinstance(error, SegheadsError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return str(error)
 
 
 def advise(error: Exception, config: Any) -> str:

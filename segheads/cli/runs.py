@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from segheads.errors import SavedModelMissingError
+from segheads.errors import RunError, SavedModelMissingError
 from segheads.evaluation.tables import markdown_table, percent
-from segheads.files import write_text
+from segheads.files import read_json, read_lines, write_text
 from segheads.metrics import METRICS
 
 
@@ -78,12 +78,11 @@ def runs_markdown(runs: list[dict[str, Any]]) -> str:
 
 
 def _run(path: Path, name: str) -> dict[str, Any]:
-    options = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may have been cut off
+    options = read_json(path / "config.json", "the configuration of a run", RunError)
+    records = read_lines(path / "metrics.jsonl", "the records of a run", RunError)
     results = path / "results.json"
     keys = [key for metric in METRICS.values() for key in metric.scores]
-    measured = [json.loads(results.read_text(encoding="utf-8"))] if results.is_file() else records
+    measured = [read_json(results, "the results of a run", RunError)] if results.is_file() else records
     scores = next(
         (found for one in reversed(measured) if (found := {key: one[key] for key in keys if one.get(key) is not None})),
         {},

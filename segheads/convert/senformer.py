@@ -88,6 +88,8 @@ def _built(part: Part) -> Pyramid | SenFormerHead:
 def _neck(state: State, num_heads: int | None, window_size: int | None) -> Part:
     state = rename(state, NECK)
     laterals = [state[f"laterals.{i}.weight"] for i in range(count(state, r"laterals\.(\d+)\."))]
+    if not laterals:
+        raise ValueError(f"a senformer neck has lateral_convs.*, which the state lacks; got {sorted(state)[:4]}")
     widths = {"in_channels": [weight.shape[1] for weight in laterals], "out_channels": laterals[0].shape[0]}
     table = state.get("outputs.0.0.attn.relative_position_bias_table")
     if table is None:

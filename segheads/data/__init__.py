@@ -15,6 +15,7 @@ from segheads.data.findings import Finding, find_problems
 from segheads.data.folder import FolderDataset
 from segheads.data.images import ImageForm, read_image
 from segheads.data.label_map import LabelMap
+from segheads.data.limits import pixel_limit
 from segheads.data.pascal_context import PascalContext
 from segheads.data.photometric import PhotometricDistortion, PhotometricNormalize
 from segheads.data.rare_classes import RareClasses
@@ -79,6 +80,7 @@ __all__ = [
     "find_problems",
     "mix_neighbours",
     "open_dataset",
+    "pixel_limit",
     "read_image",
     "resize_keep_ratio",
     "scan_splits",

@@ -1,13 +1,16 @@
 """Files that Pillow cannot read or would narrow: TIFF of bands, pages or floats, PNG of 16 bit, NumPy arrays."""
 
+import math
+import os
 from io import BufferedReader
 from types import ModuleType
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from segheads.data.limits import check_pixels, opened
 from segheads.errors import DataError, ImageFormError, PackageMissingError
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -64,7 +67,11 @@ def read_tiff(file: BinaryIO) -> tuple[NDArray[Any], bool, int] | None:
             alpha = len(first.extrasamples) == 1 and int(first.extrasamples[-1]) in _ALPHA
             if int(first.photometric) not in (_MINISBLACK, _RGB):
                 raise ValueError(f"its photometric interpretation {first.photometric.name} is not that of bands or RGB")
+            for page in pages:
+                check_pixels((page.imagewidth, page.imagelength), path)
             bands = [_of_page(page) for page in pages]
+    except ImageFormError:
+        raise
     except Exception as error:  # what a damaged file makes a decoder raise
         raise DataError(f"{path} cannot be read as a TIFF image: {error}; save it anew as a plain TIFF") from error
     if len(bands) > 1 and any(band.shape != (*bands[0].shape[:2], 1) for band in bands):
@@ -107,6 +114,7 @@ def read_npy(file: BinaryIO, channels: int | None, path: object) -> NDArray[Any]
     Raises:
         ImageFormError: The array is of another shape or type, or of C on both sides.
     """
+    _check_npy(file, path)
     values: NDArray[Any] = np.load(file, allow_pickle=False)
     if values.ndim == 2:
         values = values[..., None]
@@ -127,6 +135,24 @@ def read_npy(file: BinaryIO, channels: int | None, path: object) -> NDArray[Any]
     return np.moveaxis(values, 0, 2) if is_first else values
 
 
+def _check_npy(file: BinaryIO, path: object) -> None:
+    """Look at the header of a NumPy file, before its array is made: its size must be that of the file."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"its format is {version[0]}.{version[1]}, where 1.0 or 2.0 was expected")
+    shape, _, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never loaded")
+    start = file.tell()
+    here, said = file.seek(0, os.SEEK_END) - start, math.prod(shape) * dtype.itemsize
+    if here != said:
+        raise ValueError(f"its header says {said} bytes of {dtype} {shape}, and {here} follow")
+    file.seek(0)
+    if len(shape) in (2, 3):
+        check_pixels(sorted(shape)[-2:], path)
+
+
 def _of_page(page: Any) -> NDArray[Any]:
     """Pixels of one page, `(H, W, C)`."""
     values: NDArray[Any] = page.asarray()
@@ -142,12 +168,14 @@ def _of_page(page: Any) -> NDArray[Any]:
 def _pillow_reads_all(file: BinaryIO) -> bool:
     """Whether Pillow gives every band of a TIFF with all its bits, in the order in which they are stored."""
     try:
-        image: Any = Image.open(file)
+        with opened(file, file.name) as found:
+            image: Any = found
+            count = image.n_frames
     except UnidentifiedImageError:
         return False
     tags = image.tag_v2
     samples, bits = tags.get(277, 1), tags.get(258, (1,))
-    plain = tags.get(274, 1) == 1 and image.n_frames == 1
+    plain = tags.get(274, 1) == 1 and count == 1
     is_signed = any(form == 2 for form in tags.get(339, ()))
     return bool(plain and samples == len(image.getbands()) and (samples == 1 or max(bits) <= 8) and not is_signed)
 

@@ -65,7 +65,7 @@ class COCOContent:
         text = read_text(self.path, CONTENT)
         try:
             content = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # the first also of numbers of thousands of digits
             raise DataError(f"{self.path} is no JSON: {error}; it should be {CONTENT}") from error
         found = content if isinstance(content, dict) else {}
         lacking = [key for key in KEYS if key not in found]

@@ -22,8 +22,8 @@ class DataConfig:
         DataConfig(dataset='folder', data_root=PosixPath('mine'), image_suffix=None, label_suffix=None,
                    class_names=('a', 'b'), num_classes=None, ignore_index=None, label_values=None, label_map=None,
                    label_colours=None, reduce_zero_label=False, flip_pairs=None, in_chans=None, bit_depth=None,
-                   band_mean=None, band_std=None, exif=None, background=None, scenes_size=128, train_images=None,
-                   download=False)
+                   band_mean=None, band_std=None, exif=None, background=None, max_pixels=None, scenes_size=128,
+                   train_images=None, download=False)
     """
 
     dataset: str = "ade20k"
@@ -69,6 +69,8 @@ class DataConfig:
     background: Literal["class", "ignore"] | None = None
     """What pixels are that no annotation of a COCO JSON covers: of a class background, before all others, or of no
     class; None means class."""
+    max_pixels: Annotated[int | None, Range(1)] = None
+    """The most pixels of an image or a label file that are decoded; None means 1,000,000,000."""
     scenes_size: Annotated[int, Range(1)] = 128
     """Side of the drawn scenes, pixels."""
     train_images: Annotated[int | None, Range(1)] = None
@@ -80,6 +82,8 @@ class DataConfig:
         for name in ("class_names", "flip_pairs"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(map(readable, getattr(self, name))))
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise OptionError(f"max_pixels must be 1 or more; got {self.max_pixels}")
         if isinstance(self.ignore_index, tuple) and len(self.ignore_index) == 1:
             object.__setattr__(self, "ignore_index", self.ignore_index[0])  # one way to say one value
 

@@ -14,7 +14,8 @@ from typing_extensions import Self
 from segheads.classes import Classes, Palette, ignored_label
 from segheads.data.config import DataConfig
 from segheads.data.images import AS_STORED, ImageForm, Picture
-from segheads.errors import DataError, OptionError
+from segheads.data.limits import pixel_limit
+from segheads.errors import DataError, DataMissingError, ImageFormError, OptionError, SegheadsError
 
 MOST_CLASSES = 2**15 - 1
 
@@ -36,6 +37,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
     Attributes:
         ignore_index: The label of "no class" in what the data set returns: `ignored_label(num_classes)`.
         image_form: Channels and bit depth of its images, and what their EXIF orientation means.
+        max_pixels: The most pixels of an image or a label that `read_sample` decodes; None means 1 gigapixel.
         usual_root: Where the data set lies unless a `DataConfig` says otherwise; None for one without such a place.
         options: The fields of `DataConfig` that it heeds, of those that not every data set does.
         labels_share_a_file: Whether the labels of all samples lie in one file, the second of each pair in `files`.
@@ -51,6 +53,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
     download_size: ClassVar[str | None] = None
     ignore_index: int = 255
     image_form: ImageForm = AS_STORED
+    max_pixels: int | None = None
 
     def __init__(self, class_names: tuple[str, ...], palette: Palette):
         if not 1 <= len(class_names) <= MOST_CLASSES:
@@ -134,9 +137,35 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
         """
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, labels = self.read(index)
+        image, labels = read_sample(self, index)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
         return pixels.contiguous().float().div_(self.image_form.full_scale), labels.long()
+
+
+def read_sample(dataset: SegmentationDataset, index: int) -> tuple[Picture, Tensor]:
+    """Read a sample of a data set, within its `max_pixels`; what is wrong with it is said of its index.
+
+    Args:
+        dataset: Any data set.
+        index: The sample's.
+
+    Returns:
+        What `dataset.read(index)` does.
+
+    Raises:
+        DataError: A file is not what it should be; the message names it and the sample.
+        DataMissingError: A file is not there.
+    """
+    try:
+        with pixel_limit(dataset.max_pixels):
+            return dataset.read(index)
+    except (SegheadsError, OSError) as error:
+        words = f"sample {index} of {type(dataset).__name__}: {error}"
+        if isinstance(error, ImageFormError):
+            raise ImageFormError(words, error.kind) from error
+        if isinstance(error, SegheadsError):
+            raise type(error)(words) from error
+        raise (DataMissingError if isinstance(error, FileNotFoundError) else DataError)(words) from error
 
 
 def check_same_classes(first: SegmentationDataset, second: SegmentationDataset) -> None:

@@ -15,6 +15,7 @@ FOLDER = "ADEChallengeData2016"
 URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 # As gluon-cv and Segmenter list it for this file; the publisher gives none.
 SHA1 = "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"
+MOST_FILES, MOST_BYTES = 200_000, 20 * 10**9
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
 
@@ -134,6 +135,12 @@ def _unpack(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as contents:
             members = contents.infolist()
+            size = sum(member.file_size for member in members)
+            if len(members) > MOST_FILES or size > MOST_BYTES:
+                raise DownloadError(
+                    f"{archive} holds {len(members)} files of {size} bytes in all, and {MOST_FILES} files of "
+                    f"{MOST_BYTES} bytes are the most; delete it and give the url of the right archive"
+                )
             for member in members:
                 _check_member(member, archive)
             for member in tqdm(members, desc=f"unpack {archive.name}", unit="file"):
@@ -149,7 +156,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 def _check_member(member: zipfile.ZipInfo, archive: Path) -> None:
     path = PurePosixPath(member.filename.replace("\\", "/"))
     is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or is_link:
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or is_link:
         raise DownloadError(
             f"{archive} holds {member.filename!r}, which leads out of the folder; nothing was unpacked, "
             "so delete the archive"

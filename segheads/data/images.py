@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import struct
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal, TypeAlias
@@ -13,7 +12,9 @@ from PIL import Image
 
 from segheads.data.bands import is_tiff, read_npy, read_png, read_tiff
 from segheads.data.folders import check_file
-from segheads.errors import DataError, ImageFormError
+from segheads.data.limits import opened
+from segheads.data.structure import check_structure
+from segheads.errors import DataError, ImageFormError, SegheadsError
 
 Picture: TypeAlias = Image.Image | NDArray[Any]
 """An RGB image of 8 bit, or else an array `(H, W, C)` of uint8, uint16 or float32."""
@@ -23,8 +24,6 @@ ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = 1
 NPY = b"\x93NUMPY"  # the beginning of such a file
 NEW_SUBFILE_TYPE, REDUCED, MASK = 254, 1, 4  # a tag of TIFF and its bits
-# What Pillow's decoders raise on damaged files. Decompression bombs are not among them and pass through.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -324,11 +323,14 @@ def open_image(path: str | os.PathLike[str], kind: str) -> tuple[Image.Image, tu
     check_file(path, kind)
     with open(path, "rb") as file:
         try:
-            image = Image.open(file)
-            coding = _coding(image)
-            image.info["pages"] = _count_pages(image)  # which looks at the file
-            image.load()
-        except _BROKEN as error:
+            check_structure(file)
+            with opened(file, path) as image:
+                coding = _coding(image)
+                image.info["pages"] = _count_pages(image)  # which looks at the file
+                image.load()
+        except SegheadsError:
+            raise
+        except Exception as error:  # whatever a damaged file makes a decoder raise
             raise _damaged(path, file, kind, error) from error
     return image, coding
 
@@ -352,8 +354,9 @@ def _count_pages(image: Any) -> int:
 
 def _damaged(path: Any, file: Any, kind: str, error: Exception) -> DataError:
     size = file.seek(0, os.SEEK_END)
+    reason = " ".join(str(error).split()) or type(error).__name__
     return DataError(
-        f"{path} ({size} bytes) cannot be read as {kind}: {error}; "
+        f"{path} ({size} bytes) cannot be read as {kind}: {reason}; "
         "replace the damaged file or take it out of the folder"
     )
 
@@ -376,19 +379,20 @@ def _decoded_file(file: Any, path: Any, channels: int | None, is_npy: bool) -> t
     try:
         if is_npy:
             return read_npy(file, channels, path), False, UPRIGHT
+        check_structure(file)
         if is_tiff(file) and (found := read_tiff(file)) is not None:
             return found
-        image = Image.open(file)
-        coding = _coding(image)
-        raw = str(coding[1]) if len(coding) > 1 else ""
-        if image.format == "PNG" and ";16" in raw and not raw.startswith(("L;", "I;")):
-            return read_png(file, path), raw.startswith(("RGBA", "LA")), _orientation(image)
-        image.load()
-        orientation = UPRIGHT if image.format == "TIFF" else _orientation(image)  # read_tiff takes turned ones
-        _refuse_narrowed(image, coding, file, path)
-    except _BROKEN as error:
-        if isinstance(error, DataError):
-            raise
+        with opened(file, path) as image:
+            coding = _coding(image)
+            raw = str(coding[1]) if len(coding) > 1 else ""
+            if image.format == "PNG" and ";16" in raw and not raw.startswith(("L;", "I;")):
+                return read_png(file, path), raw.startswith(("RGBA", "LA")), _orientation(image)
+            image.load()
+            orientation = UPRIGHT if image.format == "TIFF" else _orientation(image)  # read_tiff takes turned ones
+            _refuse_narrowed(image, coding, file, path)
+    except SegheadsError:
+        raise
+    except Exception as error:  # whatever a damaged file makes a decoder raise
         raise _damaged(path, file, "an image", error) from error
     return image, image.mode in _WITH_ALPHA, orientation
 
@@ -460,9 +464,10 @@ def _fit_values(values: NDArray[Any], form: ImageForm, path: Any) -> NDArray[Any
     if values.dtype.kind == "f":
         finite = np.isfinite(values)
         if not finite.all():
+            row, column, channel = np.argwhere(~finite)[0].tolist()
             raise ImageFormError(
-                f"image {path} has {np.count_nonzero(~finite)} values that are NaN or infinite; fill them in, and "
-                "label those pixels as ignored",
+                f"image {path} has {np.count_nonzero(~finite)} values that are NaN or infinite, the first in row "
+                f"{row}, column {column}, channel {channel}; fill them in, and label those pixels as ignored",
                 "unreadable",
             )
         return np.ascontiguousarray(values, dtype=np.float32)

@@ -115,7 +115,7 @@ class LabelMap:
             if found.is_of_colours != colours:
                 kinds = ("colours", "label_colours") if found.is_of_colours else ("values", "label_map")
                 raise ValueError(f"it names {kinds[0]}, which {kinds[1]} takes")
-        except ValueError as error:  # of json and of the encoding, too
+        except (ValueError, RecursionError) as error:  # of json and of the encoding, too
             raise OptionError(f"{path} is no label map: {error}") from error
         return found
 

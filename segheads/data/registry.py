@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 from segheads.data.config import DataConfig
 from segheads.data.dataset import SegmentationDataset
+from segheads.data.limits import pixel_limit
 from segheads.data.subset import SubsetDataset
 from segheads.errors import OptionError, options_become_parts
 
@@ -37,7 +38,10 @@ def open_dataset(config: DataConfig, split: str, *, seed: int = 0) -> Segmentati
     with options_become_parts():
         if config.download:
             kind.fetch(kind.find_root(config))
-        dataset: SegmentationDataset = kind.open(config, split, seed=seed)
+        with pixel_limit(config.max_pixels):
+            dataset: SegmentationDataset = kind.open(config, split, seed=seed)
+        if config.max_pixels is not None:
+            dataset.max_pixels = config.max_pixels
         if split == "train" and config.train_images is not None:
             dataset = SubsetDataset(dataset, config.train_images, seed=seed)
         if config.flip_pairs:

@@ -9,11 +9,10 @@ from torch.utils.data import Dataset, default_collate
 
 from segheads.data.augment import Augment
 from segheads.data.crop import RandomScaleCrop
-from segheads.data.dataset import SegmentationDataset
+from segheads.data.dataset import SegmentationDataset, read_sample
 from segheads.data.photometric import PhotometricDistortion
 from segheads.data.rare_classes import Key, RareClasses
 from segheads.data.resize import resize_keep_ratio, to_input
-from segheads.errors import DataError
 
 # The stream of random numbers that crops and distortions come from; 0 are orders and drawn scenes, 2 is what `Augment`
 # and 3 what `RareClasses` draws.
@@ -79,10 +78,7 @@ class TrainingSamples(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
         epoch, index, *wanted = key
-        try:
-            image, labels = self.dataset.read(index)
-        except DataError as error:
-            raise type(error)(f"sample {index} of {type(self.dataset).__name__}: {error}") from error
+        image, labels = read_sample(self.dataset, index)
         # numpy takes missing numbers for 0: without the last, sample 0 would draw what shuffled its epoch, and a drawn
         # scene's crop what drew the scene
         rng = np.random.default_rng([self.seed, epoch, index, CROPS])
@@ -116,6 +112,7 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         ValueError: The data set's images have other channels than there are means.
+        DataError: A file is not what it should be; the message names it and the sample.
     """
 
     def __init__(
@@ -136,7 +133,7 @@ class EvaluationSamples(Dataset[tuple[Tensor, Tensor]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, labels = self.dataset.read(index)
+        image, labels = read_sample(self.dataset, index)
         if self.scale is not None:
             image = resize_keep_ratio(image, self.scale)
         return to_input(image, self.mean, self.std, bit_depth=self.dataset.image_form.bit_depth), labels

@@ -20,8 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from segheads.data.band_counts import BandCounts, band_statistics, count_bands
 from segheads.data.bands import read_by_pillow
 from segheads.data.dataset import SegmentationDataset
+from segheads.data.folders import check_file
 from segheads.data.images import RGB, ImageForm, read_bands
 from segheads.data.labels import read_labels
+from segheads.data.limits import opened, pixel_limit
 from segheads.data.scan_cache import ScanCache
 from segheads.data.subset import SubsetDataset
 from segheads.errors import DataError, ImageFormError, PackageMissingError, RunError, UnknownLabelError
@@ -316,9 +318,10 @@ def scan_sample(dataset: SegmentationDataset, index: int) -> SampleScan:
     has_own_label = pair is not None and not dataset.labels_share_a_file
     if not has_own_label:
         label_path = image_path
-    size, image_kind = _looked_at(image_path if pair else "")
-    label_size, label_kind = _looked_at(label_path if has_own_label else "")
-    raw = _raw_values(label_path) if has_own_label else None
+    with pixel_limit(dataset.max_pixels):
+        size, image_kind = _looked_at(image_path if pair else "")
+        label_size, label_kind = _looked_at(label_path if has_own_label else "")
+        raw = _raw_values(label_path) if has_own_label else None
     about: dict[str, Any] = {
         "image": image_path,
         "label": label_path,
@@ -326,7 +329,8 @@ def scan_sample(dataset: SegmentationDataset, index: int) -> SampleScan:
         "label_kind": label_kind,
     }
     try:
-        image, labels = dataset.read(index)
+        with pixel_limit(dataset.max_pixels):
+            image, labels = dataset.read(index)
         picture, classes = np.ascontiguousarray(image), labels.numpy()
     except PackageMissingError:
         raise
@@ -336,7 +340,7 @@ def scan_sample(dataset: SegmentationDataset, index: int) -> SampleScan:
             problem=error.kind,
             message=" ".join(str(error).split()),
             size=size,
-            bands=dataclasses.asdict(count_bands(read_bands(image_path))) if pair else {},
+            bands=_bands(image_path) if pair else {},
             **about,
         )
     except Exception as error:  # whatever a damaged file makes a reader raise: it is named, and the scan goes on
@@ -430,16 +434,26 @@ def _pair(dataset: SegmentationDataset, index: int) -> tuple[str, str] | None:
     return image, label
 
 
+def _bands(path: str) -> dict[str, Any]:
+    """What is counted of an image whose form is not the one that was told; nothing if it is too large to decode."""
+    try:
+        return dataclasses.asdict(count_bands(read_bands(path)))
+    except DataError:
+        return {}
+
+
 def _looked_at(path: str) -> tuple[tuple[int, int] | tuple[()], str]:
     """Size in pixels, and format with channels and bit depth; nothing for what is no image."""
     try:
+        if path:
+            check_file(path, "an image")  # a named pipe would be waited for
         if path and not read_by_pillow(path):
             values = read_bands(path)
             height, width, count = values.shape
             what = "floats" if values.dtype.kind == "f" else f"{8 * values.dtype.itemsize} bit"
             ending = "TIFF" if Path(path).suffix.lower() != ".npy" else "NPY"
             return (width, height), f"{ending}, {count} channel{'s' if count > 1 else ''}, {what}"
-        with Image.open(path) as image:
+        with opened(path, path) as image, image:
             bands = image.getbands()
             channels = f"{len(bands)} channel{'s' if len(bands) > 1 else ''}"
             return image.size, f"{image.format}, {channels} ({image.mode}), {_bits(image, path)} bit"
@@ -463,7 +477,7 @@ def _raw_values(path: str) -> NDArray[np.integer] | None:
     """The values in a label file; None if it holds none of one channel."""
     try:
         return read_labels(path)
-    except (DataError, OSError, Image.DecompressionBombError):
+    except (DataError, OSError):
         return None
 
 

@@ -47,7 +47,9 @@ class ScanCache:
             pair: Paths of the image and of the label.
         """
         entry = self.entries.get("\0".join(pair))
-        return entry["record"] if entry and entry["stamp"] == _stamp(pair) else None
+        if not isinstance(entry, dict) or entry.get("stamp") != _stamp(pair):  # anybody may have written the file
+            return None
+        return entry.get("record")
 
     def put(self, pair: Sequence[str], record: Any) -> None:
         """Remember a record of JSON values; `save` writes it.
@@ -75,7 +77,7 @@ class ScanCache:
     def _read(self) -> dict[str, Any]:
         try:
             entries = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
-        except (OSError, ValueError):  # not there, or damaged: it is written anew
+        except (OSError, ValueError, RecursionError):  # not there, or damaged: it is written anew
             return {}
         return entries if isinstance(entries, dict) else {}
 

@@ -38,7 +38,7 @@ class SubsetDataset(SegmentationDataset):
             raise ValueError(f"a subset must have 1 to {len(dataset)} images, which are all there are; got {length}")
         self.classes, self.dataset = dataset.classes, dataset
         self.ignore_index = dataset.ignore_index
-        self.image_form = dataset.image_form
+        self.image_form, self.max_pixels = dataset.image_form, dataset.max_pixels
         self.indices: list[int] = sorted(np.random.default_rng(seed).permutation(len(dataset))[:length].tolist())
 
     @classmethod

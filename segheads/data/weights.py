@@ -59,7 +59,7 @@ def _read(path: Path, names: Sequence[str]) -> tuple[float, ...]:
     expected = f"it should hold a list of {len(names)} numbers of 0 or more, or an object of one for each class name"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON: {error}; {expected}") from error
     if isinstance(found, dict):
         if found.keys() != set(names):

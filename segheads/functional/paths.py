@@ -275,7 +275,7 @@ def _read(path: Path) -> Verdict | None:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         found = Verdict(bool(known["works"]), str(known["why"]), not known["works"])
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: it is written anew
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # not there, or damaged: it is written anew
         return None
     return _with_file(found, path)
 

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from segheads.data import IterationSampler, RareClasses, SegmentationDataset, TrainingSamples, collate_samples
 from segheads.data.rare_classes import Key
 from segheads.data.subset import SubsetDataset
+from segheads.errors import SavedModelError
 from segheads.files import whole_file, write_json
 from segheads.modules import weights_hash
 
@@ -62,15 +63,19 @@ class FeatureCache:
             keys: Epoch and index of each sample.
 
         Raises:
-            ValueError: If the file is damaged.
+            SavedModelError: If the file is damaged.
         """
         path = self.path(keys)
         try:
             tensors = load_file(path)
         except FileNotFoundError:
             return None
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it, and it is made anew") from error
+        except (SafetensorError, OSError, ValueError) as error:
+            raise SavedModelError(f"{path} is damaged ({error}); delete it, and it is made anew") from error
+        if set(tensors) != {"labels", *(f"map_{i}" for i in range(len(tensors) - 1))}:
+            raise SavedModelError(
+                f"{path} holds {', '.join(sorted(tensors)[:5])}, not maps and labels; delete it, and it is made anew"
+            )
         return {"maps": [tensors[f"map_{i}"] for i in range(len(tensors) - 1)], "labels": tensors["labels"]}
 
     def save(self, keys: Keys, maps: Sequence[Tensor], labels: Tensor) -> None:

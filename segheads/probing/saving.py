@@ -1,26 +1,30 @@
 """Probes on disk: the backbone once, each head in a folder of its own."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file
-
-from segheads.errors import SavedModelError
+from segheads.classes import num_labels
+from segheads.errors import SavedModelError, SavedModelMissingError
 from segheads.files import whole_folder, write_json
 from segheads.model import SegmentationModel
 from segheads.probing.backbone import SharedBackbone
 from segheads.probing.probes import Probe
 from segheads.saving import (
     FORMAT,
+    check_weights,
+    describing,
+    inside,
     meaning_as_json,
     meaning_from_json,
+    read_config,
     read_model,
+    read_weights,
     restore_settings,
     settings_of,
     write_weights,
 )
+from segheads.untrusted import no_more_than
 
 BACKBONE_FILE, HEAD_FILE, HEAD_CONFIG_FILE = "backbone.safetensors", "head.safetensors", "config.json"
 
@@ -63,21 +67,29 @@ def join_head(folder: str | Path, slug: str) -> SegmentationModel:
         The model, in evaluation mode and on the CPU, with `save_pretrained` and all else of `create_model`'s models.
 
     Raises:
-        FileNotFoundError: If there is no such head; the message lists those that there are.
-        ValueError: If the weights do not fit the model.
+        SavedModelMissingError: If there is no such head; the message lists those that there are.
+        SavedModelError: If a file is damaged, the weights do not fit the model, or are NaN or infinite.
     """
-    own = Path(folder) / "heads" / slug
-    if not (own / HEAD_FILE).is_file():
-        known = sorted(path.parent.name for path in Path(folder).glob(f"heads/*/{HEAD_FILE}"))
-        raise FileNotFoundError(f"{folder} holds no head {slug!r}; it holds {', '.join(known) or 'none'}")
-    about = json.loads((own / HEAD_CONFIG_FILE).read_text(encoding="utf-8"))
-    model = SegmentationModel.from_plan(read_model(about["model"], version=about.get("format", 1)))
-    state = load_file(own / HEAD_FILE)
-    state |= {f"backbone.{key}": value for key, value in load_file(Path(folder) / BACKBONE_FILE).items()}
+    own, place = Path(folder) / "heads" / slug, Path(folder) / "heads"
+    known = sorted(path.parent.name for path in place.glob(f"*/{HEAD_FILE}"))
+    if slug not in known:
+        raise SavedModelMissingError(f"{folder} holds no head {slug!r}; it holds {', '.join(known) or 'none'}")
+    files = [inside(own, HEAD_FILE), inside(folder, BACKBONE_FILE)]
+    path = inside(own, HEAD_CONFIG_FILE)
+    with describing(path):
+        about = read_config(path, others=("name", "learning_rate"))
+        plan = read_model(about["model"], version=about.get("format", 1))
+        meaning = meaning_from_json(about, num_labels(plan.num_classes))
+        with no_more_than(*files):
+            model = SegmentationModel.from_plan(plan)
+    state = read_weights(files[0])
+    state |= {f"backbone.{key}": value for key, value in read_weights(files[1]).items()}
+    check_weights(state, own / HEAD_FILE)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise SavedModelError(f"{own / HEAD_FILE} and {BACKBONE_FILE} do not fit the model: {error}") from error
-    restore_settings(model, about.get("settings", {}), own / HEAD_CONFIG_FILE)  # 0.1.0 kept none
-    model.classes, model.protocol, model.label_map = meaning_from_json(about)
+        reason = " ".join(str(error).split())[:400]
+        raise SavedModelError(f"{own / HEAD_FILE} and {BACKBONE_FILE} do not fit the model: {reason}") from error
+    restore_settings(model, about["settings"], path)
+    model.classes, model.protocol, model.label_map = meaning
     return model.eval()

@@ -11,15 +11,19 @@ from segheads.saving import find_folder, load_weights
 log = logging.getLogger(__name__)
 
 
-def init_from(model: SegmentationModel, place: str, classes: Classes) -> None:
+def init_from(model: SegmentationModel, place: str, classes: Classes) -> str:
     """Load the weights of a saved model of the same parts; for other classes what depends on them stays as it is.
 
     Settings, such as bandwidths, stay the model's own.
 
     Args:
         model: A model from `create_model`.
-        place: The folder of a run, a folder that `save_pretrained` wrote, or a name on the hub.
+        place: The folder of a run, a folder that `save_pretrained` wrote, or a name on the hub, `OWNER/NAME` or
+            `OWNER/NAME@REVISION`.
         classes: What the model is to tell apart.
+
+    Returns:
+        Where the weights are from; of a model on the hub with the commit, `OWNER/NAME@COMMIT`.
 
     Raises:
         SavedModelMissingError: If there is no such model.
@@ -42,3 +46,4 @@ def init_from(model: SegmentationModel, place: str, classes: Classes) -> None:
         log.info("weights from %s, of %s", place, named)
     else:
         log.info("weights from %s, of %d other classes; new and random: %s", place, count, ", ".join(new))
+    return place if saved.revision is None else f"{place.rpartition('@')[0] or place}@{saved.revision}"

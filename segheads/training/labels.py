@@ -1,6 +1,5 @@
 """A look at the labels before a run begins: errors stop it, suspicions are said, weights of classes are counted."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ from segheads.data.rare_classes import RareClasses
 from segheads.data.scan import DataScan, SplitScan, has_files, scan, scan_splits
 from segheads.data.scan_cache import default_cache
 from segheads.data.weights import RULES, class_weights
-from segheads.errors import DataError, OptionError
+from segheads.errors import DataError, OptionError, RunError
 from segheads.evaluation.tables import SHOWN, named
-from segheads.files import write_json
+from segheads.files import read_json, write_json
 from segheads.training.config import TrainingConfig
 from segheads.training.machine import from_main
 
@@ -115,7 +114,7 @@ def _look(config: TrainingConfig, training_set: SegmentationDataset, validation_
     rule, kept = config.model.class_weights, config.output / WEIGHTS
     weights = None if isinstance(rule, str) else rule
     if config.resume and kept.is_file() and isinstance(rule, str):
-        known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+        known: dict[str, float] = read_json(kept, "the class weights of the run", RunError)
         weights = tuple(known.values())
         if rule not in RULES and Path(rule).is_file():
             _refuse_other_weights(known, class_weights(rule, SplitScan(class_names=training_set.class_names)), rule)

@@ -79,7 +79,7 @@ def run_training(
         run.check_processes(model)
         run.tell_input(model)
         if config.model.init_from and not run.resumes_at:  # a checkpoint has its own weights
-            init_from(model, config.model.init_from, run.training_set.classes)
+            run.origin = init_from(model, config.model.init_from, run.training_set.classes)
         mean, std = model.data_config["mean"], model.data_config["std"]
         samples, some = evaluation_samples(run, mean, std)
         names = run.validation_set.class_names

@@ -15,7 +15,17 @@ from safetensors import SafetensorError
 
 from segheads.data.config import in_new_words
 from segheads.errors import OptionError, RunEndedError, RunError, RunExistsError
-from segheads.files import INCOMPLETE, clear_leftovers, place_folder, remove_folder, sync, write_json, write_text
+from segheads.files import (
+    INCOMPLETE,
+    clear_leftovers,
+    place_folder,
+    read_json,
+    read_lines,
+    remove_folder,
+    sync,
+    write_json,
+    write_text,
+)
 from segheads.training.checkpoints import find_damage, processes_of, random_state, write_manifest
 
 CONFIG, LOG, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
@@ -146,8 +156,7 @@ class RunFolder:
     def records(self) -> list[dict[str, Any]]:
         """All records; a last line that was cut off by a kill is left out."""
         path = self.path / LOG
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return read_lines(path, "the records of a run", RunError) if path.is_file() else []
 
     def latest(self) -> int:
         """The iteration of the newest checkpoint, or 0; its files are not read, as `find_start` does."""
@@ -235,13 +244,11 @@ def _check_config(
     path: Path, config: Mapping[str, Any], defaults: Mapping[str, Any], may_differ: Collection[str]
 ) -> None:
     known = {name: default for name, default in defaults.items() if name in config}
+    said = "what says of which run the checkpoints beside it are: bring it back, or use another folder"
     try:
-        before = {**known, **in_new_words(json.loads(path.read_text(encoding="utf-8")))}
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(
-            f"{path} cannot be read ({error}); it says of what run the checkpoints beside it are: bring it back, or "
-            "use another folder"
-        ) from error
+        before = {**known, **in_new_words(read_json(path, said, RunError))}
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; expected {said}") from error
     changed = [
         f"{key} was {before.get(key)!r} and is {config.get(key)!r}"
         for key in sorted(before.keys() | config.keys())

@@ -46,6 +46,7 @@ class Run:
         resumes_at: The iteration that it goes on from; 0 for a new run.
         stop: Hears of signals.
         has_begun: Whether `start` is through.
+        origin: Where its first weights are from, with the commit of the hub; None without `init_from`.
     """
 
     config: TrainingConfig
@@ -55,6 +56,7 @@ class Run:
     validation_set: SegmentationDataset
     class_weights: tuple[float, ...] | None = None
     rare_classes: RareClasses | None = None
+    origin: str | None = None
     _has_looked: bool = False
     resumes_at: int = 0
     stop: Stop = field(default_factory=Stop)
@@ -142,6 +144,8 @@ class Run:
         values = self.config.as_json()
         if self.accelerator.is_main_process:
             about = {ENVIRONMENT: self.environment(), CONTENTS: self.contents()}
+            if self.origin is not None:
+                about[ENVIRONMENT] = {**about[ENVIRONMENT], "weights_from": self.origin}
             self.folder.start({**values, **about})
             if self.class_weights is not None:
                 keep_weights(self.folder.path, self.training_set.class_names, self.class_weights)

@@ -179,3 +179,39 @@ def test_a_command_names_its_options_and_mistakes(capsys):
         segheads_main(["evaluate", "--model", "nowhere", "--whole", "--slide", "--dataset", "scenes"])
     assert stop.value.code == 2
     assert "leave one out" in capsys.readouterr().err
+
+
+def test_traceback_shows_where_an_error_came_from_before_its_line(capsys):
+    def fail(config):
+        raise OptionError("no")
+
+    for words, count in (([], 1), (["--traceback"], 2)):
+        with pytest.raises(SystemExit):
+            run(fail, Config, args=words)
+        shown = capsys.readouterr().err
+        assert shown.endswith("error: no\n")
+        assert shown.count("no\n") == count
+        assert ("in fail" in shown) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--scenes-size", "x"], "--scenes-size: invalid literal"),
+        (["--scenessize", "3"], "Unrecognized options: --scenessize, 3"),
+        (["--exif", "upside"], "invalid choice 'upside' for argument '--exif'"),
+        (["--dataset"], "Missing value for argument '--dataset'"),
+        (["--max-pixels", "0"], "max_pixels must be 1 or more; got 0"),
+        (["--scale", "1"], "--scale"),
+    ],
+)
+def test_words_that_cannot_be_read_are_one_line(capsys, words, named):
+    with pytest.raises(SystemExit) as stop:
+        run(print, Config, args=words)
+    assert stop.value.code == USAGE
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1
+    assert named in shown
+    assert "│" not in shown
+    assert "╭" not in shown

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from segheads import SegmentationModel, create_model
-from segheads.errors import SavedModelError
+from segheads.errors import RunError, SavedModelError
+from segheads.files import read_lines
 from segheads.pretrained import find_weights
+from segheads.run_config import read_run_config
 from segheads.untrusted import TIMM_ARGUMENTS, no_more_than
 
 SMALL = {"img_size": 32, "model_kwargs": {"patch_size": 8, "depth": 1, "embed_dim": 16, "num_heads": 2}}
@@ -383,3 +385,31 @@ def test_every_backbone_that_saves_holds_finite_buffers():
     for name in ("test_vit", "test_convnext", "test_resnet"):
         model = timm.create_model(name)
         assert all(x.isfinite().all() for x in model.state_dict().values() if x.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"dataset": 7}', "dataset must be a word or null; got 7"),
+        ('{"scenes_size": -5000}', "scenes_size must be from"),
+        ('{"data_root": ["/etc"]}', "data_root must be a word or null"),
+        ('{"window": 1000000000}', "window must be from 1 to 65536"),
+        ('{"exif": "upside"}', "exif must be one of 'apply', 'ignore'"),
+        ("[" * 100_000, "nested too deep|cannot be read"),
+        ("[]", "a dictionary"),
+    ],
+)
+def test_the_configuration_of_a_run_is_checked_too(tmp_path, text, words):
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match=words) as error:
+        read_run_config(tmp_path)
+    assert str(tmp_path / "config.json") in str(error.value)
+
+
+def test_records_of_a_run_are_named_by_their_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1}\n7\n', encoding="utf-8")
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2, cannot be read \(it is a int\); expected records"):
+        read_lines(path, "records", RunError)
+    path.write_text('{"iteration": 1}\n{"iter', encoding="utf-8")
+    assert read_lines(path, "records", RunError) == [{"iteration": 1}]

@@ -89,14 +89,27 @@ def write_folder(
         **meaning_as_json(classes, protocol, label_map),
         "ignore_index": plan.ignore_index,
     }
+    check_savable(plan)
+    write_weights(folder / WEIGHTS_FILE, model)
+    write_json(folder / CONFIG_FILE, values)
+
+
+def check_savable(plan: ModelPlan) -> None:
+    """Refuse a plan that cannot be written, or that reading would refuse.
+
+    Args:
+        plan: What a model was built from.
+
+    Raises:
+        ValueError: Says what of it.
+    """
+    values = dataclasses.asdict(plan)
     try:
         json.dumps(values)
     except TypeError as error:
         raise ValueError(f"the arguments of create_model must be JSON values to be saved: {error}") from error
-    check_model(values["model"])  # what is written can be read
+    check_model(values)
     check_plan(plan)
-    write_weights(folder / WEIGHTS_FILE, model)
-    write_json(folder / CONFIG_FILE, values)
 
 
 def meaning_as_json(classes: Classes | None, protocol: InferenceProtocol, label_map: LabelMap | None) -> dict[str, Any]:

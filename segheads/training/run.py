@@ -21,6 +21,7 @@ from segheads.evaluation.report import score_line
 from segheads.files import whole_folder
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
+from segheads.saving import check_savable
 from segheads.training.batches import normalization, training_batches, training_loader
 from segheads.training.config import JUDGES, MAY_DIFFER, TrainingConfig, as_launched
 from segheads.training.crop_sheet import crops_words, show_crops
@@ -74,6 +75,8 @@ def run_training(
         with options_become_parts():
             model = build_model(run.model_config(config), run.num_classes)
             config.protocol.check_threshold(model.num_classes)
+            if model.plan is not None:
+                check_savable(model.plan)  # or the end of the run would
         warn_of_squashing(model, config.protocol)
         run.check_labels(model.ignore_index)
         run.check_processes(model)

@@ -1,5 +1,6 @@
 """The run that recipes share; what it does with real options is tested in tests/recipes."""
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -349,3 +350,14 @@ def test_a_loss_that_is_not_finite_names_its_images(tmp_path, monkeypatch):
     message = r"at iteration 1, first in criterion, whose images were \S+, \S+; the run stopped"
     with pytest.raises(DivergedError, match=message):
         run_training(Config.from_flat(**SMALL, output=tmp_path), build)
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_path):
+    def build_odd(config, num_classes):
+        model = build(config, num_classes)
+        model.plan = dataclasses.replace(model.plan, backbone_kwargs={"model_kwargs": {"checkpoint_path": "x"}})
+        return model
+
+    with pytest.raises(OptionError, match=r"^model.backbone_kwargs.model_kwargs.checkpoint_path is none of"):
+        run_training(Config.from_flat(**SMALL, output=tmp_path), build_odd)
+    assert not (tmp_path / "config.json").exists()

@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(saved, prepared, monkeypatch,
 def test_a_folder_that_is_gone_is_not_made_again(saved, prepared):
     run = RunFolder(saved, {"seed": 0}, resume=True)
     shutil.rmtree(saved)
-    with pytest.raises(RunError, match=f"log of iteration 9 could not be written .{saved} is gone.*there is no check"):
+    with pytest.raises(RunError, match=f"log of iteration 9 could not be written .{saved} is gone.*no checkpoint yet"):
         run.log({"iteration": 9})
     with pytest.raises(RunError, match="checkpoint of iteration 12 could not be written .* is gone"):
         run.save(prepared[0], 12)

@@ -8,6 +8,7 @@ import signal
 import miniatures
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from runs import SMALL_RUN
 
 from segheads import SegmentationModel, create_model
@@ -38,6 +39,7 @@ def trained(folder, **options):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a test of another file
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scenes, "__len__", lambda self: 4)
         return trained(tmp_path_factory.mktemp("undisturbed"))

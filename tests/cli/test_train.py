@@ -146,7 +146,7 @@ def test_classes_that_were_not_named_are_counted(tmp_path, capsys, values, messa
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, "train", *words)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("config.json"))
 
 
 def test_probes_end_with_the_command_that_trains_the_best_head(data, caplog):

@@ -9,8 +9,10 @@ until they end. Right is: the same weights to the last bit, and the same scores,
 - training: a training, killed after a random time; resume: the same, killed again while it goes on
 - checkpoint: killed in one of the system calls that make, sync, rename or remove files, whichever
 - grid: a sweep of two trainings; cache: probes that fill a cache of features
+- predict: `segheads predict` on a folder of images
 
-Pairs are started at the same moment. Of two runs in one folder one must train and the other stop with one line. Two
+Pairs are started at the same moment. Of two runs in one folder, or two `segheads predict`, one must do the work and the
+other stop with one line. Two
 sweeps share the trainings of one folder, and two runs of probes the maps of one cache: both must end right.
 
 Needs a system that forks. Minutes on two cores: about 10.
@@ -30,11 +32,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from segheads import SegmentationModel, create_model
 from segheads.ablation import GridConfig, Row, Table, run_grid
+from segheads.cli import predict
 from segheads.cli.run import run
 from segheads.data import Scenes
 from segheads.errors import SegheadsError
@@ -62,7 +67,7 @@ class Config:
     kills: Annotated[int, Range(0)] = 60
     """Shared out over the kinds."""
     pairs: Annotated[int, Range(0)] = 20
-    """Of runs; of sweeps and of probes there are a quarter as many each."""
+    """Of runs; of sweeps, probes and predictions there are a quarter as many each."""
     seed: Annotated[int, Range(0, SEED_LIMIT)] = 0
     """Of the moments."""
     output: Path = Path("runs/kills")
@@ -93,12 +98,27 @@ def probe(folder: Path) -> None:
     run_probing(ProbeConfig.from_flat(**options, **heads, cache=folder.parent / "cache", output=folder))
 
 
+def label(folder: Path) -> None:
+    """Labels of a folder of images; images and model are made by the first that comes."""
+    given = folder.parents[1] / "given"
+    if not given.is_dir():
+        torch.manual_seed(0)
+        create_model("test_vit", "linear", 5, pretrained=False).save_pretrained(given / "model")
+        (given / "photos").mkdir()
+        for number in range(12):
+            pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(given / "photos" / f"{number}.png")
+    options = {"results": predict.Results(overlay=True), "machine": predict.Machine(device="cpu", threads=1, workers=0)}
+    predict.main(predict.Config(inputs=(f"{given}/photos",), model=f"{given}/model", output=folder, **options))
+
+
 KINDS: dict[str, tuple[Callable[[Path], None], int]] = {  # what runs, and how often it is killed
     "training": (train, 1),
     "resume": (train, 2),
     "checkpoint": (train, 1),
     "grid": (sweep, 1),
     "cache": (probe, 1),
+    "predict": (label, 1),
 }
 
 
@@ -118,6 +138,7 @@ def main(config: Config) -> None:
         right["pairs, training"] = start_pairs(train, folder / "training", config.pairs, exclusive=True)
         right["pairs, grid"] = start_pairs(sweep, folder / "grid", -(-config.pairs // 4))
         right["pairs, cache"] = start_pairs(probe, folder / "cache", -(-config.pairs // 4), own_folders=True)
+        right["pairs, predict"] = start_pairs(label, folder / "predict", -(-config.pairs // 4), exclusive=True)
     for name, found in right.items():
         print(f"{name}: {sum(found)} of {len(found)} right")
     every = [one for found in right.values() for one in found]
@@ -178,7 +199,7 @@ def start_pairs(
         is_right = is_right and all(fingerprint(output) == expected for output in outputs)
         if exclusive:
             said = [(folder / str(number) / f"{k}.log").read_text(encoding="utf-8") for k in range(2)]
-            is_right = is_right and sum("is in use, a run of process" in text.splitlines()[-1] for text in said) == 1
+            is_right = is_right and sum(" is in use, a " in text.splitlines()[-1] for text in said) == 1
         found.append(is_right)
         wrong = f"WRONG, {statuses}, see {folder / str(number)}"
         print(f"{folder.name}, pair {number + 1} of {count}: {'right' if is_right else wrong}", flush=True)
@@ -296,6 +317,8 @@ def fingerprint(folder: Path) -> dict[str, str]:
             content = b"".join(key.encode() + value.contiguous().numpy().tobytes() for key, value in tensors)
         elif path.name in ("results.json", "measured.json", "heads.json"):
             content = json.dumps(json.loads(path.read_text(encoding="utf-8")), sort_keys=True).encode()
+        elif path.parent.name == "labels" or path.name == "shares.csv":
+            content = path.read_bytes()
         else:
             continue
         found[name] = hashlib.sha256(content).hexdigest()

@@ -18,6 +18,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,8 +33,10 @@ from segheads.errors import OptionError, options_become_parts
 from segheads.files import readable
 from segheads.inference.protocol import InferenceProtocol, Size, SmallImages
 from segheads.labelling import Kinds, Record, Source, find_images, key_of, label_files, name_results
+from segheads.locks import only_process
 from segheads.predictor import Predictor
-from segheads.training.machine import Precision, launched_precision, share_cores
+from segheads.ranges import Range, check_ranges
+from segheads.training.machine import Precision, from_main, launched_precision, share_cores
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class Results:
 
     overlay: bool = False
     """The image under the colours of its classes."""
-    opacity: float = 0.5
+    opacity: Annotated[float, Range(0, 1)] = 0.5
     """Of the overlay's colours: 0 shows the image alone, 1 the colours alone."""
     probability: bool = False
     """The probability of every class."""
@@ -97,11 +100,11 @@ class Machine:
     """Where the model runs, such as cpu or cuda:1; None takes a GPU where there is one."""
     mixed_precision: Precision | None = None
     """Precision of the forward pass; None means the launcher's, or fp32."""
-    batch_size: int = 8
+    batch_size: Annotated[int, Range(1)] = 8
     """Windows, or images of one size, in one call of the model."""
-    workers: int = 2
+    workers: Annotated[int, Range(0)] = 2
     """Threads of each process that read images ahead."""
-    threads: int | None = None
+    threads: Annotated[int | None, Range(1)] = None
     """CPU threads of each process; None shares all cores out."""
 
 
@@ -131,6 +134,7 @@ def main(config: Config) -> None:
     """Run the command."""
     if config.results.json:
         logging.getLogger("segheads").setLevel(logging.CRITICAL)  # standard output is for the JSON alone
+    check_ranges(config)
     kinds = kinds_of(config.results)
     if not config.inputs:
         raise OptionError("no INPUT was given; name image files, folders or patterns")
@@ -139,8 +143,18 @@ def main(config: Config) -> None:
     paths = find_images(config.inputs, config.output)
     accelerator = Accelerator(cpu=config.machine.device == "cpu")
     share_cores(accelerator, config.machine.threads)
+    with ExitStack() as stack:
+        from_main(accelerator, lambda: stack.enter_context(only_process(config.output, "folder of results")))
+        failed = label_all(config, accelerator, paths, kinds)
+        accelerator.wait_for_everyone()  # the main process has the folder
+    accelerator.end_training()
+    if failed:
+        raise SystemExit(1)
+
+
+def label_all(config: Config, accelerator: Accelerator, paths: Sequence[Path], kinds: Kinds) -> list[tuple[str, str]]:
+    """Label what is not done yet; gives the images that failed, with the reason."""
     predictor = open_predictor(config, accelerator)
-    config.output.mkdir(parents=True, exist_ok=True)
     record = Record.read(config.output, key_of(predictor))
     sources = name_results(paths, record.entries)
     accelerator.wait_for_everyone()  # all have read before the first writes
@@ -163,24 +177,17 @@ def main(config: Config) -> None:
         if accelerator.num_processes > 1:
             Record.read(config.output, record.key).write_shares(predictor.classes.names)
         report(config, len(todo) - len(failed), len(sources) - len(todo), failed)
-    accelerator.end_training()
-    if failed:
-        raise SystemExit(1)
+    return failed
 
 
 def kinds_of(results: Results) -> Kinds:
     """What is wanted of each image."""
-    if not 0 <= results.opacity <= 1:
-        raise OptionError(f"--opacity must be from 0 to 1; got {results.opacity}")
     return Kinds(results.overlay, results.opacity, results.probability, results.uncertainty)
 
 
 def open_predictor(config: Config, accelerator: Accelerator) -> Predictor:
     """The model on its device, with the protocol that is asked for."""
     machine = config.machine
-    for name, least in (("batch_size", 1), ("workers", 0)):
-        if getattr(machine, name) < least:
-            raise OptionError(f"--{name.replace('_', '-')} must be {least} or more; got {getattr(machine, name)}")
     predictor = Predictor.from_pretrained(
         config.model,
         mixed_precision=machine.mixed_precision or launched_precision(),

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -69,7 +71,7 @@ def test_a_folder_becomes_a_folder_of_labels(model, photos, tmp_path):
     names = ("a", "city/a", "city/b")
     kinds = {"labels": "png", "overlay": "jpg", "probability": "npy", "uncertainty": "png"}
     expected = [f"{kind}/{name}.{ending}" for kind, ending in kinds.items() for name in names]
-    assert files(tmp_path / "out") == sorted([*expected, "record.jsonl", "shares.csv"])
+    assert files(tmp_path / "out") == sorted([*expected, ".lock", "record.jsonl", "shares.csv"])
     predictor = Predictor.from_pretrained(model)
     for name, path in zip(names, sorted(photos.rglob("*.*")), strict=True):
         found = predictor(path, probability=True, uncertainty=True)
@@ -220,9 +222,9 @@ def test_a_record_of_half_done_work_does_not_count(model, photos, tmp_path):
     ("words", "message"),
     [
         ([], "no INPUT was given"),
-        (["photos", "--opacity", "2"], "--opacity must be from 0 to 1; got 2.0"),
-        (["photos", "--batch-size", "0"], "--batch-size must be 1 or more; got 0"),
-        (["photos", "--workers", "-1"], "--workers must be 0 or more; got -1"),
+        (["photos", "--opacity", "2"], "opacity must be 0 to 1; got 2.0"),
+        (["photos", "--batch-size", "0"], "batch_size must be 1 or more; got 0"),
+        (["photos", "--workers", "-1"], "workers must be 0 or more; got -1"),
         (["photos", "--device", "gpu"], "--device gpu cannot be used: "),
         (["photos", "--output", "photos/a.png"], "--output photos/a.png is a file; give a folder"),
     ],
@@ -249,3 +251,21 @@ def test_views_are_the_models_own_but_for_what_is_given():
     ]:
         with pytest.raises(OptionError, match=message):
             views.of(own)
+
+
+HOLD = """import sys
+from segheads.locks import only_process
+with only_process(sys.argv[1], "folder of results"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_one_in_a_folder_is_refused(model, photos, tmp_path, capsys):
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="ascii") as first:
+        assert first.stdout.readline() == "held\n"
+        assert predict(model, photos) == 2
+        first.stdin.close()
+    assert "out is in use, a folder of results of process" in capsys.readouterr().err
+    assert predict(model, photos) == 0

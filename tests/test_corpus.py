@@ -8,19 +8,23 @@ import shutil
 import signal
 import struct
 import time
+import warnings
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from corpus.images import COLOURS, VALUES, K, files, sources
 from PIL import Image
 from safetensors.torch import load, save
 
 from segheads import Predictor, SegmentationModel, create_model
-from segheads.convert import from_reference
+from segheads.cli import main
+from segheads.cli.run import USAGE
+from segheads.convert import convert_checkpoint, from_reference
 from segheads.data import FolderDataset, LabelMap, class_weights
 from segheads.data.coco_json import COCOContent
 from segheads.data.dataset import read_sample
@@ -33,7 +37,6 @@ SECONDS = 4  # for one input
 MEMORY = 1 << 30  # that all inputs together may add
 SMALL = {"img_size": 32, "model_kwargs": {"patch_size": 8, "depth": 1, "embed_dim": 16, "num_heads": 2}}
 
-# What each kind of input goes through. Where a model is exported, a function of its own comes here.
 counts: dict[str, int] = {}
 
 
@@ -299,6 +302,50 @@ def test_states_to_convert():
             if words := fault(call, source, "state", "got", kinds=(ValueError,)):
                 faults[f"{source} {number}"] = words
     report("states", faults, count)
+
+
+CONVERTED = {
+    "_model_class": (None, "x", 7, [], "DeepLabV3Plus"),
+    "encoder_name": (None, "x", 10**9, ["x"], "hf-hub:owner/name", "local-dir:../../x", "tu-hf-hub:owner/name"),
+    "encoder_depth": (None, -1, 10**30, "x", {}),
+    "decoder_channels": (None, -1, [10**7] * 5, "x", {"x": 1}, [[1]], [1.5] * 5),
+    "decoder_interpolation": (None, "x", -1, []),
+    "in_channels": (None, -1, 0, 10**9, 1e300, "x"),
+    "classes": (None, -1, 0, 10**9, 10**30, "x", []),
+}
+
+
+def test_folders_to_convert(tmp_path):
+    decoder = {"decoder_channels": (16, 8, 8, 8, 4), "classes": K}
+    smp.Unet("tu-test_resnet", encoder_weights=None, **decoder).save_pretrained(tmp_path)
+    sound = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert convert_checkpoint(tmp_path, "smp").num_classes == K
+    cases = [(key, value) for key, values in CONVERTED.items() for value in values]
+    faults = {}
+    for key, value in cases:
+        (tmp_path / "config.json").write_text(json.dumps({**sound, key: value}), encoding="utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, on the way to a refusal
+            if words := fault(lambda: convert_checkpoint(tmp_path, "smp"), tmp_path):
+                faults[f"{key} = {value!r}"] = words
+    report("folders to convert", faults, len(cases))
+
+
+def test_exports_of_damaged_models(tmp_path, model, capsys):
+    """The command: two lines at most, and no file."""
+    content, config = ((model / name).read_bytes() for name in ("model.safetensors", "config.json"))
+    bad = [(content[:-1], config), (b"", config), (content, config[:-9]), (content, b"[]"), (content, b"\xff")]
+    faults = {}
+    for number, (weights, settings) in enumerate(bad):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        (tmp_path / "config.json").write_bytes(settings)
+        with pytest.raises(SystemExit) as ended:
+            main(["export", str(tmp_path), "--output", str(tmp_path / "model.onnx")])
+        said = capsys.readouterr().err
+        if ended.value.code != USAGE or said.count("\n") > 2 or str(tmp_path) not in said:
+            faults[str(number)] = said
+        assert not (tmp_path / "model.onnx").exists()
+    report("exports", faults, len(bad))
 
 
 def test_archives(tmp_path):

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from segheads.errors import CheckpointError
 from segheads.heads import FCNHead, LinearHead, MeanShiftHead, UPerHead
 from segheads.model import SegmentationModel
 from segheads.states import plain_state
+from segheads.untrusted import no_more_than
 
 FOLDERS = ("smp", "hf")  # the others are files
 SOURCES = ("segmenter", "mmseg", "meanshifter", "senformer", *FOLDERS)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LEFT_OUT = re.compile(r"^(auxiliary_head|classification_head|encoder\.(head(_dist)?|fc)|decode_head\.conv_seg)\.")
+MOST_WORDS = 600  # of an error
 META = ("meta", "dataset_meta")  # what MMSegmentation's checkpoints say of their data
 
 log = logging.getLogger(__name__)
@@ -54,8 +57,9 @@ def convert_checkpoint(path: str | Path, source: str, **options: Any) -> Segment
     path = Path(path)
     try:
         model = _from_folder(path, source) if source in FOLDERS else _from_file(path, source, options)
-    except (KeyError, TypeError, ValueError) as error:
-        lacks = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    except Exception as error:  # whatever an odd state or an odd option makes a part raise
+        words = " ".join(str(error).split())[:MOST_WORDS] or type(error).__name__
+        lacks = f"it lacks {words}" if isinstance(error, KeyError) else words
         raise CheckpointError(f"{path} cannot be converted from {source}: {lacks}") from error
     return model.eval()
 
@@ -79,10 +83,11 @@ def _from_folder(path: Path, source: str) -> SegmentationModel:
         raise ValueError(f"it holds none of {', '.join(WEIGHTS)}")
     state = plain_state(_read(found[0]))
     preprocessing = path / "preprocessor_config.json"
-    if source == "smp":
-        model = from_smp(state, config)
-    else:
-        model = from_transformers(state, config, _json(preprocessing) if preprocessing.is_file() else {})
+    with no_more_than(found[0]) if found[0].suffix == ".safetensors" else nullcontext():
+        if source == "smp":
+            model = from_smp(state, config)
+        else:
+            model = from_transformers(state, config, _json(preprocessing) if preprocessing.is_file() else {})
     _say_what_is_left_out(state, model)
     return model
 

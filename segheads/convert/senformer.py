@@ -110,10 +110,11 @@ def _neck(state: State, num_heads: int | None, window_size: int | None) -> Part:
 
 def _head(state: State, num_heads: int | None, num_layers: int) -> Part:
     state = rename(state, HEAD)
-    if "learners.0.class_embeddings" not in state:
-        raise ValueError(f"a senformer head has learners.*.queries; got {sorted(state)[:4]}")
-    D = state["learners.0.class_embeddings"].shape[2]
+    embeddings = state.get("learners.0.class_embeddings")
     blocks = count(state, r"learners\.0\.blocks\.(\d+)\.")
+    if embeddings is None or embeddings.ndim != 3 or not blocks:
+        raise ValueError(f"a senformer head has learners.*.queries (1, K, D) and blocks; got {sorted(state)[:4]}")
+    D = embeddings.shape[2]
     if blocks > 1 and num_layers not in (1, blocks):
         raise ValueError(f"num_layers is {num_layers}, but the state has {blocks} blocks of their own in each learner")
     learner_kwargs: dict[str, Any] = {

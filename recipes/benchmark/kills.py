@@ -108,7 +108,10 @@ def label(folder: Path) -> None:
         for number in range(12):
             pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(given / "photos" / f"{number}.png")
-    options = {"results": predict.Results(overlay=True), "machine": predict.Machine(device="cpu", threads=1, workers=0)}
+    options: dict[str, Any] = {
+        "results": predict.Results(overlay=True),
+        "machine": predict.Machine(device="cpu", threads=1, workers=0),
+    }
     predict.main(predict.Config(inputs=(f"{given}/photos",), model=f"{given}/model", output=folder, **options))
 
 

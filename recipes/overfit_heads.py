@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from segheads.functional.upsample import upsample_argmax
 from segheads.heads import list_heads
 from segheads.metrics.confusion import SegmentationMetrics
 from segheads.plan import HeadChoice, parse_head
+from segheads.ranges import SEED_LIMIT, Range
 from segheads.training.optimization import create_optimizer
 
 FPN, FPNT = "@ fpn(out_channels=64)", "@ fpnt(out_channels=64)"
@@ -68,19 +69,19 @@ class Config:
     """The table's file."""
     data: DataConfig = DataConfig(dataset="camvid")
     """Where images come from: evenly spaced ones of the training set."""
-    images: int = 4
+    images: Annotated[int, Range(1)] = 4
     """How many, all of them in every update."""
-    size: tuple[int, int] = (96, 128)
+    size: Annotated[tuple[int, int], Range(1)] = (96, 128)
     """Height and width, pixels."""
     backbone: str = "test_resnet"
     """Any timm architecture, from random weights."""
-    iterations: int = 300
+    iterations: Annotated[int, Range(1)] = 300
     """Updates."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Range(0, above=True)] = 1e-3
     """Of AdamW, the same in all updates."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, SEED_LIMIT)] = 0
     """Of the initial weights and what is dropped."""
-    threads: int = 1
+    threads: Annotated[int, Range(1)] = 1
     """Of the CPU."""
 
 

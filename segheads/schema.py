@@ -88,7 +88,7 @@ def check_options(
         >>> from segheads.heads import FCNHead
         >>> check_options({"width": 8}, FCNHead, "head_kwargs", besides=("in_channels", "num_classes"))
         Traceback (most recent call last):
-        ValueError: head_kwargs.width is no option of FCNHead; it has channels, num_layers, kernel_size, drop_rate, init
+        ValueError: head_kwargs.width is no option of FCNHead; it has channels, num_layers, kernel_size, ...
     """
     takes: Any = build.__init__ if inspect.isclass(build) else build
     known, rest = _hints(takes, build), None

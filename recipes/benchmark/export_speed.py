@@ -13,27 +13,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
-import tyro
 from measure import machine, seconds_in_turns
 
 from segheads import SegmentationModel, create_model, export
+from segheads.cli.run import run
 from segheads.evaluation.tables import markdown_table
 from segheads.exporting import FORMATS, Deployed
+from segheads.ranges import Range
 
 
 @dataclass(frozen=True)
 class Config:
     """What to measure."""
 
-    classes: tuple[int, ...] = (19, 150)
+    classes: Annotated[tuple[int, ...], Range(1)] = (19, 150)
     """Numbers of classes, a row for each side."""
-    size: int = 512
+    size: Annotated[int, Range(1)] = 512
     """Side of the photograph, pixels."""
-    turns: int = 15
+    turns: Annotated[int, Range(1)] = 15
     """Calls of each side, in turns."""
-    threads: int = 2
+    threads: Annotated[int, Range(1)] = 2
     """Of the CPU."""
     compile: bool = True
     """Also measure torch.compile of the graph that is exported, which needs a C++ compiler."""
@@ -72,4 +74,4 @@ def sides(model: SegmentationModel, config: Config) -> dict[str, Callable[[], ob
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run(main, Config, description=__doc__)

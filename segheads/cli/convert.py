@@ -22,6 +22,7 @@ from segheads.convert import convert_checkpoint
 from segheads.data import ade20k, camvid, cityscapes, coco_stuff, voc
 from segheads.errors import OptionError, options_become_parts
 from segheads.model import SegmentationModel
+from segheads.ranges import Range
 
 NAMED = {"ade20k": ade20k, "camvid": camvid, "cityscapes": cityscapes, "coco_stuff": coco_stuff, "voc2012": voc}
 log = logging.getLogger(__name__)
@@ -39,13 +40,13 @@ class Config:
     """Whose checkpoint it is."""
     output: Path
     """Folder of the model; made if need be."""
-    num_heads: int | None = None
+    num_heads: Annotated[int | None, Range(1)] = None
     """Attention heads of the backbone; None: a head for 64 channels. Of SenFormer's learners; None: 8."""
-    decoder_num_heads: int | None = None
+    decoder_num_heads: Annotated[int | None, Range(1)] = None
     """Attention heads of a mask decoder where they differ from the backbone's."""
-    img_size: tuple[int, int] | None = None
+    img_size: Annotated[tuple[int, int] | None, Range(1)] = None
     """Height and width in pixels of the position embeddings' grid; needed where it is not square."""
-    num_layers: int | None = None
+    num_layers: Annotated[int | None, Range(0)] = None
     """How often the mean shift runs, or a SenFormer learner's one shared block; None: once."""
     output_stride: Literal[8, 16, 32] | None = None
     """Pixels per cell of the last map of a dilated ResNet; None: 8 for FCN, 32 for others."""

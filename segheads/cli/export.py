@@ -14,7 +14,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -24,6 +24,7 @@ from segheads.exporting import Exported, export
 from segheads.exporting.deployed import Output
 from segheads.exporting.registry import Precision
 from segheads.predictor import Predictor
+from segheads.ranges import Range
 
 MOST_IMAGES = 64  # of a folder that are measured for int8
 log = logging.getLogger(__name__)
@@ -41,17 +42,17 @@ class Config:
     """What reads it."""
     outputs: tuple[Output, ...] = ("labels",)
     """What it gives, in this order: labels, the probability of each pixel's label, logits of all classes."""
-    size: tuple[int, int] | None = None
+    size: Annotated[tuple[int, int] | None, Range(1)] = None
     """Fix height and width of the images, pixels; None leaves them free where the backbone does."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, Range(1)] = None
     """Fix how many images it takes at a time; None leaves it free."""
     precision: Precision = "fp32"
     """Of the network; int8 is for ONNX and needs --calibration."""
     calibration: tuple[Path, ...] = ()
     """Images, or folders of them, on which the ranges of int8 are measured: some ten to a hundred."""
-    opset: int = 18
+    opset: Annotated[int, Range(18)] = 18
     """Of ONNX, 18 or newer."""
-    min_agreement: float | None = None
+    min_agreement: Annotated[float | None, Range(0, 1)] = None
     """Share of pixels that must have the model's label; None means 0.999, in fp16 0.99, in int8 0.9."""
     json: bool = False
     """Print JSON, for programs, in place of words."""

@@ -63,21 +63,21 @@ class Results:
 class Views:
     """How the model is shown images; None means as its own protocol says."""
 
-    scale: tuple[int, int] | None = None
+    scale: Annotated[tuple[int, int] | None, Range(1)] = None
     """Longest and shortest side, pixels, into which images are resized."""
     whole: bool = False
     """Whole images, where the protocol has windows."""
-    window: Size | None = None
+    window: Annotated[Size | None, Range(1)] = None
     """Side of the windows, pixels, or their height and width."""
-    stride: Size | None = None
+    stride: Annotated[Size | None, Range(1)] = None
     """Pixels between windows; None means the protocol's, or that of another window."""
-    scales: tuple[float, ...] | None = None
+    scales: Annotated[tuple[float, ...] | None, Range(0, above=True)] = None
     """Factors of the image's size whose probabilities are averaged."""
     flip: bool = False
     """Average with the mirrored image, too, whether the protocol does or not."""
     small_images: SmallImages | None = None
     """Make the window smaller for an image below its size, or enlarge the image."""
-    threshold: float | None = None
+    threshold: Annotated[float | None, Range(0, 1, above=True, below=True)] = None
     """Of a model of one class: the probability above which a pixel is of it."""
 
     def of(self, own: InferenceProtocol) -> InferenceProtocol:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -125,8 +126,9 @@ def _write(
     """Write, compare and, if all is well, put the files where they belong."""
     with ExitStack() as files:
         temporary = files.enter_context(whole_file(path))  # put in its place last
-        for suffix in kind.beside:
-            files.enter_context(whole_file(path.with_suffix(suffix)))
+        beside = {suffix: files.enter_context(whole_file(path.with_suffix(suffix))) for suffix in kind.beside}
+        for suffix in beside:  # written by the name of the first file
+            files.callback(temporary.with_suffix(suffix).unlink, missing_ok=True)
         try:
             kind.write(job, temporary)
             agreement = compare(kind.load(temporary), reference, images)
@@ -143,6 +145,8 @@ def _write(
             raise ExportError(
                 f"this model cannot be exported as asked ({type(error).__name__}: {_first_line(error)}){hint}"
             ) from error
+        for suffix, place in beside.items():
+            os.replace(temporary.with_suffix(suffix), place)
     return agreement
 
 

@@ -62,13 +62,13 @@ def test_a_half_written_file_is_never_read(tmp_path, monkeypatch):
     def killed(*_):
         raise Killed
 
-    for module, name, value in ((feature_cache, "save_file", half), (os, "replace", killed)):
+    for count, (module, name, value) in enumerate([(feature_cache, "save_file", half), (os, "replace", killed)], 1):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
             patch.setattr(feature_cache.Path, "unlink", lambda *_, **__: None)  # nobody tidies up after a kill
             with pytest.raises(Killed):
                 cache.save(KEYS, maps, LABELS)
-        assert len(list(tmp_path.rglob(".incomplete*"))) == 1
+        assert len(list(tmp_path.rglob(".incomplete*"))) == count
         assert cache.load(KEYS) is None
     cache.save(KEYS, maps, LABELS)
     assert torch.equal(cache.load(KEYS)["maps"][0], maps[0])

@@ -48,11 +48,9 @@ def test_a_short_run(recipe, tmp_path, head):
 
 
 def test_mistakes_are_named(recipe, tmp_path):
-    config = parse(
-        recipe.Config, ["--demo", *TINY, "--output", str(tmp_path), "--decoder-layers", "0"], demo=recipe.DEMO
-    )
-    with pytest.raises(SegheadsError, match="num_layers must be 1 or more; got 0"):
-        recipe.main(config)
+    words = ["--demo", *TINY, "--output", str(tmp_path), "--decoder-layers", "0"]
+    with pytest.raises(SegheadsError, match="decoder_layers must be 1 or more; got 0"):
+        parse(recipe.Config, words, demo=recipe.DEMO)
 
 
 def test_help_describes_inherited_options(recipe, capsys):

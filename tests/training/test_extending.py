@@ -110,6 +110,7 @@ def test_mistakes(tmp_path):
     before = (tmp_path / "run" / "config.json").read_text()
     for length in (2, 1, 0, -3):
         message = f"extend is the number of all iterations, so more than the 2 of .*run; got {length}$"
+        message = message if length > 0 else f"extend must be 1 or more; got {length}$"
         with pytest.raises(OptionError, match=message):
             trained(tmp_path / "run", **PLAIN, extend=length)
     with pytest.raises(OptionError, match="seed was 0 and is 1"):

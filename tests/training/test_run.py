@@ -347,7 +347,7 @@ def test_labels_that_made_a_loss_nan_are_named(tmp_path, parts):
 
 def test_a_loss_that_is_not_finite_names_its_images(tmp_path, monkeypatch):
     monkeypatch.setattr("segheads.losses.CrossEntropy.compute", lambda self, logits, *_: logits.sum() * torch.nan)
-    message = r"at iteration 1, first in criterion, whose images were \S+, \S+; the run stopped"
+    message = r"at iteration 1, first in the loss, whose images were \S+, \S+; the run stopped"
     with pytest.raises(DivergedError, match=message):
         run_training(Config.from_flat(**SMALL, output=tmp_path), build)
 

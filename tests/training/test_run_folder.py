@@ -181,7 +181,7 @@ def test_checkpoints_none_of_which_is_whole_are_no_new_run(saved):
 @pytest.mark.parametrize("content", [None, '{"seed": '])
 def test_checkpoints_without_a_configuration_are_of_no_known_run(saved, content):
     (saved / "config.json").unlink() if content is None else (saved / "config.json").write_text(content)
-    with pytest.raises(RunError, match=r"config.json cannot be read .*bring it back"):
+    with pytest.raises(RunError, match=r"config.json (cannot be read|is missing).*bring it back"):
         RunFolder(saved, {"seed": 0}, resume=True)
     with pytest.raises(FileExistsError, match=r"holds a run \(iteration 8\)"):
         RunFolder(saved, {"seed": 0})

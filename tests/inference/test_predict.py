@@ -453,11 +453,17 @@ def test_evaluation_mode_inside_and_each_parts_own_afterwards(function):
     assert all(torch.equal(x, before[name]) for name, x in model.named_buffers())
 
 
+@pytest.fixture(scope="module")
+def broken():
+    """An ensemble of which a test makes a weight NaN or infinite."""
+    return create_model("test_resnet", "senformer", 3, pretrained=False, pyramid_kwargs={"out_channels": 16})
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("options", [{}, {"window": 40}, {"flip": True}, {"window": 40, "scales": (0.5, 1.0)}])
 @pytest.mark.parametrize("function", EVERY_FUNCTION)
-def test_scores_that_are_not_finite_are_an_error(function, options, value):
-    model = create_model("test_resnet", "senformer", 3, pretrained=False)
+def test_scores_that_are_not_finite_are_an_error(broken, function, options, value):
+    model = broken
     with torch.no_grad():
         model.backbone.model.conv1[0].weight[0, 0, 0, 0] = value
     with pytest.raises(ScoresError, match="^the model's scores are NaN or infinite, so they name no class"):

@@ -601,3 +601,12 @@ def test_two_classes_by_their_difference(weight, label_smoothing, ignore_index):
     labels[0, 140, 3] = 2
     with pytest.raises(ValueError, match=f"labels must be classes 0 to 1 or {ignore_index} .ignored.; got 2"):
         upsample_cross_entropy(logits, labels, **options)
+
+
+@pytest.mark.parametrize("margin", [4, 8, 12])
+def test_no_digits_are_lost_where_two_classes_are_sure(margin):
+    """A loss of a millionth is no difference of numbers of the size of the scores."""
+    logits, labels = torch.randn(2, 2, 8, 8) / 2, torch.zeros(2, 32, 32, dtype=torch.long)
+    logits[:, 0] += margin
+    expected = F.cross_entropy(upsample(logits.double(), (32, 32)), labels)
+    torch.testing.assert_close(upsample_cross_entropy(logits, labels).double(), expected, rtol=1e-6, atol=0)

@@ -67,11 +67,11 @@ class Model(ModelConfig):
 class Optimization(OptimizationConfig):
     """Optimizer and learning rate."""
 
-    learning_rate: float | None = None  # type: ignore[assignment]
+    learning_rate: float | None = None  # type: ignore[assignment]  # as above
     """The rate at the start of the decay. None: 1e-4 for ResNets, 6e-5 for others."""
-    backbone_lr_scale: float | None = None  # type: ignore[assignment]
+    backbone_lr_scale: float | None = None  # type: ignore[assignment]  # as above
     """The backbone's rate over that of the rest. None: 0.1 for ResNets, 1 for others."""
-    weight_decay: float | None = None  # type: ignore[assignment]
+    weight_decay: float | None = None  # type: ignore[assignment]  # as above
     """Decay of all but norms, biases, position tables and class embeddings. None: 1e-4 for ResNets, 0.01 for others."""
     max_grad_norm: float | None = None
     """Clip the norm of the gradient; inf does not. None: 3 for ResNets, 1 for others."""

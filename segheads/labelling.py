@@ -231,8 +231,10 @@ def label_files(
             states[source] = state_of(source.path)  # before it is read: what changes later is read again
             yield source.path
 
-    options = {"probability": kinds.probability, "uncertainty": kinds.uncertainty, "workers": workers}
-    for source, found in zip(sources, predictor.stream(paths(), **options), strict=True):  # type: ignore[arg-type]
+    found_of_all = predictor.stream(
+        paths(), probability=kinds.probability, uncertainty=kinds.uncertainty, workers=workers
+    )
+    for source, found in zip(sources, found_of_all, strict=True):
         state = states.pop(source)
         if isinstance(found, Exception):
             yield source, found

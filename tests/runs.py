@@ -1,5 +1,6 @@
 """What tests of whole runs share."""
 
+from segheads import create_model
 from segheads.training import DEMO_RUN
 
 SMALL_RUN = {
@@ -18,6 +19,11 @@ SMALL_RUN = {
     "threads": 1,
 }
 """Two updates of a small ViT on scenes of 32 pixels, as fields of a configuration without `output`."""
+
+
+def build(config, num_classes):
+    """The model of a configuration, as `run_training` takes it."""
+    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options(num_classes))
 
 
 TIMED = ("images_per_second", "data_wait", "memory_gb")

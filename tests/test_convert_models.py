@@ -186,3 +186,27 @@ def test_classes_that_do_not_fit_are_named(golden, tmp_path, capsys):
         assert message in capsys.readouterr().err
     main([*words, "--class-names", "a", "b", "c", "d", "e"])
     assert SegmentationModel.from_pretrained(tmp_path / "model").classes.names[4] == "e"
+
+
+def test_what_no_weight_tells_is_said(golden, tmp_path, capsys):
+    save_file(golden("mmseg_fcn_resnet").tensors("state."), tmp_path / "fcn.safetensors")
+    words = ["convert", str(tmp_path / "fcn.safetensors"), "--from", "mmseg", "--output", str(tmp_path / "model")]
+    main(words)
+    assert "no weight tells, so it was taken to be as published: --output-stride 8; give it" in capsys.readouterr().out
+    main([*words, "--output-stride", "8"])
+    said = capsys.readouterr().out
+    assert "no weight tells" not in said
+    assert "normalised by mean (0.485, 0.456, 0.406)" in said
+    vectors = golden("meanshifter_e2e__vit")
+    save_file(vectors.tensors("state."), tmp_path / "shift.safetensors")
+    words = ["convert", str(tmp_path / "shift.safetensors"), "--from", "meanshifter", "--output", str(tmp_path / "own")]
+    main([*words, "--num-heads", str(vectors.config["num_heads"])])
+    assert "as published: --num-layers 1; give it" in capsys.readouterr().out
+
+
+def test_an_option_of_smp_that_is_not_known_is_named(tmp_path):
+    smp.Unet("tu-test_resnet", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 4)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "decoder_magic": 2}))
+    with pytest.raises(CheckpointError, match="smp's Unet has options here that are not known: decoder_magic"):
+        convert_checkpoint(tmp_path, "smp")

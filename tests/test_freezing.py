@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from runs import SMALL_RUN
+from runs import SMALL_RUN, build
 from test_backbones import SHALLOW
 
 from segheads import SegmentationModel, TimmBackbone, create_model
@@ -24,10 +24,6 @@ SMALL = {
     "backbone": "test_resnet",
     "evaluate_images": 1,
 }
-
-
-def build(config, num_classes):
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
 
 
 def model_of(backbone, **options):

@@ -21,7 +21,9 @@ from segheads.classes import Classes
 from segheads.convert import convert_checkpoint
 from segheads.data import ade20k, camvid, cityscapes, coco_stuff, voc
 from segheads.errors import OptionError, options_become_parts
+from segheads.files import whole_folder
 from segheads.model import SegmentationModel
+from segheads.plan import ModelPlan
 from segheads.ranges import Range
 
 NAMED = {"ade20k": ade20k, "camvid": camvid, "cityscapes": cityscapes, "coco_stuff": coco_stuff, "voc2012": voc}
@@ -66,12 +68,39 @@ def main(config: Config) -> None:
             config.checkpoint, config.source, **{name: getattr(config, name) for name in options}
         )
     _name_classes(model, config)
-    model.save_pretrained(config.output)
+    with whole_folder(config.output) as temporary:
+        model.save_pretrained(temporary)
     assert model.plan is not None
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     unnamed = "" if model.classes else " without names (--dataset or --class-names says them)"
     what = f"{model.plan.head} on {model.plan.backbone}, {model.num_classes} classes{unnamed}"
     log.info("%s, %.1f M parameters: %s", what, parameters, config.output)
+    if assumed := _assumed(model.plan, config):
+        log.info("no weight tells, so it was taken to be as published: %s; give it if it is not", ", ".join(assumed))
+    mean, std = (tuple(round(x, 3) for x in model.data_config[name]) for name in ("mean", "std"))
+    log.info("images are normalised by mean %s and std %s, and shown whole", mean, std)
+
+
+def _assumed(plan: ModelPlan, config: Config) -> list[str]:
+    """Options that were not given and that change the result."""
+    backbone = plan.backbone_kwargs.get("model_kwargs", {})
+    shown = {
+        "num_heads": None if "stem_type" in backbone or "window_size" in backbone else backbone.get("num_heads"),
+        "num_layers": plan.head_kwargs.get("num_layers") if plan.head == "mean_shift" else None,
+        "output_stride": backbone.get("output_stride"),
+    }
+    learner = plan.head_kwargs.get("learner_kwargs", {})
+    if learner.get("shared_block"):
+        shown["num_layers"] = learner["num_layers"]
+    if learner and learner.get("num_heads") is None:
+        shown["num_heads"] = 8
+    if plan.head == "mask_transformer":
+        shown["decoder_num_heads"] = plan.head_kwargs["num_heads"]
+    return [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in shown.items()
+        if value is not None and getattr(config, name) is None
+    ]
 
 
 def _name_classes(model: SegmentationModel, config: Config) -> None:
@@ -80,5 +109,5 @@ def _name_classes(model: SegmentationModel, config: Config) -> None:
         model.classes = Classes(known.CLASS_NAMES, known.PALETTE)
     if config.class_names:
         model.classes = Classes(config.class_names)
-    if model.classes is not None and len(model.classes) != max(model.num_classes, 2):
-        raise OptionError(f"{len(model.classes)} classes were named, but the model has {model.num_classes}")
+    if model.classes is not None and len(model.classes) != model.num_labels:
+        raise OptionError(f"{len(model.classes)} classes were named, but the model has {model.num_labels}")

@@ -28,7 +28,7 @@ def in_groups(config: type[C], groups: Groups) -> tuple[type[Any], Callable[[Any
         True
     """
     hints, words = get_type_hints(config, include_extras=True), _words(config)
-    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]  # a command's is a dataclass
 
     def told(names: Sequence[str]) -> list[tuple[str, Any, Any]]:
         return [

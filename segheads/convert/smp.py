@@ -24,6 +24,10 @@ KINDS = {
 LEVELS = {"fpn": 4, "upernet": 4}  # the others take DEPTH
 ENLARGED = {"fpn", "upernet", "segformer"}  # logits of stride 4
 DEPTH = 5
+NO_DECODER = {  # options of the other parts; an activation changes no label
+    *("_model_class", "encoder_name", "encoder_depth", "encoder_weights", "in_channels", "classes", "upsampling"),
+    *("activation", "aux_params"),
+}
 CLASSIFIER = re.compile(r"model\.(fc|conv_head|bn2|classifier|head)\.")  # of an encoder, in no result
 
 
@@ -47,6 +51,8 @@ def from_smp(state: State, config: Mapping[str, Any]) -> SegmentationModel:
         raise ValueError(f"smp's {kind} with encoder_depth {depth} cannot be converted, only with {DEPTH}")
     decoder, encoder = KINDS[kind], str(config["encoder_name"])
     known = set(inspect.signature(DECODERS[decoder].build).parameters)
+    if unknown := sorted(config.keys() - known - NO_DECODER):
+        raise ValueError(f"smp's {kind} has options here that are not known: {', '.join(unknown)}")
     options = {key: x for key, x in config.items() if key in known and key != "encoder_channels"}
     if decoder in ENLARGED:
         options["upsampling"] = int(config.get("upsampling", 4))

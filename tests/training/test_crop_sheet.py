@@ -10,10 +10,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from runs import SMALL_RUN
+from runs import SMALL_RUN, build
 from safetensors.torch import load_file
 
-from segheads import create_model
 from segheads.cli.run import run as run_command
 from segheads.data import PhotometricNormalize, Scenes
 from segheads.data.dataset import SegmentationDataset
@@ -51,10 +50,6 @@ def _set_up(own_run):
 
 def config(folder, **options):
     return Config.from_flat(**{**SMALL, "output": folder, **options})
-
-
-def build(config, num_classes):
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
 
 
 def losses(folder):

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from runs import SMALL_RUN
+from runs import SMALL_RUN, build
 
-from segheads import SegmentationModel, create_model
+from segheads import SegmentationModel
 from segheads.cli.runs import find_runs
 from segheads.data import Scenes
 from segheads.errors import OptionError
@@ -32,10 +32,6 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def _set_up(own_run, monkeypatch):
     monkeypatch.setattr(Scenes, "__len__", lambda self: 6)
-
-
-def build(config, num_classes):
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
 
 
 def trained(folder, **options):

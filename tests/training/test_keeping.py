@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from runs import SMALL_RUN, untimed
+from runs import SMALL_RUN, build, untimed
 
-from segheads import SegmentationModel, create_model
+from segheads import SegmentationModel
 from segheads.data import Scenes
 from segheads.errors import OptionError
 from segheads.training import TrainingConfig, changed, run_training
@@ -19,10 +19,6 @@ EACH = {**SMALL_RUN, "iterations": 4, "evaluate_every": 1, "checkpoint_every": 2
 @pytest.fixture(autouse=True)
 def _set_up(own_run, monkeypatch):
     monkeypatch.setattr(Scenes, "__len__", lambda self: 6)  # the last evaluation is of all
-
-
-def build(config, num_classes):
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
 
 
 def config(folder, **options):

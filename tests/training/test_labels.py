@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from miniatures import draw_labels, own_folder
-from runs import SMALL_RUN
+from runs import SMALL_RUN, build
 
-from segheads import SegmentationModel, create_model
+from segheads import SegmentationModel
 from segheads.cli.run import parse
 from segheads.data import FolderDataset, Scenes
 from segheads.data.findings import Finding
@@ -50,10 +50,6 @@ def folder(tmp_path):
 
 def config(root, **options):
     return TrainingConfig.from_flat(**{**SMALL, "data_root": root, "output": root.parent / "run", **options})
-
-
-def build(config, num_classes):
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options(num_classes))
 
 
 def spoil(root, split="val", value=38):

@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
-from runs import SMALL_RUN
+from runs import SMALL_RUN, build
 from torch import nn
 
-from segheads import SegmentationModel, create_model
+from segheads import SegmentationModel
 from segheads.data import Scenes
 from segheads.errors import DivergedError, OptionError
 from segheads.training import ModelLearner, TrainingConfig, run_training
@@ -21,10 +21,6 @@ FOUR = {**SMALL_RUN, "backbone": "test_resnet", "iterations": 4, "checkpoint_eve
 @pytest.fixture(autouse=True)
 def _set_up(own_run, monkeypatch):
     monkeypatch.setattr(Scenes, "__len__", lambda self: 4)
-
-
-def build(config, num_classes):
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
 
 
 def trained(folder, **options):

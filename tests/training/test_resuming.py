@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from miniatures import own_folder
-from runs import SMALL_RUN
+from runs import SMALL_RUN, build
 from torch import nn
 
 from segheads import create_model
@@ -18,10 +18,6 @@ from segheads.training.resuming import check_contents, check_environment, check_
 @pytest.fixture(autouse=True)
 def _set_up(own_run):
     pass
-
-
-def build(config, num_classes):
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options(num_classes))
 
 
 @pytest.fixture

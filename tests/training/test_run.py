@@ -11,9 +11,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from runs import SMALL_RUN
+from runs import SMALL_RUN, build
 
-from segheads import SegmentationMetrics, SegmentationModel, TimmBackbone, create_model
+from segheads import SegmentationMetrics, SegmentationModel, TimmBackbone
 from segheads.classes import Classes
 from segheads.data import IterationSampler, open_dataset
 from segheads.data.scenes import Scenes
@@ -43,10 +43,6 @@ class Config(TrainingConfig):
 @pytest.fixture(autouse=True)
 def _set_up(own_run):
     pass
-
-
-def build(config, num_classes):
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
 
 
 def test_results_are_returned_and_runs_follow_each_other(tmp_path):

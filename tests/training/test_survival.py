@@ -9,9 +9,9 @@ import miniatures
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from runs import SMALL_RUN
+from runs import SMALL_RUN, build
 
-from segheads import SegmentationModel, create_model
+from segheads import SegmentationModel
 from segheads.cli.run import run
 from segheads.data import Scenes
 from segheads.errors import RunEndedError, StoppedError
@@ -25,10 +25,6 @@ FOUR = {**SMALL_RUN, "iterations": 4, "checkpoint_every": 100, "log_every": 3, "
 @pytest.fixture(autouse=True)
 def _set_up(own_run, monkeypatch):
     monkeypatch.setattr(Scenes, "__len__", lambda self: 4)
-
-
-def build(config, num_classes):
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
 
 
 def trained(folder, **options):

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import SMALL_RUN, untimed
+from runs import SMALL_RUN, build, untimed
 
-from segheads import create_model
 from segheads.data import Scenes
 from segheads.progress import Progress
 from segheads.training import TrainingConfig, plot_curves, run_training
@@ -35,10 +34,6 @@ EACH = {
 @pytest.fixture(autouse=True)
 def _set_up(own_run, monkeypatch):
     monkeypatch.setattr(Scenes, "__len__", lambda self: 6)
-
-
-def build(config, num_classes):
-    return create_model(config.model.backbone, config.model.head, num_classes, **config.model_options())
 
 
 def trained(folder, **options):

@@ -210,3 +210,17 @@ def test_an_option_of_smp_that_is_not_known_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "decoder_magic": 2}))
     with pytest.raises(CheckpointError, match="smp's Unet has options here that are not known: decoder_magic"):
         convert_checkpoint(tmp_path, "smp")
+
+
+def test_a_dilated_head_is_refused_where_the_checkpoint_tells(golden, tmp_path):
+    config = (
+        "model = dict(\n    backbone=dict(dilations=(1, 1, 2, 4)),\n    decode_head=dict(type='FCNHead', dilation=6),\n"
+    )
+    state = {"meta": {"config": config + "    auxiliary_head=dict(dilation=6))"}}
+    state["state_dict"] = golden("mmseg_fcn_resnet").tensors("state.")
+    torch.save(state, tmp_path / "fcn_d6.pth")
+    with pytest.raises(CheckpointError, match=r"fcn_d6.pth cannot be .*its head has dilated convolutions .dilation=6."):
+        convert_checkpoint(tmp_path / "fcn_d6.pth", "mmseg")
+    state["meta"]["config"] = config.replace("6", "1") + "    auxiliary_head=dict(dilation=6))"
+    torch.save(state, tmp_path / "plain.pth")
+    assert convert_checkpoint(tmp_path / "plain.pth", "mmseg").num_classes == 5

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 from segheads import SegmentationModel, create_model, export, list_heads
-from segheads.errors import SegheadsError
+from segheads.cli.run import run
+from segheads.errors import OptionError, SegheadsError
 from segheads.evaluation.tables import markdown_table
 from segheads.exporting import FORMATS
 from segheads.files import write_json, write_text
@@ -60,6 +60,9 @@ class Config:
 
 def main(config: Config) -> None:
     """Try all, and write table and JSON after each."""
+    for kind, names, known in (("formats", config.formats, FORMATS), ("backbones", config.backbones, BACKBONES)):
+        if unknown := [name for name in names if name not in known]:
+            raise OptionError(f"{kind} must be of {', '.join(known)}; got {', '.join(unknown)}")
     file = config.output / "export.json"
     found: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for format in config.formats:
@@ -122,4 +125,4 @@ def table(found: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run(main, Config, description=__doc__)

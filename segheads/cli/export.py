@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from segheads.cli.evaluate import find_model
+from segheads.cli.info import origin
 from segheads.data.folders import IMAGE_SUFFIXES
 from segheads.errors import DataMissingError, options_become_parts
 from segheads.exporting import Exported, export
@@ -65,6 +67,8 @@ def main(config: Config) -> None:
     predictor = Predictor.from_pretrained(config.model)
     model = predictor.model
     model.protocol, model.classes = predictor.protocol, predictor.classes
+    if model.plan is not None and (known := origin(model.plan.backbone, find_model(config.model)[1])):
+        model.backbone.licence = known["licence"]
     with options_become_parts():
         done = export(
             model,

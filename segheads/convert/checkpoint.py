@@ -67,6 +67,7 @@ def convert_checkpoint(path: str | Path, source: str, **options: Any) -> Segment
 def _from_file(path: Path, source: str, options: Mapping[str, Any]) -> SegmentationModel:
     checkpoint = _read(path)
     state = plain_state(checkpoint)
+    _refuse_dilated_head(checkpoint)
     model = from_reference(state, source, **{key: x for key, x in options.items() if x is not None})
     if not isinstance(model, SegmentationModel):
         raise ValueError(f"it has no backbone, so that it is a {type(model).__name__}, which from_reference gives")
@@ -124,6 +125,15 @@ def _json(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise ValueError(f"{path.name} must be an object; got {type(found).__name__}")
     return found
+
+
+def _refuse_dilated_head(checkpoint: Any) -> None:
+    """MMSegmentation's FCN of the names `fcn_d6_*`, which no shape tells from the plain one."""
+    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
+    written = " ".join(str(x) for x in meta.values() if isinstance(x, str)) if isinstance(meta, Mapping) else ""
+    head = written.partition("decode_head")[2].partition("auxiliary_head")[0]
+    if (found := re.search(r"\bdilation['\"]?\s*[=:]\s*(\d+)", head)) and found[1] != "1":
+        raise ValueError(f"its head has dilated convolutions (dilation={found[1]}), which heads here have not")
 
 
 def _classes(checkpoint: Mapping[str, Any], num_classes: int) -> Classes | None:

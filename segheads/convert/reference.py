@@ -63,7 +63,8 @@ def from_reference(
     in row-major order of the wrong grid; here they are resized. And images whose sides are no multiple of the coarsest
     stride are padded before a ResNet, Swin or ConvNeXt, not between its stages, which shows in the last cells.
 
-    An `"mmseg"` state holds Segmenter, or UPerNet or FCN on a ResNet, Swin or ConvNeXt.
+    An `"mmseg"` state holds Segmenter, or UPerNet or FCN on a ResNet, Swin or ConvNeXt. What no shape tells is taken as
+    published: `num_layers`, `output_stride`, and undilated convolutions in FCN's head (not so in `fcn_d6_*`).
 
     A `"senformer"` state gives a model on its ResNet or Swin; its neck (`FPN` or `FPNT`) or its head (`SenFormerHead`)
     where it holds only that; or where it holds `neck.*` and `decode_head.*` both in an `nn.Sequential`; these are

@@ -1,5 +1,6 @@
 """Whether a written file gives what the model gives, at sizes other than the one that it was exported with."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,8 @@ def compare(runner: Runner, deployed: Deployed, images: Sequence[Tensor]) -> Agr
             spread = 1.0 if name == "probability" else float(expected[name].max() - expected[name].min())
             apart.append(float((found[name].float() - expected[name]).abs().max()) / max(spread, 1e-6))
     sizes = tuple(dict.fromkeys((x.shape[2], x.shape[3]) for x in images))
-    return Agreement(sizes, min(same), max(apart) if len(apart) > 1 else None)
+    worst = float(torch.tensor(apart).max())  # NaN, if one is
+    return Agreement(sizes, min(same), worst if len(apart) > 1 else None)
 
 
 def check(agreement: Agreement, precision: str, least: float | None = None) -> None:
@@ -73,6 +75,8 @@ def check(agreement: Agreement, precision: str, least: float | None = None) -> N
             f"the exported graph gives the model's label at {100 * agreement.labels:.2f} % of the pixels of an image, "
             f"and {100 * of_labels:g} % are wanted (images of {sizes}); nothing was written"
         )
+    if agreement.logits is not None and not math.isfinite(agreement.logits):
+        raise ExportError(f"the exported graph's logits are NaN or infinite (images of {sizes}); nothing was written")
     if of_logits is not None and agreement.logits is not None and not agreement.logits <= of_logits:
         raise ExportError(
             f"the exported graph's logits differ from the model's by {agreement.logits:.1e} of their range, and "

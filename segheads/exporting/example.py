@@ -5,6 +5,7 @@ from pathlib import Path
 from segheads.exporting.deployed import Deployed
 from segheads.files import write_text
 
+MOST_CLASSES = 256
 PROGRAM = '''"""Label an image with {model}: python {name} IMAGE LABELS.png (needs onnxruntime and Pillow)."""
 
 import json
@@ -46,9 +47,9 @@ def write_example(path: Path, deployed: Deployed) -> Path | None:
         deployed: What it holds.
 
     Returns:
-        The program; None for a model of other images than RGB of 8 bit, or without labels, which it could not show.
+        The program; None for a model of other images than RGB of 8 bit, or of more classes than a palette has.
     """
-    if not deployed.model.image_form.is_rgb or "labels" not in deployed.outputs:
+    if not deployed.model.image_form.is_rgb or deployed.model.num_labels > MOST_CLASSES:
         return None
     program = path.with_name(f"{path.stem}_example.py")
     write_text(program, PROGRAM.format(model=path.name, name=program.name))

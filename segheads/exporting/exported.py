@@ -69,13 +69,14 @@ def export(
     the stored values for a model of more than 8 bit. Batch, height and width are free unless the backbone or the format
     is bound to one size.
 
-    What was written is run on images of three sizes, and compared with the model: labels must be equal on 99.9 % of the
-    pixels of each image (fp16: 99 %; int8: 90 %) and in fp32 logits within 1e-4 of their range. Otherwise, and after
-    any error, no file is left.
+    What was written is run on images of three sizes (int8: on some of those of `calibration`), and compared with the
+    model: labels must be equal on 99.9 % of the pixels of each image (fp16: 99 %; int8: 90 %) and in fp32 logits within
+    1e-4 of their range. Otherwise, and after any error, no file is left.
 
     Args:
         model: A trained model. It is copied, and stays as it is.
-        path: The file, with the format's ending. For ONNX a short program beside it, NAME_example.py, shows its use.
+        path: The file, with the format's ending. For ONNX a short program beside it, NAME_example.py, shows its use,
+            for RGB images of 8 bit, one at a time, and labels of up to 256 classes.
         format: A name in `segheads.exporting.FORMATS`.
         outputs: What the graph gives, in this order: `"labels"`, `"probability"` of each pixel's label, `"logits"`.
         size: Fix height and width of the images, pixels.
@@ -97,20 +98,23 @@ def export(
     _check_options(kind, format, path, precision, opset, min_agreement, size, batch_size)
     kind.check_packages()
     own = copy.deepcopy(model).cpu().float().eval()
-    reference = Deployed(own, _with_logits(outputs)).eval()
+    reference = Deployed(own, _compared(outputs)).eval()
     images = [_as_stored(image, own) for image in calibration]
     if precision == "int8" and not images:
         raise ValueError("int8 needs calibration: some images such as the model will see; got none")
     size, reason = _fixed(own, kind, size)
-    if size is not None and images:
-        images = [F.interpolate(x.float(), size, mode="bilinear").to(x.dtype) for x in images]
+    if size is not None:
+        images = [F.interpolate(x.float(), size, mode="bilinear").round().to(x.dtype) for x in images]
+    if batch_size is not None:
+        images = [x.expand(batch_size, -1, -1, -1).contiguous() for x in images]
     half = copy.deepcopy(own).half() if precision == "fp16" else own
     deployed = Deployed(half, reference.outputs, precision=precision).eval()
     about = describe(reference, outputs, size=size, reason=reason, precision=precision, format=format)
     job = Job(deployed, size, batch_size, precision, opset, about, images)
-    shown = images[:SHOWN] or check_images(reference, size, batch_size)
+    shown = images[:SHOWN] + ([] if precision == "int8" else check_images(reference, size, batch_size))
     agreement = _write(kind, job, path, outputs, reference, shown, min_agreement)
-    example = write_example(path, reference) if kind.suffix == ".onnx" else None
+    has_example = kind.suffix == ".onnx" and "labels" in outputs and batch_size in (None, 1)
+    example = write_example(path, reference) if has_example else None
     return Exported(path, size, reason, agreement, about, example)
 
 
@@ -155,9 +159,9 @@ def _first_line(error: Exception) -> str:
     return lines[0][:200] if lines else "no message"
 
 
-def _with_logits(outputs: Sequence[str]) -> tuple[str, ...]:
-    """With logits, which are compared whether they are asked for or not."""
-    return tuple(outputs) if "logits" in outputs else (*outputs, "logits")
+def _compared(outputs: Sequence[str]) -> tuple[str, ...]:
+    """With labels and logits, which are compared whether they are asked for or not."""
+    return (*outputs, *(name for name in ("labels", "logits") if name not in outputs))
 
 
 def _fixed(
@@ -184,6 +188,8 @@ def _as_stored(image: Any, model: SegmentationModel) -> Tensor:
             raise ValueError(
                 f"a tensor for calibration must be ({form.channels}, H, W) of stored values; got {tuple(image.shape)}"
             )
+        if image.is_floating_point() and deployed_dtype == torch.uint8:
+            raise ValueError(f"a tensor for calibration must be of stored values, uint8; got {image.dtype}")
         return image.unsqueeze(0).to(deployed_dtype)
     picture = read_image(image, form) if isinstance(image, (str, Path)) else from_pillow(image, form)
     if model.protocol.scale is not None:

@@ -35,7 +35,6 @@ def describe(
     model = deployed.model
     classes = model.classes or Classes.numbered(model.num_classes)
     form = model.image_form
-    source = getattr(model.backbone.model, "pretrained_cfg", None) or {}
     values = {
         "segheads": VERSION,
         "format": format,
@@ -54,7 +53,7 @@ def describe(
         "smallest_side": smallest_side(deployed) if size is None else None,
         "precision": precision,
         "weights_sha256": hash_of(model),
-        "licence_of_backbone": source.get("license"),  # of timm's pretrained weights, where it tells
+        "licence_of_backbone": model.backbone.licence,
     }
     return {name: x if isinstance(x, str) else json.dumps(x) for name, x in values.items() if x is not None}
 

@@ -10,7 +10,7 @@ from segheads.exporting.registry import Format, Job, Runner
 
 
 class TorchExport(Format):
-    """`torch.export.save`; `torch.export.load(path, extra_files={"metadata.json": ""})` reads it."""
+    """`torch.export.save`; `torch.export.load(path, extra_files={"classes": ""})` reads it, and the metadata named."""
 
     suffix = ".pt2"
 

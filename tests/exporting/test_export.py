@@ -16,6 +16,7 @@ from segheads import Predictor, create_model
 from segheads.classes import Classes
 from segheads.errors import ExportError
 from segheads.exporting import FORMATS, Deployed, Format, Job, OpenVino, TorchExport, TorchScript, export
+from segheads.exporting.check import check, compare
 from segheads.exporting.quantise import layers_with_weights, quantised
 from segheads.heads import HEADS
 from segheads.inference import InferenceProtocol
@@ -267,3 +268,26 @@ def test_a_missing_package_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setattr(TorchExport, "packages", ("nowhere",))
     with pytest.raises(ImportError, match=r'needs nowhere, which is not installed: pip install "segheads\[export\]"'):
         export(model, tmp_path / "model.pt2", format="torch-export")
+
+
+@pytest.mark.parametrize("outputs", [("logits",), ("probability",)])
+def test_labels_are_compared_whether_they_are_asked_for_or_not(wrong, monkeypatch, tmp_path, outputs):
+    monkeypatch.setattr(wrong, "share", 0.0)
+    monkeypatch.setattr("segheads.exporting.check.LIMITS", {"fp32": (0.99, None)})  # as of fp16: none on logits
+    with pytest.raises(ExportError, match="gives the model's label at"):
+        export(build(), tmp_path / "model.wrong", format="wrong", outputs=outputs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_logits_of_nan_do_not_agree():
+    reference = Deployed(build(), ("labels", "logits"))
+    images = [photographs(1, 40, 50)]
+    found = compare(lambda x: [reference(x)[0], reference(x)[1] * torch.nan], reference, images)
+    for precision in ("fp32", "fp16"):
+        with pytest.raises(ExportError, match="logits are NaN or infinite"):
+            check(found, precision)
+
+
+def test_tensors_for_calibration_are_stored_values(model, tmp_path):
+    with pytest.raises(ValueError, match="must be of stored values, uint8; got torch.float32"):
+        export(model, tmp_path / "model.onnx", precision="int8", calibration=[torch.rand(3, 40, 50)])

@@ -31,7 +31,7 @@ from segheads.cli.run import run
 from segheads.data import DataConfig, SubsetDataset, open_dataset
 from segheads.data.crop import RandomScaleCrop
 from segheads.data.photometric import PhotometricNormalize
-from segheads.errors import OptionError, options_become_parts
+from segheads.errors import options_become_parts
 from segheads.evaluation.tables import DASH, markdown_table, percent
 from segheads.files import write_text
 from segheads.functional.upsample import upsample_argmax
@@ -108,8 +108,6 @@ class Row(NamedTuple):
 
 def main(config: Config) -> None:
     """Train every head, print and keep the table."""
-    if config.images < 1 or config.iterations < 1:
-        raise OptionError(f"images and iterations must be 1 or more; got {config.images} and {config.iterations}")
     torch.set_num_threads(config.threads)
     with options_become_parts():
         choices = [parse_head(word) for word in config.heads]

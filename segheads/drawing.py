@@ -20,7 +20,6 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segheads.errors import StoppedError
 from segheads.files import whole_file
 
 Colour = tuple[float, float, float]
@@ -97,8 +96,6 @@ def picture_or_warning(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except StoppedError:  # a signal
-        raise
     except Exception as error:
         log.warning("%s is not drawn: %s", path, str(error).splitlines()[0] if str(error) else repr(error))
 

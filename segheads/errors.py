@@ -114,8 +114,10 @@ class RunEndedError(RunError):
     """A run that had begun ended early, and can be resumed; the message says from where."""
 
 
-class StoppedError(RunEndedError):
+class StoppedError(KeyboardInterrupt):
     """A signal ended a run, or a command.
+
+    Like Python's own answer to Ctrl-C it is no `Exception`: what copes with damaged files must not cope with it.
 
     Args:
         message: What is left.
@@ -125,7 +127,7 @@ class StoppedError(RunEndedError):
         signal: Its number.
     """
 
-    def __init__(self, message: str, signal: int) -> None:
+    def __init__(self, message: str, signal: int = 15) -> None:  # as pickle makes it anew: SIGTERM
         super().__init__(message)
         self.signal = signal
 

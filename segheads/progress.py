@@ -49,7 +49,8 @@ class Progress:
         )
         self._redirect: AbstractContextManager[None] = nullcontext()
         if on_terminal:
-            self._redirect = logging_redirect_tqdm([logging.getLogger("segheads")])
+            heard = [logger for logger in (logging.getLogger(), logging.getLogger("segheads")) if logger.handlers]
+            self._redirect = logging_redirect_tqdm(heard)
         self._values: dict[str, str] = {}
         self._began = self._said = time.perf_counter()
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from segheads.errors import StoppedError
+from segheads.errors import SegheadsError, StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -66,8 +66,10 @@ class Stop:
         self._waits = True
         try:
             yield
+            if self.asked_for:  # while the last checkpoint was written, say
+                raise self.error(self.asked_for)
         except RuntimeError as error:  # such as a process that loads images, which was sent the same signal
-            if self.asked_for and not isinstance(error, StoppedError):
+            if self.asked_for and not isinstance(error, SegheadsError):
                 raise self.error(self.asked_for) from error
             raise
         finally:

@@ -57,13 +57,14 @@ LABELS = {
     "ignore_index": "--ignore-index lists the values of no class",
 }
 FOLDER = {"resume": "--resume goes on with it", "output": "--output PATH takes another folder"}
-ADVICE: tuple[tuple[type[Exception], Mapping[str, str]], ...] = (
+ADVICE: tuple[tuple[type[BaseException], Mapping[str, str]], ...] = (
     (PretrainedWeightsError, WEIGHTS),
     (LabelError, LABELS),
     (DataMissingError, DATA),
     (DownloadError, DATA),
     (RunExistsError, FOLDER),
     (RunEndedError, {"resume": "--resume goes on with the run"}),
+    (StoppedError, {"resume": "--resume goes on with the run"}),
 )
 
 # Options whose values are names in a table, for the help
@@ -189,7 +190,7 @@ def _told(error: Exception) -> str:
     return str(error)
 
 
-def advise(error: Exception, config: Any) -> str:
+def advise(error: BaseException, config: Any) -> str:
     """Which options help against an error; empty where none is known.
 
     Args:

@@ -25,6 +25,7 @@ import numpy as np
 from segheads.build import create_model
 from segheads.data import DataConfig, FolderDataset, open_dataset
 from segheads.data.labels import read_labels
+from segheads.data.limits import pixel_limit
 from segheads.errors import OptionError, SegheadsError, options_become_parts
 from segheads.inference.protocol import InferenceProtocol
 from segheads.model import SegmentationModel
@@ -117,11 +118,12 @@ def tell_classes(data: DataConfig) -> None:
     if data.dataset != "folder" or data.data_root is None or data.class_names or data.num_classes or data.label_values:
         return
     try:
-        asked = changed(data, num_classes=255, label_map=None, label_colours=None)
+        asked = changed(data, num_classes=255, label_map=None, label_colours=None, train_images=None)
         dataset = open_dataset(asked, "train")
         files = dataset.files if isinstance(dataset, FolderDataset) else []
-        read = [label for _, label in files[:: max(1, len(files) // MOST_READ)]]
-        values = sorted({value for label in read for value in np.unique(read_labels(label)).tolist()})
+        read = [label for _, label in files[:: max(1, -(-len(files) // MOST_READ))]]
+        with pixel_limit(data.max_pixels):
+            values = sorted({value for label in read for value in np.unique(read_labels(label)).tolist()})
     except SegheadsError:  # files that are missing or of colours: the data set's own words say what is wrong
         if data.label_colours or data.label_map:
             raise OptionError("a folder of your own needs --class-names, or --num-classes with their number") from None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from segheads.data import IterationSampler, RareClasses, SegmentationDataset, TrainingSamples, collate_samples
+from segheads.data.dataset import read_sample
 from segheads.data.rare_classes import Key
 from segheads.data.subset import SubsetDataset
 from segheads.errors import SavedModelError
@@ -239,7 +240,7 @@ def fingerprint_data(dataset: SegmentationDataset) -> str:
     for index in range(len(dataset)):
         digest.update(dataset.name(index).encode() + b"\0")
     for index in sorted({0, len(dataset) // 2, len(dataset) - 1}):
-        image, labels = dataset.read(index)
+        image, labels = read_sample(dataset, index)
         digest.update(image.tobytes() + labels.numpy().tobytes())
     while isinstance(dataset, SubsetDataset):
         dataset = dataset.dataset

@@ -34,7 +34,7 @@ MAY_DIFFER = {
 }
 
 # What decides which model is the best: where there is one, a resumed run may not change it
-JUDGES = {"evaluate_every", "evaluate_images", "window", "stride", "scales", "flip", "small_images"}
+JUDGES = {"evaluate_every", "evaluate_images", "window", "stride", "scales", "flip", "small_images", "threshold"}
 
 # What options that came later stand for in an older config.json, where that is not their default
 OLDER: dict[str, Any] = {"auxiliary_reduction": "valid"}
@@ -295,7 +295,7 @@ def changed(config: C, **values: Any) -> C:
                 own[field.name] = {**part, **inner} if isinstance(part, dict) else changed(part, **inner)
     if given:
         raise TypeError(f"{type(config).__name__} has no field {', '.join(given)}")
-    return dataclasses.replace(config, **own)  # type: ignore[type-var]
+    return dataclasses.replace(config, **own)  # type: ignore[type-var]  # C is a dataclass
 
 
 def as_launched(config: T) -> T:

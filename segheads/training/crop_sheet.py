@@ -12,7 +12,7 @@ from torch import Tensor
 from segheads.data import PhotometricNormalize, TrainingSamples, collate_samples
 from segheads.data.images import ImageForm, to_rgb
 from segheads.data.rare_classes import Key
-from segheads.drawing import SMALL, ClassColours, save_figure, sheet
+from segheads.drawing import SMALL, ClassColours, picture_or_warning, save_figure, sheet
 from segheads.training.batches import training_batches
 from segheads.training.setup import Run
 
@@ -35,10 +35,8 @@ def show_crops(run: Run, samples: TrainingSamples, batches: Iterable[list[Key]],
     """
     if not run.accelerator.is_main_process or not run.config.pictures or run.folder.latest():
         return
-    try:
+    with picture_or_warning(run.folder.path / CROP_SHEET):  # what is wrong with data the run says
         _draw(run, samples, batches, prepare)
-    except Exception as error:  # whatever it is: a run does not end for a picture, and what is wrong with data it says
-        log.warning("%s was not drawn: %s: %s", CROP_SHEET, type(error).__name__, error)
 
 
 def crops_words(run: Run) -> str:

@@ -1,12 +1,12 @@
 """A finished run that goes on: more iterations in the same folder."""
 
-import json
 import logging
 from typing import TypeVar
 
-from segheads.errors import OptionError
+from segheads.errors import OptionError, RunError
 from segheads.training.config import TrainingConfig, changed
 from segheads.training.optimization import OptimizationConfig
+from segheads.training.resuming import stored
 from segheads.training.run_folder import CONFIG, RunFolder
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -27,15 +27,17 @@ def extended(config: C) -> tuple[C, int | None]:
 
     Raises:
         OptionError: There is no run in `output`, or `extend` is not above its length.
+        RunError: The run's config.json is damaged.
     """
     if config.extend is None:
         return config, None
-    path = config.output / CONFIG
-    if not path.is_file():
+    before = stored(config.output)
+    if not before:
         raise OptionError(f"extend {config.extend} goes on with a finished run, and {config.output} holds none")
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    length = int(stored["iterations"])
-    is_begun = stored.get("extend") == config.extend == length
+    length = before.get("iterations")
+    if not isinstance(length, int):
+        raise RunError(f"{config.output / CONFIG} says no number of iterations; bring it back, or use another folder")
+    is_begun = before.get("extend") == config.extend == length
     if config.extend <= length and not is_begun:
         raise OptionError(
             f"extend is the number of all iterations, so more than the {length} of {config.output}; got {config.extend}"
@@ -43,17 +45,18 @@ def extended(config: C) -> tuple[C, int | None]:
     return changed(config, iterations=config.extend, resume=True), None if is_begun else length
 
 
-def refuse_unfinished(folder: RunFolder, length: int) -> None:
+def refuse_unfinished(folder: RunFolder, done: int, length: int) -> None:
     """Refuse to make a run longer that has not come to its end: it is at a rate of the shorter one.
 
     Args:
         folder: Of the run.
+        done: The iteration of its last whole checkpoint.
         length: Its iterations until now.
 
     Raises:
-        OptionError: It is not finished.
+        OptionError: It is not finished, or its last checkpoint is damaged.
     """
-    if (done := folder.latest()) < length:
+    if done < length:
         raise OptionError(
             f"extend goes on with a finished run, and {folder.path} is at iteration {done} of {length}: resume "
             "finishes it, unless its patience has ended it for good"

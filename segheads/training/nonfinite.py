@@ -12,7 +12,7 @@ from segheads.data import SegmentationDataset, collate_samples
 from segheads.data.rare_classes import RareClasses
 from segheads.errors import OptionError
 from segheads.model import SegmentationModel
-from segheads.training.batches import explain_batch, keys_of_batch, normalization, training_samples
+from segheads.training.batches import explain_batch, keys_of_batch, normalization, training_batches, training_samples
 from segheads.training.config import TrainingConfig
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class FiniteSteps:
         self.skipped = max((record.get("skipped", 0) for record in records), default=0)
         self._is_fused = accelerator.scaler is None and bool(optimizer.optimizer.defaults.get("fused"))
         self._bad = torch.zeros((), device=accelerator.device)  # of the device: 1 from the first bad loss on
-        self._iteration, self._left_out = 0, False
+        self._iteration, self._left_out, self._refused = 0, False, False
         self._last = torch.zeros((), device=accelerator.device)  # loss that was finite
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
@@ -68,7 +68,7 @@ class FiniteSteps:
         Args:
             iteration: Number of updates made before.
         """
-        self._iteration, self._left_out = iteration, False
+        self._iteration, self._left_out, self._refused = iteration, False, False
         if self.tolerated:
             self._buffers = _copied(self.model)
 
@@ -78,6 +78,8 @@ class FiniteSteps:
         Args:
             loss: Of the step in this process, on the device; its gradients are the parameters'.
         """
+        if not self.tolerated and not self._is_fused:
+            return True
         bad = (~loss.isfinite()).float()
         if self.tolerated:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -86,8 +88,7 @@ class FiniteSteps:
             bad = self.accelerator.reduce(bad, reduction="sum")
         if not self.tolerated:
             self._bad = torch.maximum(self._bad, bad.clamp(max=1))
-            if self._is_fused:
-                self.optimizer.optimizer.found_inf = self._bad  # the kernels' own way to leave out a step
+            self.optimizer.optimizer.found_inf = self._bad  # the kernels' own way to leave out a step
             return True
         if not bad.item():
             self._last = loss
@@ -101,16 +102,19 @@ class FiniteSteps:
                 "iteration %d is left out, its loss or gradient is not finite%s; %d of %d that are tolerated",
                 *(self._iteration + 1, why, self.skipped, self.tolerated),
             )
+        self._refused = not self._left_out
         return False
 
     def counted(self, loss: Tensor) -> Tensor:
         """The loss of the step, as the log counts it: that of the last step where this one was left out.
 
+        It is NaN, which ends the run, where a step too many was not finite, be it in its gradient alone.
+
         Args:
             loss: As it was.
         """
-        if self.tolerated and not self._left_out and not self._last.isfinite():
-            return loss
+        if self._refused:
+            return torch.full_like(loss, torch.nan)
         return self._last if self._left_out else loss
 
     def record(self) -> dict[str, int]:
@@ -140,13 +144,17 @@ def explain_failure(
     words = explain_batch(config, dataset, iteration, rare=rare)
     if not words.startswith("whose"):
         return words
-    samples, prepare = training_samples(config, dataset), normalization(model).to(accelerator.device)
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        return words  # an update was made before the log heard of it: every layer is infinite now
+    samples, prepare = training_samples(config, dataset, model.data_config["mean"]), normalization(model)
+    parts = (
+        {name: x.to(accelerator.device) for name, x in collate_samples([samples[key] for key in keys]).items()}
+        for keys in keys_of_batch(config, dataset, iteration, rare=rare)
+    )
     found = None
-    for keys in keys_of_batch(config, dataset, iteration, rare=rare):
-        batch = {name: x.to(accelerator.device) for name, x in collate_samples([samples[key] for key in keys]).items()}
-        images = prepare(batch["image"], batch["distortion"], batch["valid"])
+    for images, labels in training_batches(parts, prepare.to(accelerator.device)):
         with accelerator.autocast():
-            found = found or first_layer_not_finite(model, images, batch["labels"].long())
+            found = found or first_layer_not_finite(model, images, labels)
     return f"first in {found}, {words}" if found else words
 
 

@@ -1,6 +1,5 @@
 """What a run that goes on must find as it was, beside its options: files' contents, arithmetic, processes."""
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
@@ -14,7 +13,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from segheads.data import SegmentationDataset
 from segheads.data.label_map import LabelMap
-from segheads.errors import OptionError
+from segheads.errors import OptionError, RunError
+from segheads.files import read_json
 from segheads.training.config import CONTENTS, ENVIRONMENT
 from segheads.training.run_folder import CONFIG
 
@@ -113,9 +113,12 @@ def stored(folder: Path) -> dict[str, Any]:
 
     Args:
         folder: The run's.
+
+    Raises:
+        RunError: It is damaged.
     """
     path = folder / CONFIG
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[str, Any] = read_json(path, "the configuration of a run", RunError) if path.is_file() else {}
     return found
 
 

@@ -69,18 +69,19 @@ def run_training(
     longer = set() if length is None else {"iterations"}
     with open_run(config, may_differ=may_differ | longer, is_last=is_last) as run:
         if length is not None:
-            refuse_unfinished(run.folder, length)
+            refuse_unfinished(run.folder, run.resumes_at, length)
             tell_of_extension(config.optimization, length, config.loop.iterations)
         set_seed(config.seed)
         with options_become_parts():
             model = build_model(run.model_config(config), run.num_classes)
             config.protocol.check_threshold(model.num_classes)
-            if model.plan is not None:
-                check_savable(model.plan)  # or the end of the run would
         warn_of_squashing(model, config.protocol)
         run.check_labels(model.ignore_index)
         run.check_processes(model)
         run.tell_input(model)
+        with options_become_parts():
+            if model.plan is not None:
+                check_savable(model.plan, config.protocol, model.data_config)  # or the end of the run would
         if config.model.init_from and not run.resumes_at:  # a checkpoint has its own weights
             run.origin = init_from(model, config.model.init_from, run.training_set.classes)
         mean, std = model.data_config["mean"], model.data_config["std"]

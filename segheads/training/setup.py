@@ -23,7 +23,7 @@ from segheads.training.config import CONTENTS, ENVIRONMENT, MAY_DIFFER, OLDER, T
 from segheads.training.failures import said_in_a_line
 from segheads.training.labels import keep_weights, look_at_labels
 from segheads.training.machine import environment, from_main, start_accelerator
-from segheads.training.resuming import check_contents, check_environment, check_processes, contents_of
+from segheads.training.resuming import check_contents, check_environment, check_processes, contents_of, stored
 from segheads.training.run_folder import RunFolder
 from segheads.training.watching import class_record
 
@@ -144,8 +144,9 @@ class Run:
         values = self.config.as_json()
         if self.accelerator.is_main_process:
             about = {ENVIRONMENT: self.environment(), CONTENTS: self.contents()}
-            if self.origin is not None:
-                about[ENVIRONMENT] = {**about[ENVIRONMENT], "weights_from": self.origin}
+            origin = self.origin or stored(self.folder.path).get(ENVIRONMENT, {}).get("weights_from")
+            if origin is not None:
+                about[ENVIRONMENT] = {**about[ENVIRONMENT], "weights_from": origin}
             self.folder.start({**values, **about})
             if self.class_weights is not None:
                 keep_weights(self.folder.path, self.training_set.class_names, self.class_weights)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from segheads.data import EvaluationSamples
+from segheads.data.dataset import read_sample
 from segheads.data.images import to_rgb
 from segheads.drawing import picture_or_warning
 from segheads.evaluation.evaluate import predict
@@ -65,7 +66,7 @@ def predicted_row(
         protocol: How the model is shown it.
     """
     dataset = samples.dataset
-    image, labels = dataset.read(index)
+    image, labels = read_sample(dataset, index)
     prediction = predict(accelerator, model, samples[index][0], labels.shape, protocol)
     return dataset.name(index), np.array(to_rgb(image)), labels.numpy(), prediction.cpu().numpy()
 
@@ -136,13 +137,14 @@ def write_class_iou(folder: Path, records: Sequence[Mapping[str, Any]], class_na
         records: The lines of `metrics.jsonl`.
         class_names: The K names.
     """
-    found = [(record["iteration"], record["IoU"]) for record in records if record.get("IoU")]
+    found = {record["iteration"]: record["IoU"] for record in records if record.get("IoU")}  # the last, if made again
     if not found:
         return
     with whole_file(folder / CLASS_IOU) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["iteration", *class_names])
-        writer.writerows([iteration, *("" if value is None else value for value in iou)] for iteration, iou in found)
+        for iteration, iou in found.items():
+            writer.writerow([iteration, *("" if value is None else value for value in iou)])
 
 
 def class_record(values: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, float]:

@@ -10,7 +10,9 @@ from segheads import Predictor
 from segheads.cli import main
 from segheads.cli.info import origin
 from segheads.cli.probe import Config, what_next
-from segheads.data import Scenes
+from segheads.cli.train import tell_classes
+from segheads.data import DataConfig, Scenes
+from segheads.errors import OptionError
 from segheads.training import changed
 
 SMALL = [
@@ -104,7 +106,8 @@ def test_info_tells_what_a_run_is(trained, data, capsys):
 @pytest.mark.parametrize(
     ("run", "expected"),
     [
-        ({}, {"words": "weights as of timm's resnet18.a1_in1k", "licence": "apache-2.0"}),
+        ({}, None),
+        ({"pretrained": True}, {"words": "weights as of timm's resnet18.a1_in1k", "licence": "apache-2.0"}),
         ({"pretrained": False}, None),
         ({"init_from": "runs/a"}, {"words": "began from runs/a", "licence": None}),
     ],
@@ -165,3 +168,8 @@ def test_probes_end_with_the_command_that_trains_the_best_head(data, caplog):
         assert f" {option}" in told
     assert "--scale" not in told
     assert what_next(config, rows[2:]) == "no head has a score; give other --learning-rates"
+
+
+def test_values_are_told_of_a_choice_of_images_too(data):
+    with pytest.raises(OptionError, match=r"[1-9]\d* label files hold 0"):
+        tell_classes(DataConfig(dataset="folder", data_root=data, train_images=2))

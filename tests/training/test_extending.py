@@ -10,7 +10,7 @@ from runs import SMALL_RUN, build
 from segheads import SegmentationModel
 from segheads.cli.runs import find_runs
 from segheads.data import Scenes
-from segheads.errors import OptionError
+from segheads.errors import OptionError, RunError
 from segheads.probing import ProbeConfig
 from segheads.training import TrainingConfig, run_training
 
@@ -121,3 +121,16 @@ def test_probes_are_not_extended():
     options = {**SMALL_RUN, "head": "all", "learning_rate": 0.0, "heads": ("linear",), "learning_rates": (1e-3,)}
     with pytest.raises(OptionError, match="^extend is for one model"):
         ProbeConfig.from_flat(**options, output=None, extend=5).check()
+
+
+def test_what_is_damaged_is_named(tmp_path):
+    folder = tmp_path / "run"
+    trained(folder, **PLAIN)
+    (folder / "checkpoints" / "00000002" / "optimizer.bin").unlink()
+    with pytest.raises(OptionError, match="run is at iteration 1 of 2: resume finishes it"):
+        trained(folder, **PLAIN, extend=5)
+    text = (folder / "config.json").read_text()
+    for damaged in (text[:-20], "{}", '{"seed": 0}'):
+        (folder / "config.json").write_text(damaged)
+        with pytest.raises((RunError, OptionError), match="config.json|holds none"):
+            trained(folder, **PLAIN, extend=5)

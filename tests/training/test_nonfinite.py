@@ -116,3 +116,20 @@ def test_images_and_the_loss_itself():
     assert first_layer_not_finite(model, torch.full((2, 1), torch.inf), torch.ones(2)) == "the images"
     nn.init.constant_(model.second[0].bias, 100.0)
     assert first_layer_not_finite(model, torch.ones(2, 1), torch.zeros(2)) == "the loss"
+
+
+def test_a_gradient_too_many_ends_the_run_though_its_loss_is_finite():
+    model = nn.Linear(2, 1)
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+    steps, loss = FiniteSteps(accelerator, model, optimizer, tolerated=1), torch.tensor(1.0)
+    counted = []
+    for iteration, gradient in enumerate([0.0, torch.inf, torch.inf]):
+        steps.begin(iteration)
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        assert steps.allows(loss) == (gradient == 0)
+        counted.append(steps.counted(loss).item())
+    assert counted[:2] == [1.0, 1.0]
+    assert counted[2] != counted[2]  # NaN, with which the log ends the run
+    assert steps.record() == {"skipped": 1}

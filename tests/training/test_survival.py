@@ -16,7 +16,7 @@ from segheads.cli.run import run
 from segheads.data import Scenes
 from segheads.errors import RunEndedError, StoppedError
 from segheads.files import write_text
-from segheads.stopping import stopping
+from segheads.stopping import Stop, stopping
 from segheads.training import ModelLearner, TrainingConfig, run_training
 
 FOUR = {**SMALL_RUN, "iterations": 4, "checkpoint_every": 100, "log_every": 3, "drop_path_rate": 0.2}
@@ -158,3 +158,21 @@ def test_a_loading_process_that_is_killed_is_told(tmp_path, own, monkeypatch):
     message = r"the process \d+, which loads images, is gone.*; the last checkpoint is of iteration"
     with pytest.raises(RunEndedError, match=message):
         trained(tmp_path / "run", **own[1], iterations=50, workers=1)
+
+
+def test_a_signal_after_the_last_look_ends_the_run_too():
+    stop = Stop(lambda: "a checkpoint is there")
+    with pytest.raises(StoppedError, match="^stopped by SIGTERM; a checkpoint is there$"), stop.after_steps():
+        stop.handle(signal.SIGTERM, None)
+
+
+def test_what_failed_after_a_signal_is_said():
+    stop = Stop()
+
+    def stopped() -> None:
+        with stop.after_steps():
+            stop.handle(signal.SIGTERM, None)
+            raise RunEndedError("the checkpoint could not be written")
+
+    with pytest.raises(RunEndedError, match="^the checkpoint could not be written"):
+        stopped()

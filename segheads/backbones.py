@@ -88,6 +88,7 @@ class TimmBackbone(nn.Module):
         channels: Channels of each map.
         strides: Pixels per cell of each map.
         num_stages: How many stages there are to freeze, see `freeze`.
+        licence: Of the weights that timm gave, where it tells; None of others, and of a saved model.
         data_config: Mean, std, input size, interpolation as timm has them, ready for JSON. With other than 3 channels
             mean and std are timm's averages.
 
@@ -177,6 +178,7 @@ class TimmBackbone(nn.Module):
                 f"{source} lacks {len(lost)} of the weights of {name} ({shown}); pass a checkpoint of this "
                 "architecture, or pretrained=False for random weights"
             )
+        self.licence: str | None = self.model.pretrained_cfg.get("license") if pretrained is True else None
         self.data_config = _data_config(self.model, in_chans)
 
     def _choose_levels(self, levels: int | None) -> tuple[list[int], list[int], list[int]]:

@@ -161,17 +161,21 @@ def find_images(words: Iterable[str], leave_out: Path) -> list[Path]:
         OptionError: There are no images at all.
     """
     found: dict[Path, None] = {}
-    results = Path(os.path.abspath(leave_out))
+    results = Path(os.path.realpath(leave_out))
+
+    def is_result(path: Path) -> bool:
+        return Path(os.path.realpath(path)).is_relative_to(results)  # by whatever links it was found
+
     for word in words:
         path = Path(os.path.abspath(word))
         if path.is_dir():
-            found |= dict.fromkeys(x for x in walk_images(path) if not x.is_relative_to(results))
+            found |= dict.fromkeys(x for x in walk_images(path) if not is_result(x))
         elif os.path.lexists(path):
             found[path] = None
         elif fitting := sorted(glob.glob(word, recursive=True)) if glob.has_magic(word) else []:
             for place_of in (Path(os.path.abspath(name)) for name in fitting):
                 inside = walk_images(place_of) if place_of.is_dir() else [place_of]
-                images = (x for x in inside if x.suffix.lower() in IMAGE_SUFFIXES and not x.is_relative_to(results))
+                images = (x for x in inside if x.suffix.lower() in IMAGE_SUFFIXES and not is_result(x))
                 found |= dict.fromkeys(images)
         else:
             what = "nothing fits the pattern" if glob.has_magic(word) else "there is no"

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -125,6 +126,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         self._pyramid_was_chosen = False
         self._level = level
         self._stride = strides[level] / head.upsampling
+        # as whole numbers, for graphs of any size: 4 / 3 has no exact float
+        self._ratios = {
+            stride: Fraction(stride).limit_denominator(1024).as_integer_ratio()
+            for stride in (self._stride, self._auxiliary_stride)
+        }
 
     @property
     def num_classes(self) -> int:
@@ -371,7 +377,7 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         """Pixels that a grid of logits lies over: the padded image, or the image where logits are stretched."""
         if self.stretch_logits:
             return size
-        above, below = stride.as_integer_ratio()  # whole numbers: a stride of 3.5 has grids of an even number of cells
+        above, below = self._ratios[stride]  # a stride of 3.5 has grids of an even number of cells
         return logits.shape[2] * above // below, logits.shape[3] * above // below
 
     def _upsample(self, logits: Tensor, size: tuple[int, int]) -> Tensor:

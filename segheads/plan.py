@@ -1,6 +1,7 @@
 """A model in words: what `create_model` decides before anything is built, as a value that prints and is saved."""
 
 import ast
+import copy
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -50,6 +51,10 @@ class ModelPlan:
     freeze_stages: int = 0
 
     def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, dict):  # the caller's own, who may change it before the model is saved
+                object.__setattr__(self, entry.name, copy.deepcopy(value))
         find_head(self.head)
         if self.pyramid not in (None, "auto"):
             find_pyramid(str(self.pyramid))

@@ -4,6 +4,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
@@ -25,7 +26,7 @@ from segheads.data.images import (
     to_rgb,
 )
 from segheads.data.resize import resize_keep_ratio, to_input
-from segheads.errors import ScoresError
+from segheads.errors import DataError, ImageFormError, ScoresError
 from segheads.functional.uncertainty import Uncertainty
 from segheads.inference import WHOLE, InferenceProtocol, predict_uncertainty
 from segheads.inference.predict import maps_of, views_of_images
@@ -40,7 +41,7 @@ Precision = Literal["no", "bf16", "fp16"]
 
 AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Of one image with the model's view of it; of several together memory may be short, where each alone has enough
-FAILURES = (ValueError, MemoryError, torch.OutOfMemoryError)
+FAILURES = (ValueError, MemoryError, RuntimeError)  # the last is PyTorch's word for no memory, too
 MOST_VALUES = 1 << 26  # of images in one group, 256 MB
 
 
@@ -253,7 +254,7 @@ class Predictor:
             x = to_input(shown, config["mean"], config["std"], bit_depth=form.bit_depth)
             return _Input(to_rgb(picture), x, size_of(picture), name)
         except Exception as error:
-            return ValueError(f"{name}: {error}") if type(error) is ValueError and name else error
+            return error if not name or isinstance(image, (str, Path)) else _named(error, name)
 
     def _finished(self, group: Sequence[_Input | Exception], wanted: _Wanted) -> Iterator[Prediction | Exception]:
         """The prediction, or the error, of each image of a group."""
@@ -322,6 +323,13 @@ class Predictor:
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
 
+def _named(error: Exception, name: str) -> Exception:
+    """The same error with the number of the image, which has no path to be known by."""
+    if isinstance(error, ImageFormError):
+        return ImageFormError(f"{name}: {error}", error.kind)
+    return type(error)(f"{name}: {error}") if type(error) in (ValueError, DataError) else error
+
+
 def _raised(found: Prediction | Exception) -> Prediction:
     """The prediction; an error is raised."""
     if isinstance(found, Exception):
@@ -340,7 +348,7 @@ def _ahead(
     waiting: deque[Future[_Input | Exception]] = deque()
     try:
         for number, image in enumerate(images):
-            waiting.append(pool.submit(read, image, number))
+            waiting.append(pool.submit(copy_context().run, read, image, number))  # a limit of pixels goes with it
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:

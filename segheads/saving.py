@@ -89,16 +89,19 @@ def write_folder(
         **meaning_as_json(classes, protocol, label_map),
         "ignore_index": plan.ignore_index,
     }
-    check_savable(plan)
+    check_savable(plan, protocol, values["input"])
+    meaning_from_json(json.loads(json.dumps(values)), num_labels(plan.num_classes))
     write_weights(folder / WEIGHTS_FILE, model)
     write_json(folder / CONFIG_FILE, values)
 
 
-def check_savable(plan: ModelPlan) -> None:
-    """Refuse a plan that cannot be written, or that reading would refuse.
+def check_savable(plan: ModelPlan, protocol: InferenceProtocol, data_config: Mapping[str, Any]) -> None:
+    """Refuse what cannot be written, or what reading would refuse.
 
     Args:
         plan: What a model was built from.
+        protocol: How images are shown to it.
+        data_config: Mean, std and input size, and what `set_input` was told.
 
     Raises:
         ValueError: Says what of it.
@@ -110,6 +113,9 @@ def check_savable(plan: ModelPlan) -> None:
         raise ValueError(f"the arguments of create_model must be JSON values to be saved: {error}") from error
     check_model(values)
     check_plan(plan)
+    check_fields(json.loads(json.dumps(protocol.as_json())), InferenceProtocol, "protocol")
+    given = {key: data_config[key] for key in ("mean", "std", *INPUT) if data_config.get(key) is not None}
+    check_input(json.loads(json.dumps(given)))
 
 
 def meaning_as_json(classes: Classes | None, protocol: InferenceProtocol, label_map: LabelMap | None) -> dict[str, Any]:
@@ -197,7 +203,8 @@ def find_folder(where: str, **hub_options: Any) -> SavedModel:
         SavedModelError: If config.json is damaged or describes no model.
     """
     name, mark, revision = where.rpartition("@")
-    if mark and not Path(where).is_dir() and hub_options.get("revision") is None:
+    is_folder = Path(where).is_dir() or Path(name).is_dir()  # a folder has no revisions, and its name may be mistyped
+    if mark and not is_folder and hub_options.get("revision") is None:
         where, hub_options = name, {**hub_options, "revision": revision}
     cause = check_place(where, hub_options)
     try:

@@ -17,6 +17,7 @@ from segheads.inference import (
     predict_with_confidence,
     sliding_window_logits,
 )
+from segheads.plan import ModelPlan
 from segheads.pyramids import Pyramid
 
 
@@ -402,3 +403,17 @@ def test_a_saved_body_takes_a_new_classifier(tmp_path, caplog, head):
         SegmentationModel.from_pretrained(tmp_path, num_classes=0)
     with pytest.raises(TypeError, match="num_clases"):
         SegmentationModel.from_pretrained(tmp_path, num_clases=3)
+
+
+def test_a_stride_that_no_float_holds_covers_the_image():
+    model = create_model("test_convnext", "smp:fpn", 3, pretrained=False, pyramid=None, head_kwargs={"upsampling": 3})
+    assert model.pixels_per_cell == pytest.approx(4 / 3)
+    images = torch.randn(1, 3, 64, 96)
+    assert model(images).shape[2:] == model.predict(images).shape[1:] == (64, 96)
+
+
+def test_a_plan_keeps_its_values_when_the_caller_changes_their_dictionary():
+    options = {"model_kwargs": {"depth": 1}}
+    plan = ModelPlan(backbone="test_vit", head="linear", num_classes=3, backbone_kwargs=options)
+    options["model_kwargs"]["depth"] = 2
+    assert plan.backbone_kwargs == {"model_kwargs": {"depth": 1}}

@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+import segheads.predictor as predictor_module
 from segheads import Prediction, Predictor, SegmentationModel, create_model
 from segheads.classes import Classes
 from segheads.data import Scenes, to_input
-from segheads.errors import DataError, SavedModelError, SavedModelMissingError, ScoresError
+from segheads.data.limits import pixel_limit
+from segheads.errors import DataError, ImageFormError, SavedModelError, SavedModelMissingError, ScoresError
 from segheads.inference import InferenceProtocol, predict_labels, predict_probabilities, predict_uncertainty
 
 CLASSES = Classes(("sky", "road", "car"), ((0, 0, 255), (90, 90, 90), (255, 0, 0)))
@@ -362,3 +364,30 @@ def test_a_wide_pil_image_is_refused_rather_than_clipped():
     predictor = Predictor(create_model("test_vit", "linear", 3, pretrained=False))
     with pytest.raises(ValueError, match="16 bit a value, the largest is 4000"):
         predictor(Image.fromarray(np.full((40, 60), 4000, np.uint16)))
+
+
+def test_a_limit_of_pixels_reaches_the_threads_that_read(model, photo, tmp_path):
+    photo.save(tmp_path / "a.png")
+    for workers in (0, 2):
+        with pixel_limit(10):
+            (found,) = Predictor(model).stream([tmp_path / "a.png"], workers=workers)
+        assert isinstance(found, ImageFormError)
+
+
+def test_bytes_that_are_no_image_are_named_by_their_number(model, photo):
+    (_, found) = Predictor(model).stream([photo, b"nonsense"])
+    assert str(found).startswith("image 1: given (8 bytes) cannot be read as an image: ")
+    assert " at 0x" not in str(found)
+
+
+def test_an_image_too_large_for_memory_stops_no_other(model, photo, monkeypatch):
+    views, large = predictor_module.views_of_images, photo.resize((200, 160))
+
+    def short(model, images, sizes, *arguments, **options):
+        if (160, 200) in sizes:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return views(model, images, sizes, *arguments, **options)
+
+    monkeypatch.setattr(predictor_module, "views_of_images", short)
+    kinds = [type(found) for found in Predictor(model).stream([photo, large, photo])]
+    assert kinds == [Prediction, RuntimeError, Prediction]

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from segheads import SegmentationModel, create_model
-from segheads.errors import RunError, SavedModelError
+from segheads.errors import RunError, SavedModelError, SavedModelMissingError
 from segheads.files import read_lines
+from segheads.inference import InferenceProtocol
 from segheads.pretrained import find_weights
 from segheads.run_config import read_run_config
 from segheads.untrusted import TIMM_ARGUMENTS, no_more_than
@@ -416,3 +417,18 @@ def test_records_of_a_run_are_named_by_their_line(tmp_path):
         read_lines(path, "records", RunError)
     path.write_text('{"iteration": 1}\n{"iter', encoding="utf-8")
     assert read_lines(path, "records", RunError) == [{"iteration": 1}]
+
+
+@pytest.mark.parametrize("options", [{"scales": (20.0,)}, {"scale": (70000, 512)}])
+def test_what_would_not_be_read_is_not_written(tmp_path, options):
+    model = create_model("test_vit", "linear", 3, pretrained=False, backbone_kwargs=SMALL)
+    model.protocol = InferenceProtocol(**options)
+    with pytest.raises(ValueError, match=r"^protocol\."):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model" / "config.json").exists()
+
+
+def test_a_folder_has_no_revisions(tmp_path):
+    create_model("test_vit", "linear", 3, pretrained=False, backbone_kwargs=SMALL).save_pretrained(tmp_path / "model")
+    with pytest.raises(SavedModelMissingError, match="model@typo"):
+        SegmentationModel.from_pretrained(tmp_path / "model@typo")

@@ -143,7 +143,7 @@ GROUPS = {
         (
             *("dataset", "data_root", "split", "limit", "image_suffix", "label_suffix", "class_names", "num_classes"),
             *("ignore_index", "label_values", "label_map", "label_colours", "reduce_zero_label", "flip_pairs"),
-            *("in_chans", "bit_depth", "exif", "background", "scenes_size", "seed"),
+            *("in_chans", "bit_depth", "exif", "background", "max_pixels", "scenes_size", "seed"),
         ),
     ),
     "protocol": (

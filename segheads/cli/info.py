@@ -129,7 +129,7 @@ def origin(backbone: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
         backbone: Its name in timm.
         run: Options of the run; empty where there is none.
     """
-    if run.get("pretrained") is False or run.get("backbone_weights") or run.get("init_from"):
+    if run.get("pretrained") is not True or run.get("backbone_weights") or run.get("init_from"):
         source = run.get("init_from") or run.get("backbone_weights")
         return {"words": f"began from {source}", "licence": None} if source else None
     known = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone.partition(".")[0]) else None

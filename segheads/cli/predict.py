@@ -29,6 +29,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from segheads.data.limits import pixel_limit
 from segheads.errors import OptionError, options_become_parts
 from segheads.files import readable
 from segheads.inference.protocol import InferenceProtocol, Size, SmallImages
@@ -106,6 +107,8 @@ class Machine:
     """Threads of each process that read images ahead."""
     threads: Annotated[int | None, Range(1)] = None
     """CPU threads of each process; None shares all cores out."""
+    max_pixels: Annotated[int | None, Range(1)] = None
+    """The most pixels of an image that is decoded; None means 1,000,000,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +148,7 @@ def main(config: Config) -> None:
     share_cores(accelerator, config.machine.threads)
     with ExitStack() as stack:
         from_main(accelerator, lambda: stack.enter_context(only_process(config.output, "folder of results")))
+        stack.enter_context(pixel_limit(config.machine.max_pixels))
         failed = label_all(config, accelerator, paths, kinds)
         accelerator.wait_for_everyone()  # the main process has the folder
     accelerator.end_training()
@@ -228,7 +232,7 @@ def label(
 def words_of(source: Source, error: Exception) -> str:
     """One line that names the image."""
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
         text = f"the memory does not hold it ({text}); give --window, or a smaller --scale"
     name = readable(str(source.path))
     text = readable(text)

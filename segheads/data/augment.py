@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2 import functional as kernels
 
 from segheads.data.augmentation import AugmentationConfig
 from segheads.data.images import FLOATS, ImageForm
@@ -82,7 +84,7 @@ class Augment:
         if any(config.jitter) and (rng := _stream(key, _JITTER)).random() < config.jitter_share:
             part = self._jitter(part, rng)
         if config.grey and _stream(key, _GREY).random() < config.grey:
-            part = kernels.rgb_to_grayscale_image(part, 3)
+            part = _kernels().rgb_to_grayscale_image(part, 3)
         if config.blur and (rng := _stream(key, _BLUR)).random() < config.blur:
             part = _in_type(_blur(part.float(), rng.uniform(*config.blur_sigma)), image)
         if config.erasing and (rng := _stream(key, _ERASING)).random() < config.erasing:
@@ -143,15 +145,15 @@ class Augment:
                 middle = self._middle(values)
                 values = self._clipped((values - middle) * contrast + middle)
             elif step == 2 and spreads[2]:
-                values = kernels.adjust_saturation_image(values, saturation)
+                values = _kernels().adjust_saturation_image(values, saturation)
             elif step == 3 and turns:
-                values = kernels.adjust_hue_image(values, hue)
+                values = _kernels().adjust_hue_image(values, hue)
         return _in_type(values * full, image)
 
     def _middle(self, values: Tensor) -> Tensor:
         """The grey that contrast is about, of the image or of each band; by numpy, whose sums know no threads."""
         if self.form.has_colours:
-            values = kernels.rgb_to_grayscale_image(values)
+            values = _kernels().rgb_to_grayscale_image(values)
         means = values.contiguous().numpy().reshape(len(values), -1).mean(1, dtype=np.float64)
         return torch.from_numpy(means.astype(np.float32))[:, None, None]
 
@@ -267,3 +269,9 @@ def _cutmix_box(size: tuple[int, int], rng: np.random.Generator) -> tuple[slice,
         slice(max(m - half, 0), min(m + half, length)) for m, half, length in zip(middle, halves, size, strict=True)
     )
     return rows, columns
+
+
+@cache
+def _kernels() -> Any:
+    """torchvision's, which take two seconds to import and few crops ask for."""
+    return import_module("torchvision.transforms.v2.functional")

@@ -70,7 +70,7 @@ def read_tiff(file: BinaryIO) -> tuple[NDArray[Any], bool, int] | None:
             for page in pages:
                 check_pixels((page.imagewidth, page.imagelength), path)
             bands = [_of_page(page) for page in pages]
-    except ImageFormError:
+    except (ImageFormError, MemoryError):
         raise
     except Exception as error:  # what a damaged file makes a decoder raise
         raise DataError(f"{path} cannot be read as a TIFF image: {error}; save it anew as a plain TIFF") from error
@@ -98,6 +98,8 @@ def read_png(file: BinaryIO, path: object) -> NDArray[Any]:
     file.seek(0)
     try:
         values: NDArray[Any] = imagecodecs.png_decode(file.read())
+    except MemoryError:
+        raise
     except Exception as error:  # what a damaged file makes it raise
         raise DataError(f"{path} cannot be read as a PNG image of 16 bit: {error}; replace the damaged file") from error
     return values

@@ -168,6 +168,9 @@ class _File(BytesIO):
 
     name = "given"
 
+    def __repr__(self) -> str:
+        return self.name
+
     def peek(self, size: int = 0) -> bytes:
         """What comes next, which stays to be read."""
         place = self.tell()
@@ -328,7 +331,7 @@ def open_image(path: str | os.PathLike[str], kind: str) -> tuple[Image.Image, tu
                 coding = _coding(image)
                 image.info["pages"] = _count_pages(image)  # which looks at the file
                 image.load()
-        except SegheadsError:
+        except (SegheadsError, MemoryError):
             raise
         except Exception as error:  # whatever a damaged file makes a decoder raise
             raise _damaged(path, file, kind, error) from error
@@ -390,7 +393,7 @@ def _decoded_file(file: Any, path: Any, channels: int | None, is_npy: bool) -> t
             image.load()
             orientation = UPRIGHT if image.format == "TIFF" else _orientation(image)  # read_tiff takes turned ones
             _refuse_narrowed(image, coding, file, path)
-    except SegheadsError:
+    except (SegheadsError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged file makes a decoder raise
         raise _damaged(path, file, "an image", error) from error

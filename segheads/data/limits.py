@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 from PIL import Image
@@ -17,6 +18,8 @@ MAX_PIXELS = 1_000_000_000
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "TGA", "PCX", "JPEG2000", "AVIF", "DIB")
 _PLUGINS = ("Tiff", "WebP", "Tga", "Pcx", "Jpeg2K", "Avif")  # which Pillow does not load by itself
 
+_LOCK = Lock()
+_INSIDE: list[int | None] = []  # Pillow's limit, once for each that is inside of `opened`
 _LIMIT: ContextVar[int] = ContextVar("max_pixels", default=MAX_PIXELS)
 
 
@@ -71,14 +74,25 @@ def opened(file: str | Path | IO[bytes], path: object) -> Iterator[Any]:
     Raises:
         ImageFormError: It has no pixels, or too many.
     """
-    known = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
+    with _without_pillows_limit():
         image = Image.open(file, formats=_formats())
         check_pixels(image.size, path)
         yield image
+
+
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Pillow's limit is one for the whole process: the first that comes takes it away, the last one puts it back."""
+    with _LOCK:
+        _INSIDE.append(_INSIDE[0] if _INSIDE else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS = known
+        with _LOCK:
+            known = _INSIDE.pop()
+            if not _INSIDE:
+                Image.MAX_IMAGE_PIXELS = known
 
 
 @cache

@@ -164,6 +164,8 @@ def _in_tiles(
     plan = list(tiles(h, w, (H, W), channels, logits))
     images = range(len(logits))
     parts = [(number, row) for number in images for row in rows_of_tiles(plan)]
+    if gradient is not None and not parts:  # no pixels
+        gradient.zero_()
 
     def compute(index: int) -> tuple[Tensor, Tensor | None]:
         number, row = parts[index]

@@ -35,18 +35,18 @@ class Grid(NamedTuple):
 
     def flipped(self, pairs: Sequence[tuple[int, int]] = ()) -> "Grid":
         """The grid whose scores are left to right what this one's are right to left; paired classes change places."""
-        logits = _swapped(self.logits, pairs)
+        logits = _swapped(self.logits, pairs, self.are_probabilities)
         if isinstance(self.columns, int):
             return self._replace(logits=logits.flip(-1))
         return self._replace(logits=logits, columns=_turned(self.columns))
 
 
-def _swapped(logits: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Logits `(K, h, w)` in which the classes of each pair have changed places."""
+def _swapped(logits: Tensor, pairs: Sequence[tuple[int, int]], are_probabilities: bool) -> Tensor:
+    """Logits or probabilities `(K, h, w)` in which the classes of each pair have changed places."""
     if not pairs:
         return logits
     if len(logits) == 1:  # one class and what is not: the pair are these two
-        return -logits
+        return 1 - logits if are_probabilities else -logits
     order = list(range(len(logits)))
     for a, b in pairs:
         order[a], order[b] = b, a

@@ -269,3 +269,9 @@ def test_a_second_one_in_a_folder_is_refused(model, photos, tmp_path, capsys):
         first.stdin.close()
     assert "out is in use, a folder of results of process" in capsys.readouterr().err
     assert predict(model, photos) == 0
+
+
+def test_results_are_no_images_by_whatever_link_they_are_found(model, photos, tmp_path):
+    (tmp_path / "link").symlink_to(photos)
+    main(["predict", "link", "--model", str(model), "--output", str(photos / "out")])
+    assert len(find_images(["link", "link/**/*"], photos / "out")) == 3

@@ -1,7 +1,10 @@
 """Images are looked at before they are decoded; what is wrong with a sample reaches the user in one line."""
 
+import pickle
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from segheads.data import DataConfig, EvaluationSamples, open_dataset, pixel_lim
 from segheads.data.dataset import read_sample
 from segheads.data.images import ImageForm
 from segheads.data.labels import read_labels
-from segheads.errors import DataError, DataMissingError, ImageFormError, OptionError
+from segheads.data.limits import opened
+from segheads.data.scan import scan_sample
+from segheads.errors import DataError, DataMissingError, ImageFormError, OptionError, StoppedError
 
 
 def chunk(kind, content):
@@ -158,3 +163,44 @@ def test_what_the_system_says_of_a_file_is_an_error_of_its_sample(folder, monkey
     monkeypatch.setattr(dataset, "read", refuse)
     with pytest.raises(DataError, match=r"sample 1 of FolderDataset: .*Permission denied: 'labels/val/1\.png'"):
         read_sample(dataset, 1)
+
+
+def test_threads_give_pillow_its_limit_back(tmp_path):
+    for index in range(4):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{index}.png")
+    known, seen = Image.MAX_IMAGE_PIXELS, []
+
+    def read(index):
+        with opened(tmp_path / f"{index % 4}.png", "a file") as image, image:
+            seen.append(Image.MAX_IMAGE_PIXELS)
+            time.sleep(0.001)
+            return image.size
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(read, range(100))) == {(20, 20)}
+    assert set(seen) == {None}
+    assert known == Image.MAX_IMAGE_PIXELS
+
+
+def test_memory_that_is_short_is_no_damage(tmp_path, monkeypatch):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+
+    def load(self):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(MemoryError):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_signal_is_no_damaged_file(folder, monkeypatch):
+    def stop(*_, **__):
+        raise StoppedError("stopped by SIGTERM", 15)
+
+    monkeypatch.setattr("segheads.data.images.check_structure", stop)
+    dataset = open_dataset(config(folder), "train")
+    for call in (lambda: read_sample(dataset, 0), lambda: scan_sample(dataset, 0)):
+        with pytest.raises(StoppedError, match="^stopped by SIGTERM$"):
+            call()
+    assert pickle.loads(pickle.dumps(StoppedError("stopped by SIGTERM", 15))).args == ("stopped by SIGTERM",)

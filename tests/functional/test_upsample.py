@@ -610,3 +610,10 @@ def test_no_digits_are_lost_where_two_classes_are_sure(margin):
     logits[:, 0] += margin
     expected = F.cross_entropy(upsample(logits.double(), (32, 32)), labels)
     torch.testing.assert_close(upsample_cross_entropy(logits, labels).double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 20), (2, 20, 0)])
+def test_labels_without_pixels_have_no_gradient(shape):
+    logits = torch.randn(2, 5, 8, 8, requires_grad=True)
+    upsample_cross_entropy(logits, torch.zeros(shape, dtype=torch.long)).backward()
+    assert not logits.grad.any()

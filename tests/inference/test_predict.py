@@ -604,3 +604,13 @@ def test_pairs_are_those_of_the_models_classes():
     torch.testing.assert_close(predict_with_confidence(model, image, flip=True)[1], expected.amax(0))
     torch.testing.assert_close(predict_probabilities(model, image, flip=True, flip_pairs=()), plain)
     assert not torch.allclose(plain, expected)
+
+
+def test_a_mirrored_ensemble_of_one_class_gives_probabilities():
+    """Its grid holds probabilities, of which the class and what is not it change places as 1 - p."""
+    narrow = {"out_channels": 16}
+    model = create_model("test_resnet", "senformer", 1, pretrained=False, loss="bce", pyramid_kwargs=narrow)
+    image = noise(3, 64, 64)
+    swapped = predict_probabilities(model, image, flip=True, flip_pairs=[(0, 1)])
+    plain, mirrored = predict_probabilities(model, image), predict_probabilities(model, image.flip(-1)).flip(-1)
+    torch.testing.assert_close(swapped, (plain + 1 - mirrored) / 2)

@@ -114,15 +114,15 @@ def run(
             with stopping():
                 return main(given)
         except StoppedError as stop:
-            if _is_main_process():
-                print("; ".join(filter(None, (str(stop), advise(stop, given)))), file=sys.stderr)
+            if _is_main_process() or stop.__cause__:  # its step failed: the main process may be gone
+                print("; ".join(filter(None, (f"{_of_process()}{stop}", advise(stop, given)))), file=sys.stderr)
             raise SystemExit(SIGNALLED + stop.signal) from stop
         except (SegheadsError, OSError) as error:
-            if _is_main_process():
+            if _is_main_process() or isinstance(error, RunEndedError):  # which may be of one process alone
                 if shows_all:
                     traceback.print_exception(error)
                     print(getattr(error, "traceback_of_worker", None) or "", end="", file=sys.stderr)
-                print(f"error: {_told(error)}", file=sys.stderr)
+                print(f"error: {_of_process()}{_told(error)}", file=sys.stderr)
                 if advice := advise(error, given):
                     print(advice, file=sys.stderr)
             raise SystemExit(USAGE) from error
@@ -240,6 +240,10 @@ def _messages() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def _of_process() -> str:
+    return "" if _is_main_process() else f"process {os.environ['RANK']}: "
 
 
 def _is_main_process() -> bool:

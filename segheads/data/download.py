@@ -6,6 +6,7 @@ import shutil
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,7 @@ URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 # As gluon-cv and Segmenter list it for this file; the publisher gives none.
 SHA1 = "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"
 MOST_FILES, MOST_BYTES = 200_000, 20 * 10**9
+ENCRYPTED = 1  # a flag of a member
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
 
@@ -145,7 +147,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 _check_member(member, archive)
             for member in tqdm(members, desc=f"unpack {archive.name}", unit="file"):
                 contents.extract(member, unfinished)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DownloadError(f"{archive} is not a whole zip archive: {error}; delete it and call again") from error
     if not (unfinished / folder.name).is_dir():
         raise DownloadError(f"{archive} holds no folder {folder.name}; delete it and give the url of the right archive")
@@ -154,6 +156,11 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _check_member(member: zipfile.ZipInfo, archive: Path) -> None:
+    if member.flag_bits & ENCRYPTED or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DownloadError(
+            f"{archive}: {member.filename!r} is encrypted, or compressed in another way than by deflate; nothing was "
+            "unpacked. Delete it and give the url of the right archive"
+        )
     path = PurePosixPath(member.filename.replace("\\", "/"))
     is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
     if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or is_link:

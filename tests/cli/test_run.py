@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from segheads.cli import list_commands
 from segheads.cli import main as segheads_main
 from segheads.cli.run import USAGE, advise, run
 from segheads.data import DataConfig
-from segheads.errors import DataMissingError, DivergedError, OptionError, PretrainedWeightsError, RunExistsError
+from segheads.errors import (
+    DataMissingError,
+    DivergedError,
+    OptionError,
+    PretrainedWeightsError,
+    RunEndedError,
+    RunExistsError,
+    StoppedError,
+)
 from segheads.inference import InferenceProtocol
 
 
@@ -89,6 +98,26 @@ def test_other_processes_are_silent(capsys, monkeypatch):
             run(main, Config, args=[])
         assert stop.value.code == 2
         assert tuple(capsys.readouterr()) == shown
+
+
+def test_what_ended_one_process_is_told_by_it(capsys, monkeypatch):
+    def stopped(config, cause):
+        raise StoppedError("stopped by SIGTERM") from cause
+
+    def ended(config):
+        raise RunEndedError("a.png is gone")
+
+    monkeypatch.setenv("RANK", "1")
+    for main, shown in (
+        (ended, "error: process 1: a.png is gone\n"),
+        (partial(stopped, cause=RuntimeError("connection closed by peer")), "process 1: stopped by SIGTERM"),
+        (partial(stopped, cause=None), ""),  # as all are, the main process too
+    ):
+        with pytest.raises(SystemExit):
+            run(main, Config, args=[])
+        told = capsys.readouterr().err
+        assert told.startswith(shown)
+        assert bool(told) == bool(shown)
 
 
 @pytest.mark.parametrize("bug", [TypeError("x"), ValueError("x"), RuntimeError("x")])

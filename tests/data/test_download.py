@@ -7,14 +7,14 @@ import zipfile
 
 import pytest
 
-from segheads.data import download_ade20k
+from segheads.data import download, download_ade20k
 from segheads.data.download import FOLDER
 from segheads.errors import DownloadError
 
 
-def make_zip(members=None, link=False):
+def make_zip(members=None, link=False, compression=zipfile.ZIP_STORED):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name in members or [f"{FOLDER}/images/training/a.jpg", f"{FOLDER}/annotations/training/a.png"]:
             archive.writestr(name, bytes(range(256)) * 20)
         if link:
@@ -141,6 +141,43 @@ def test_unsafe_archive(site, tmp_path, member):
         download_ade20k(tmp_path / "root", url=site.url, sha1=None)
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
     assert [path.name for path in (tmp_path / "root").iterdir()] == [f"{FOLDER}.zip"]
+
+
+@pytest.mark.parametrize(("most", "value"), [("MOST_FILES", 1), ("MOST_BYTES", 10_000)])
+def test_an_archive_of_too_much_is_not_unpacked(site, tmp_path, monkeypatch, most, value):
+    monkeypatch.setattr(download, most, value)
+    with pytest.raises(DownloadError, match="holds 2 files of 10240 bytes in all, and .* are the most"):
+        download_ade20k(tmp_path, url=site.url, sha1=None)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{FOLDER}.zip"]
+
+
+def test_a_file_is_no_larger_than_its_archive_says(site, tmp_path):
+    data = bytearray(make_zip(compression=zipfile.ZIP_DEFLATED))
+    size = data.find(b"PK\1\2") + 24
+    data[size : size + 4] = (10).to_bytes(4, "little")
+    site.data = bytes(data)
+    with pytest.raises(DownloadError, match="is not a whole zip archive"):
+        download_ade20k(tmp_path, url=site.url, sha1=None)
+    assert sum(path.stat().st_size for path in (tmp_path / f"{FOLDER}.unfinished").rglob("*.jpg")) <= 10
+
+
+@pytest.mark.parametrize(
+    ("central", "local", "value", "message"),
+    [
+        (8, 6, 1, "is encrypted"),  # the place of the flag in the two headers
+        (10, 8, 99, "compressed in another way"),
+        (None, 30 + len(f"{FOLDER}/images/training/a.jpg"), 255, "is not a whole zip archive"),  # of the stream
+    ],
+)
+def test_a_member_that_cannot_be_read_is_told(site, tmp_path, central, local, value, message):
+    data = bytearray(make_zip(compression=zipfile.ZIP_DEFLATED))
+    data[data.find(b"PK\3\4") + local] = value
+    if central is not None:
+        data[data.find(b"PK\1\2") + central] = value
+    site.data = bytes(data)
+    with pytest.raises(DownloadError, match=message):
+        download_ade20k(tmp_path, url=site.url, sha1=None)
+    assert not (tmp_path / FOLDER).exists()
 
 
 def test_not_a_zip_and_another_archive(site, tmp_path):

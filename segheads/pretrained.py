@@ -34,6 +34,7 @@ def why_hub_is_out_of_reach() -> str | None:
 
 def find_weights(name: str, pretrained: bool | str | Path) -> tuple[str, dict[str, Any]]:
     """Where the weights come from in words, and the arguments with which timm loads them."""
+    config = _config_of(name)
     if pretrained is False:
         return "", {}
     if pretrained is not True:
@@ -41,11 +42,6 @@ def find_weights(name: str, pretrained: bool | str | Path) -> tuple[str, dict[st
         source = f"checkpoint {str(path)!r}"
         return source, _load_from(path) if path.suffix == ".npz" else _load_state(name, path, source)
     source = f"the pretrained checkpoint of {name}"
-    try:
-        config = None if ":" in name else timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # a tag that does not exist
-        tags = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")) or "none"
-        raise ValueError(f"{name!r} names weights that timm does not have ({tags}); pass one of these") from error
     if ":" not in name and not (config and config.has_weights):
         raise _weights_error(name, "timm has none")
     if config and config.hf_hub_id and not config.custom_load:
@@ -58,6 +54,15 @@ def find_weights(name: str, pretrained: bool | str | Path) -> tuple[str, dict[st
         if cause:
             raise _weights_error(name, cause)
     return source, {"pretrained": True}
+
+
+def _config_of(name: str) -> Any:
+    """What timm knows of the weights that a name stands for; None for those of a hub or a folder."""
+    try:
+        return None if ":" in name else timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag that does not exist
+        tags = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")) or "none"
+        raise ValueError(f"{name!r} names weights that timm does not have ({tags}); pass one of these") from error
 
 
 def _load_from(path: Path) -> dict[str, Any]:

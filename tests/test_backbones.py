@@ -359,9 +359,10 @@ def test_architecture_without_weights():
         TimmBackbone("nest_tiny")
 
 
-def test_tag_that_does_not_exist():
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_tag_that_does_not_exist(pretrained):
     with pytest.raises(ValueError, match=r"'test_vit.nonsense' names weights .*test_vit\.r160_in1k"):
-        TimmBackbone("test_vit.nonsense")
+        TimmBackbone("test_vit.nonsense", pretrained=pretrained)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -314,6 +314,7 @@ def test_a_model_is_saved_with_a_sum(tmp_path):
         ("ce - dice", "loss must be a name, or a sum such as \"ce [+] 0.5[*]dice\".*; got 'ce - dice'"),
         ("ce + dice*0.5", "loss must be a name, or a sum such as"),
         ("ce +", "loss must be a name, or a sum such as"),
+        ("focal(gamma=x)", "loss must be a name, or a sum such as"),
         ("__import__('os').system('ls')", "loss must be a name, or a sum such as"),
         ("ce + 0*dice", "the factor of dice in loss 'ce [+] 0[*]dice' must be above 0; got 0"),
         ("dice(strid=2)", "loss 'dice' takes no strid; its options: stride, weight, log_loss, smooth$"),

@@ -178,8 +178,18 @@ def _without_box(text: str) -> str:
             parts[-1] += f" {line}"
     said = [" ".join(part.split()).rstrip(".") for part in parts if part.strip()]
     *said, last = [part for part in said if not part.startswith("Argument helptext")] or ["the options cannot be read"]
-    program = last.partition(" run")[2].strip(" :") if last.startswith("For full helptext") else ""
-    return "; ".join([*said, f"{program} lists the options" if program else last])
+    program = re.fullmatch(r"For full helptext, (?:run|see):? (.+)", last)
+    return "; ".join([*map(_in_short, said), f"{program[1]} lists the options" if program else _in_short(last)])
+
+
+def _in_short(said: str) -> str:
+    """What was expected and what came, where tyro tells why it is none of several types, in Python's words."""
+    found = re.search(r"no type matching (.+?) could be instantiated from \[(.*?)\]\. Got errors: ", said)
+    if found:
+        kinds = [kind.strip("{}") for kind in re.split(r"\|(?![^{]*\})", found[1]) if kind != "{None}"]
+        said = f"{said[: found.start()]}expected {' or '.join(kinds)}; got {found[2]}"
+    said = re.sub(r"invalid literal for int\(\) with base 10: (.+)", r"expected a whole number; got \1", said)
+    return re.sub(r"could not convert string to float: (.+)", r"expected a number; got \1", said)
 
 
 def _told(error: Exception) -> str:

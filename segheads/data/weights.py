@@ -55,7 +55,10 @@ def class_weights(rule: str, scan: SplitScan) -> tuple[float, ...]:
 
 def _read(path: Path, names: Sequence[str]) -> tuple[float, ...]:
     if not path.is_file():
-        raise OptionError(f"class_weights must be {', '.join(RULES)} or the path of a JSON file; got {str(path)!r}")
+        raise OptionError(
+            f"class_weights must be {', '.join(RULES)} or the path of a JSON file; got {str(path)!r}, and there is no "
+            "such file"
+        )
     expected = f"it should hold a list of {len(names)} numbers of 0 or more, or an object of one for each class name"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

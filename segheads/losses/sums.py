@@ -157,7 +157,7 @@ def parse_loss(text: str) -> list[Term]:
         return [Term(1.0, text, {})]
     try:
         terms = [_term(part) for part in _summands(ast.parse(text.strip(), mode="eval").body)]
-    except (SyntaxError, TypeError, RecursionError) as error:
+    except (SyntaxError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f'loss must be a name, or a sum such as "ce + 0.5*dice" or "ohem(keep=0.1) + dice"; got {text!r}'
         ) from error

@@ -13,6 +13,7 @@ import timm
 import timm.layers
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, broadcast_object_list
 from torch import nn
 
@@ -91,7 +92,12 @@ def start_accelerator(machine: MachineConfig, *, tracker: str = "none", folder: 
         machine: Precision and threads.
         tracker: A tracker of Accelerate, or `"none"`.
         folder: Where the tracker writes.
+
+    Raises:
+        OptionError: Accelerate has no such tracker, or its package is not installed; without TensorBoard's, which is
+            the default, a warning says that nothing is tracked.
     """
+    _check_tracker(tracker)
     accelerator = Accelerator(
         mixed_precision=machine.mixed_precision,
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
@@ -102,6 +108,19 @@ def start_accelerator(machine: MachineConfig, *, tracker: str = "none", folder: 
     share_cores(accelerator, machine.threads)
     choose_arithmetic(machine)
     return accelerator
+
+
+def _check_tracker(tracker: str) -> None:
+    """Refuse what Accelerate would leave out in silence."""
+    there = [str(kind) for kind in get_available_trackers()]
+    if tracker in ("none", "all", *there):
+        return
+    known = [str(kind) for kind in LOGGER_TYPE_TO_CLASS]
+    if tracker not in known:
+        raise OptionError(f"no tracker is called {tracker!r}; Accelerate knows {', '.join(known)}, or none")
+    if tracker != "tensorboard":
+        raise OptionError(f"tracker {tracker!r} needs its package, which is not installed; install it, or give none")
+    log.warning("tensorboard is not installed, so it tracks nothing; pip install tensorboard, or give tracker none")
 
 
 def from_main(accelerator: Accelerator, function: Callable[[], R]) -> R:

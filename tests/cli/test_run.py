@@ -87,6 +87,26 @@ def test_values_that_a_part_refuses_are_one_line(capsys):
     assert "a stride needs a window, got stride 3" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--window", "x"], "--window: expected INT or INT INT; got 'x'; "),
+        (["--stride", "1", "x"], "--stride: expected INT or INT INT; got '1', 'x'; "),
+        (["--scenes-size", "x"], "--scenes-size: expected a whole number; got 'x'; "),
+        (["--scales", "1", "x"], "--scales: "),
+    ],
+)
+def test_words_that_are_no_numbers_are_named_in_short(capsys, words, shown):
+    with pytest.raises(SystemExit) as stop:
+        run(print, Config, args=words)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert shown in said
+    assert "class" not in said
+    assert said.endswith(" --help lists the options\n")
+    assert said.count("\n") == 1
+
+
 def test_other_processes_are_silent(capsys, monkeypatch):
     def main(config):
         logging.getLogger("segheads.x").info("progress")
@@ -226,7 +246,7 @@ def test_traceback_shows_where_an_error_came_from_before_its_line(capsys):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--scenes-size", "x"], "--scenes-size: invalid literal"),
+        (["--scenes-size", "x"], "--scenes-size: expected a whole number"),
         (["--scenessize", "3"], "Unrecognized options: --scenessize, 3"),
         (["--exif", "upside"], "invalid choice 'upside' for argument '--exif'"),
         (["--dataset"], "Missing value for argument"),

@@ -63,6 +63,25 @@ def test_what_the_launcher_cannot_have_is_refused(tmp_path, monkeypatch, name, v
         as_launched(config(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("tracker", "message"),
+    [
+        ("nonsense", "no tracker is called 'nonsense'; Accelerate knows .*tensorboard.*, or none"),
+        ("clearml", "tracker 'clearml' needs its package, which is not installed"),
+    ],
+)
+def test_a_tracker_that_would_be_left_out_in_silence_is_refused(monkeypatch, tracker, message):
+    monkeypatch.setattr("segheads.training.machine.get_available_trackers", list)
+    with pytest.raises(OptionError, match=message):
+        start_accelerator(MachineConfig(), tracker=tracker)
+
+
+def test_without_tensorboard_it_is_said_that_nothing_is_tracked(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("segheads.training.machine.get_available_trackers", list)
+    start_accelerator(MachineConfig(), tracker="tensorboard", folder=tmp_path)
+    assert "tensorboard is not installed, so it tracks nothing" in caplog.text
+
+
 def test_the_line_of_paths(monkeypatch):
     fused, tiled, none = MeanShift(8), MeanShift(8, shift_channels=64), MeanShift(8, num_layers=0)
     cpu = Accelerator(cpu=True)

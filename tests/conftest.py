@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from hub_server import TOKEN, Hub
 from parity import SHARED, load_golden
 
 pytest.register_assert_rewrite("testers")
@@ -58,6 +60,22 @@ def own_run(caplog):
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The server in the hub's place, with a cache of its own and somebody logged in."""
+    hub = Hub()
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub waits before it tries again
+    yield hub
+    hub.close()
 
 
 @pytest.fixture

@@ -9,8 +9,11 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # of its __init__
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # its __init__ names them without saying so
+    EntryNotFoundError,
+    HFValidationError,
+    validate_repo_id,
+)
 
 from segheads.card.card import CARD, addressed, is_edited
 from segheads.errors import HubError, OptionError, SegheadsError

@@ -39,13 +39,14 @@ class Hub:
 
     def __init__(self):
         self.repos, self.blobs, self.asked, self.fails = {}, {}, [], {}
-        self.yaml_errors = []
+        self.yaml_errors, self.is_closed = [], False
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.hub = self
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def close(self):
+        self.is_closed = True  # for connections that are open
         self.server.shutdown()
         self.server.server_close()
 
@@ -74,6 +75,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def handle_any(self):
         hub, path = self.server.hub, self.path.partition("?")[0]
+        if hub.is_closed:
+            self.close_connection = True
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = self.read_chunks()
@@ -165,7 +169,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, {"files": files})
 
     def lfs(self, hub, body, name):
-        if not (self.headers.get("Authorization") == f"Bearer {TOKEN}" and self.repo(hub, name)):
+        if not (self.is_owner() and self.repo(hub, name)):
             return
         objects = [
             {**wanted, "actions": {"upload": {"href": f"{hub.url}/blobs/{wanted['oid']}"}}}

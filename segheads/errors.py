@@ -94,6 +94,10 @@ class SavedModelMissingError(SavedModelError, FileNotFoundError):
     """There is no saved model, or a file of it is missing."""
 
 
+class HubError(SegheadsError, OSError):
+    """The Hugging Face hub is out of reach, lacks something, or refuses; the message says why."""
+
+
 class ExportError(SegheadsError, RuntimeError):
     """A model cannot be exported as asked, or the written graph does not give what the model gives."""
 

@@ -5,13 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, overload
 
 import torch
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from segheads.backbones import TimmBackbone
+from segheads.card import model_card
+from segheads.card.card import card_or_warning, save_card
 from segheads.classes import Classes, num_labels
 from segheads.data.images import ImageForm
 from segheads.data.label_map import LabelMap
@@ -21,6 +24,7 @@ from segheads.functional.shapes import crop
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction, log_of, probabilities_of
 from segheads.heads import FCNHead, Head, find_head
+from segheads.hub import UPLOAD, check_name, upload
 from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.losses import PixelLoss, create_loss
@@ -429,13 +433,15 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
     ) -> str | None:
         """Write config.json, model.safetensors and a model card; each file is whole, or as it was before.
 
+        A card that was edited is kept, and one that cannot be made is a warning.
+
         Args:
             save_directory: The folder; made if need be.
             config: Not used.
             repo_id: Name on the hub; None means the folder's.
             push_to_hub: Upload it, too.
-            model_card_kwargs: Further values of the model card.
-            **push_kwargs: huggingface_hub's options of `push_to_hub`.
+            model_card_kwargs: Further fields of the card's front matter, such as `{"license": "mit"}`.
+            **push_kwargs: Options of `push_to_hub`.
 
         Returns:
             What `push_to_hub` gives, or None.
@@ -452,12 +458,60 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             )
         folder = Path(save_directory)
         write_folder(folder, self, self.plan, self.data_config, self.classes, self.protocol, self.label_map)
-        card = folder / "README.md"
-        if not card.exists():
-            self.generate_model_card(**(model_card_kwargs or {})).save(card)
+        with card_or_warning(folder):
+            save_card(self.generate_model_card(**(model_card_kwargs or {})), folder)
         if push_to_hub:
             return self.push_to_hub(repo_id=repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_kwargs)
         return None
+
+    def generate_model_card(self, **metadata: Any) -> ModelCard:
+        """The card that `save_pretrained` writes: parts, classes, limits, terms; `segheads push` adds what a run left.
+
+        Args:
+            **metadata: Further fields of its front matter, such as `license="mit"`.
+        """
+        return model_card(self, **metadata)
+
+    def push_to_hub(  # type: ignore[override]  # a model is its own files, of which none is left out
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = UPLOAD,
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+        new_card: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face hub, in one commit; `segheads push` uploads a run with its scores.
+
+        Args:
+            repo_id: `OWNER/NAME`, or `NAME` in the account of the token; made if need be.
+            commit_message: Of the commit.
+            private: Whether a new repository is private; None leaves that to the account's settings.
+            token: Of the hub; None takes that of `hf auth login` or HF_TOKEN.
+            branch: To commit to, made if need be; None means main.
+            create_pr: Open a pull request instead.
+            new_card: Replace a card that was edited on the hub, too, which is kept else.
+            model_card_kwargs: Further fields of the card's front matter, such as `{"license": "mit"}`.
+
+        Returns:
+            The address of the commit, with huggingface_hub's attributes `oid` and `pr_url`.
+
+        Raises:
+            ValueError: As `save_pretrained` does, if the name is none (an `OptionError`), or if `private` is asked of a
+                repository that is public.
+            SavedModelError: If a weight is NaN or infinite.
+            HubError: If there is no token, the hub is out of reach, or refuses; nothing was committed then.
+        """
+        options: dict[str, Any] = {"private": private, "token": token, "branch": branch, "create_pr": create_pr}
+        check_name(repo_id)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            files = {path.name: path for path in Path(folder).iterdir()}
+            options |= {"new_card": new_card, "metadata": model_card_kwargs}
+            return upload(files, repo_id, message=commit_message, **options)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the mixin takes any keyword in silence

@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,23 @@ def _config_of(name: str) -> Any:
     except RuntimeError as error:  # a tag that does not exist
         tags = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")) or "none"
         raise ValueError(f"{name!r} names weights that timm does not have ({tags}); pass one of these") from error
+
+
+def origin(backbone: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Where the backbone's first weights come from, as far as is known: a run tells, and timm knows the licence.
+
+    Args:
+        backbone: Its name in timm.
+        run: Options of the run; empty where there is none.
+    """
+    if run.get("pretrained") is not True or run.get("backbone_weights") or run.get("init_from"):
+        source = run.get("init_from") or run.get("backbone_weights")
+        return {"words": f"began from {source}", "licence": None, "hub_id": None} if source else None
+    known = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone.partition(".")[0]) else None
+    if known is None or not known.has_weights:
+        return None
+    words = f"weights as of timm's {known.architecture}.{known.tag}"
+    return {"words": words, "licence": known.license, "hub_id": known.hf_hub_id}
 
 
 def _load_from(path: Path) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from segheads.data.label_map import LabelMap
 from segheads.errors import SavedModelError, SavedModelMissingError
 from segheads.files import read_json, whole_file, write_json
 from segheads.heads import Head
+from segheads.hub import download
 from segheads.inference.finite import all_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.mean_shift import MeanShift
@@ -211,10 +210,9 @@ def find_folder(where: str, **hub_options: Any) -> SavedModel:
         return read_folder(where, **hub_options)
     except SavedModelError:
         raise
-    except (OSError, HFValidationError) as error:  # huggingface_hub's errors of network and look-up are OSErrors
+    except OSError as error:
         raise SavedModelMissingError(
-            f"{where!r} is no local folder, and could not be had from the Hugging Face hub: "
-            f"{cause or str(error).splitlines()[0]}"
+            f"{where!r} is no local folder, and could not be had from the Hugging Face hub: {cause or error}"
         ) from error
 
 
@@ -234,9 +232,9 @@ def read_folder(name: str, **hub_options: Any) -> SavedModel:
     if Path(name).is_dir():
         config_file, weights = (inside(name, file) for file in (CONFIG_FILE, WEIGHTS_FILE))
     else:
-        config_file = Path(hf_hub_download(name, CONFIG_FILE, **hub_options))
+        config_file = download(name, CONFIG_FILE, **hub_options)
         revision = config_file.parent.name  # in huggingface_hub's cache: snapshots/COMMIT/config.json
-        weights = Path(hf_hub_download(name, WEIGHTS_FILE, **{**hub_options, "revision": revision}))
+        weights = download(name, WEIGHTS_FILE, **{**hub_options, "revision": revision})
     with describing(config_file):
         config = read_config(config_file)
         version = config.get("format", 1)

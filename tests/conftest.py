@@ -1,11 +1,13 @@
 """Fixtures that several test files share: golden vectors and real images."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from hub_server import TOKEN, Hub
 from parity import SHARED, load_golden
 
 pytest.register_assert_rewrite("testers")
@@ -58,6 +60,27 @@ def own_run(caplog):
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The server in the hub's place, with a cache of its own and somebody logged in."""
+    hub = Hub()
+    places = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+    }
+    modules = [module for name, module in sys.modules.items() if name.startswith("huggingface_hub")]
+    for module in modules:  # its older versions copy constants into each module
+        for name in places.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, places[name])
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub waits before it tries again
+    yield hub
+    hub.close()
 
 
 @pytest.fixture

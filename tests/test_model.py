@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -157,24 +156,6 @@ def test_models_saved_before_there_were_pyramids_are_loaded(model, tmp_path):
     config["settings"] = {"num_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert SegmentationModel.from_pretrained(tmp_path).head.num_layers == 2
-
-
-def test_pushed_to_the_hub(model, monkeypatch):
-    pushed = {}
-
-    class Api:
-        def __init__(self, **kwargs):
-            pass
-
-        def create_repo(self, repo_id, **kwargs):
-            return type("Repo", (), {"repo_id": repo_id})
-
-        def upload_folder(self, folder_path, repo_id, **kwargs):
-            pushed[repo_id] = sorted(path.name for path in Path(folder_path).iterdir())
-
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
-    model.push_to_hub("somebody/mean-shifter")
-    assert pushed == {"somebody/mean-shifter": ["README.md", "config.json", "model.safetensors"]}
 
 
 def test_weights_of_another_head_are_refused(model, tmp_path):

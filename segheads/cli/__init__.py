@@ -22,7 +22,7 @@ USAGE = 2  # the exit status where nothing can begin; that of segheads.cli.run, 
 # The order in the help; a command that is in no row comes last
 PURPOSES = {
     "Train": ("check-data", "train", "probe", "runs"),
-    "Use": ("predict", "export", "convert", "demo", "info"),
+    "Use": ("predict", "export", "convert", "push", "demo", "info"),
     "Measure and look inside": ("evaluate", "analyse"),
     "Help": ("list", "doctor", "completion"),
 }

@@ -308,13 +308,7 @@ def protocol(config: Config, accelerator: Accelerator, count: int, *, is_single:
         "dataset": config.dataset,
         "split": config.split,
         "images": count,
-        "resized into": list(config.scale) if config.scale else "no",
-        "window": config.window or "whole image",
-        "stride": config.stride or "none",
-        "scales": list(config.scales),
-        "flip": config.flip,
-        "images below the window": config.small_images,
-        **({"threshold": config.threshold} if is_single else {}),
+        **dataclasses.replace(views_of(config), scale=config.scale).in_words(is_single=is_single),
         "precision": accelerator.mixed_precision,
     }
 

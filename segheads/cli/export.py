@@ -19,13 +19,13 @@ from typing import Annotated, Any
 import tyro
 
 from segheads.cli.evaluate import find_model
-from segheads.cli.info import origin
 from segheads.data.folders import IMAGE_SUFFIXES
 from segheads.errors import DataMissingError, options_become_parts
 from segheads.exporting import Exported, export
 from segheads.exporting.deployed import Output
 from segheads.exporting.registry import Precision
 from segheads.predictor import Predictor
+from segheads.pretrained import origin
 from segheads.ranges import Range
 
 MOST_IMAGES = 64  # of a folder that are measured for int8

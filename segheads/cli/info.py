@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import timm
 import tyro
 
 from segheads.cli.evaluate import find_model
@@ -21,6 +20,7 @@ from segheads.evaluation.complexity import count_parameters
 from segheads.evaluation.tables import words
 from segheads.metrics import METRICS
 from segheads.model import SegmentationModel
+from segheads.pretrained import origin
 from segheads.saving import find_folder, settings_of
 
 OF_A_RUN = ("dataset", "data_root", "iterations", "batch_size", "crop_size", "optimizer", "learning_rate", "loss")
@@ -120,22 +120,6 @@ def described(values: Mapping[str, Any]) -> str:
         "scores": ", ".join(f"{key} {x:.4f}" for key, x in (values["scores"] or {}).items()) or "none beside the model",
     }
     return "\n".join(f"{title:<10}{line}" for title, line in lines.items() if line)
-
-
-def origin(backbone: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Where the backbone's first weights come from, as far as is known: a run tells, and timm knows the licence.
-
-    Args:
-        backbone: Its name in timm.
-        run: Options of the run; empty where there is none.
-    """
-    if run.get("pretrained") is not True or run.get("backbone_weights") or run.get("init_from"):
-        source = run.get("init_from") or run.get("backbone_weights")
-        return {"words": f"began from {source}", "licence": None} if source else None
-    known = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone.partition(".")[0]) else None
-    if known is None or not known.has_weights:
-        return None
-    return {"words": f"weights as of timm's {known.architecture}.{known.tag}", "licence": known.license}
 
 
 def _scores(folder: Path) -> dict[str, float]:

@@ -156,5 +156,6 @@ def what_next(folder: Path) -> str:
         f"next: look at {folder / 'predictions.png'} and {folder / 'per_class.md'}, then\n"
         f"  segheads predict IMAGES --model {folder} --output labels --overlay\n"
         f"  segheads evaluate --model {folder}\n"
-        f"  segheads info {folder}"
+        f"  segheads info {folder}\n"
+        f"  segheads push {folder} OWNER/NAME"
     )

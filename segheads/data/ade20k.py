@@ -68,6 +68,8 @@ class ADE20K(SegmentationDataset):
 
     usual_root = f"data/{FOLDER}"
     download_size = "about 1 GB"
+    terms = "https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/"
+    hub_id = "zhoubolei/scene_parse_150"
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train"):
         super().__init__(CLASS_NAMES, PALETTE)

@@ -60,6 +60,7 @@ class CamVid(SegmentationDataset):
     """
 
     usual_root = "data/camvid"
+    terms = "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/"
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train"):
         super().__init__(CLASS_NAMES, PALETTE)

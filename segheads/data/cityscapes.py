@@ -93,6 +93,7 @@ class Cityscapes(SegmentationDataset):
     """
 
     usual_root = "data/cityscapes"
+    terms = "https://www.cityscapes-dataset.com/license/"
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train"):
         super().__init__(CLASS_NAMES, PALETTE)

@@ -57,6 +57,7 @@ LABEL_IDS = tuple(value for value in range(1, 183) if value not in REMOVED_IDS)
 _EXPECTED = f"without {', '.join(map(str, sorted(REMOVED_IDS)))}"
 
 FOLDER = "cocostuff-10k-v1.1"
+TERMS = "https://github.com/nightrome/cocostuff"
 _SPLITS = {"train": "train", "val": "test", "test": "test"}
 _TABLE = class_table({0: 255} | {value: index for index, value in enumerate(LABEL_IDS)})
 _PIXELS = class_table({255: 255} | {value - 1: index for index, value in enumerate(LABEL_IDS)})  # of 164K
@@ -104,6 +105,7 @@ class COCOStuff10K(SegmentationDataset):
     """
 
     usual_root = "data/coco_stuff10k"
+    terms = TERMS
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train"):
         super().__init__(CLASS_NAMES, PALETTE)
@@ -171,6 +173,7 @@ class COCOStuff164K(SegmentationDataset):
     """
 
     usual_root = "data/coco_stuff164k"
+    terms = TERMS
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train"):
         super().__init__(CLASS_NAMES, PALETTE)

@@ -42,6 +42,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
         options: The fields of `DataConfig` that it heeds, of those that not every data set does.
         labels_share_a_file: Whether the labels of all samples lie in one file, the second of each pair in `files`.
         download_size: How much `fetch` downloads, such as "1 GB"; None where it cannot.
+        terms: Page on which its makers say who may use it for what; None where there is none.
+        hub_id: Its name among the data sets of the Hugging Face hub; None where there is none of its makers.
 
     Raises:
         ValueError: Names and colours are not equally many, or there are more than 32,767 classes.
@@ -51,6 +53,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]], ABC):
     options: ClassVar[frozenset[str]] = frozenset()
     labels_share_a_file: ClassVar[bool] = False
     download_size: ClassVar[str | None] = None
+    terms: ClassVar[str | None] = None
+    hub_id: ClassVar[str | None] = None
     ignore_index: int = 255
     image_form: ImageForm = AS_STORED
     max_pixels: int | None = None

@@ -58,6 +58,7 @@ class PascalContext(SegmentationDataset):
     """
 
     usual_root = "data/VOCdevkit"
+    terms = "https://cs.stanford.edu/~roozbeh/pascal-context/"
     options = frozenset({"num_classes"})
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train", *, num_classes: int = 60):

@@ -57,6 +57,7 @@ class VOC2012(SegmentationDataset):
     """
 
     usual_root = "data/VOCdevkit"
+    terms = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 
     def __init__(self, root: str | os.PathLike[str], split: str = "train"):
         super().__init__(CLASS_NAMES, PALETTE)

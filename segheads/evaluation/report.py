@@ -137,11 +137,11 @@ def write_results(
         results: What `evaluate` gave.
         dataset: Tells the names of the classes.
         protocol: How it was measured, JSON values that the file begins with.
-        iteration: Of a training, that the model is of.
+        iteration: Of a training, that the model is of; the number of images stands beside it.
     """
     classes = {"name": dataset.class_names} | {key: listed(results[key]) for key, _ in _class_scores(results)}
     written: dict[str, Any] = {} if protocol is None else {"protocol": dict(protocol)}
-    written |= {} if iteration is None else {"iteration": iteration}
+    written |= {} if iteration is None else {"iteration": iteration, "images": len(dataset)}
     written |= {name: None if x != x else x for name, x in scores(results).items()}  # JSON has no NaN
     if "IoU" in results:
         written["absent_classes"] = absent_classes(results, dataset.class_names)

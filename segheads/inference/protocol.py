@@ -73,6 +73,22 @@ class InferenceProtocol:
         """JSON values from which `InferenceProtocol(**values)` is the same again."""
         return {name: list(x) if isinstance(x, tuple) else x for name, x in dataclasses.asdict(self).items()}
 
+    def in_words(self, *, is_single: bool) -> dict[str, Any]:
+        """Options and values as tables beside scores show them: JSON values.
+
+        Args:
+            is_single: Whether the model is of one class, which alone has a threshold.
+        """
+        return {
+            "resized into": self.scale or "no",
+            "window": self.window or "whole image",
+            "stride": self.stride or "none",
+            "scales": list(self.scales),
+            "flip": self.flip,
+            "images below the window": self.small_images,
+            **({"threshold": self.threshold} if is_single else {}),
+        }
+
     def check_threshold(self, num_classes: int) -> None:
         """Refuse a threshold of its own where several classes are told apart, of which the most probable is taken.
 

@@ -183,6 +183,22 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     }
 
 
+def command_line(words: Sequence[str]) -> list[str] | None:
+    """The words that started a training, or None where no command of segheads and no recipe did.
+
+    Args:
+        words: `sys.argv`.
+
+    Examples:
+        >>> command_line(["/usr/bin/segheads", "train", "--demo"])
+        ['segheads', 'train', '--demo']
+    """
+    program = Path(words[0])
+    if "segheads" in (program.stem, program.parent.name):
+        return ["segheads", *words[1:]]
+    return ["python", f"recipes/{program.name}", *words[1:]] if program.parent.name == "recipes" else None
+
+
 def memory_in_use(device: torch.device) -> float:
     """GB (1e9 bytes): of a GPU the most that tensors took since the process began, elsewhere what the process holds.
 

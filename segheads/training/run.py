@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from segheads.card import write_card_of
+from segheads.card.card import keep_card
 from segheads.checkpointing import start_grad_checkpointing
 from segheads.data import EvaluationSamples, SubsetDataset
 from segheads.drawing import picture_or_warning
@@ -285,6 +287,7 @@ def report(
     config, dataset, folder = run.config, samples.dataset, run.folder.path
     model.classes, model.protocol = dataset.classes, config.protocol
     with whole_folder(folder / "model") as temporary:
+        keep_card(folder / "model", temporary)
         model.save_pretrained(temporary)
     records = run.folder.records()
     write_class_iou(folder, records, dataset.class_names)
@@ -298,5 +301,6 @@ def report(
             maps = [of(samples[index][0], size) for index, size in zip(indices, sizes, strict=True)]
             doubts = [(*row, of_row) for row, of_row in zip(rows, maps, strict=True)]
             plot_uncertainty(doubts, dataset, folder / "uncertainty.png")
+    write_card_of(folder, folder / "model", model)
     log.info(score_line(results, dataset.class_names))
     log.info("model, tables and pictures are in %s", folder)

@@ -1,6 +1,7 @@
 """What every run is set up with: processes, folder, data sets, trackers."""
 
 import logging
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from segheads.stopping import Stop, stopping
 from segheads.training.config import CONTENTS, ENVIRONMENT, MAY_DIFFER, OLDER, TrainingConfig, changed, field_defaults
 from segheads.training.failures import said_in_a_line
 from segheads.training.labels import keep_weights, look_at_labels
-from segheads.training.machine import environment, from_main, start_accelerator
+from segheads.training.machine import command_line, environment, from_main, start_accelerator
 from segheads.training.resuming import check_contents, check_environment, check_processes, contents_of, stored
 from segheads.training.run_folder import RunFolder
 from segheads.training.watching import class_record
@@ -143,10 +144,13 @@ class Run:
         self.accelerator.wait_for_everyone()  # all have looked before the first writes
         values = self.config.as_json()
         if self.accelerator.is_main_process:
-            about = {ENVIRONMENT: self.environment(), CONTENTS: self.contents()}
-            origin = self.origin or stored(self.folder.path).get(ENVIRONMENT, {}).get("weights_from")
-            if origin is not None:
-                about[ENVIRONMENT] = {**about[ENVIRONMENT], "weights_from": origin}
+            before = stored(self.folder.path).get(ENVIRONMENT, {})
+            begun = {
+                "weights_from": self.origin or before.get("weights_from"),
+                "command": before.get("command") or command_line(sys.argv),
+            }
+            begun = {name: value for name, value in begun.items() if value is not None}
+            about = {ENVIRONMENT: {**self.environment(), **begun}, CONTENTS: self.contents()}
             self.folder.start({**values, **about})
             if self.class_weights is not None:
                 keep_weights(self.folder.path, self.training_set.class_names, self.class_weights)

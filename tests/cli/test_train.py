@@ -8,11 +8,11 @@ from miniatures import draw_labels, own_folder
 
 from segheads import Predictor
 from segheads.cli import main
-from segheads.cli.info import origin
 from segheads.cli.probe import Config, what_next
 from segheads.cli.train import tell_classes
 from segheads.data import DataConfig, Scenes
 from segheads.errors import OptionError
+from segheads.pretrained import origin
 from segheads.training import changed
 
 SMALL = [
@@ -107,9 +107,16 @@ def test_info_tells_what_a_run_is(trained, data, capsys):
     ("run", "expected"),
     [
         ({}, None),
-        ({"pretrained": True}, {"words": "weights as of timm's resnet18.a1_in1k", "licence": "apache-2.0"}),
+        (
+            {"pretrained": True},
+            {
+                "words": "weights as of timm's resnet18.a1_in1k",
+                "licence": "apache-2.0",
+                "hub_id": "timm/resnet18.a1_in1k",
+            },
+        ),
         ({"pretrained": False}, None),
-        ({"init_from": "runs/a"}, {"words": "began from runs/a", "licence": None}),
+        ({"init_from": "runs/a"}, {"words": "began from runs/a", "licence": None, "hub_id": None}),
     ],
 )
 def test_where_the_backbones_weights_are_from(run, expected):

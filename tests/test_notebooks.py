@@ -1,4 +1,4 @@
-"""The notebooks of docs/notebooks run as they stand, at small sizes, and what is stored of them is whole and of no machine.
+"""The notebooks of docs/notebooks run as they stand, at small sizes; what is stored of them is whole and of no machine.
 
 `python tests/test_notebooks.py [NAME ...]` runs them, or those named, at full size and stores what they show.
 """
@@ -8,16 +8,19 @@ import re
 import sys
 import tempfile
 import time
+from base64 import b64decode, b64encode
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-TIME_LIMIT = 120  # seconds
+TIME_LIMIT = 300  # seconds; a free core takes about 15
 LARGEST = 250_000  # bytes
 SMALL = {  # in place of the numbers in the cell that is tagged "parameters"
     "a_head_on_your_own_backbone": {"ITERATIONS": 2},
@@ -53,7 +56,7 @@ def test_a_stored_notebook_is_whole(path):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+    assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not MACHINE.findall(PICTURE.sub("", str([text_of(output) for output in outputs])))
     assert path.stat().st_size < LARGEST
     assert notebook.metadata == {
@@ -117,6 +120,16 @@ def run(notebook, folder, seconds):
     ).execute()
 
 
+def shrink_pictures(notebook):
+    """Give figures a palette of 256 colours, with which they take a third of the room."""
+    for output in [output for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]:
+        shown = output.data.get("image/png")
+        if shown and "text/html" not in output.data:
+            file = BytesIO()
+            Image.open(BytesIO(b64decode(shown))).convert("RGB").quantize(256).save(file, "PNG", optimize=True)
+            output.data["image/png"] = b64encode(file.getvalue()).decode()
+
+
 def store(names):
     """Run notebooks at full size and keep what they show."""
     for path in NOTEBOOKS:
@@ -127,6 +140,7 @@ def store(names):
             notebook = nbformat.read(path, as_version=4)
             run(notebook, folder, 10 * TIME_LIMIT)
         notebook.metadata.language_info = {"name": "python"}  # of any version
+        shrink_pictures(notebook)
         nbformat.write(notebook, path)
         print(f"{path.name}: {path.stat().st_size} bytes")
 

@@ -26,7 +26,7 @@ SMALL = {  # in place of the numbers in the cell that is tagged "parameters"
     "a_head_on_your_own_backbone": {"ITERATIONS": 2},
     "choose_a_head_by_probing": {"ITERATIONS": 2, "SEEDS": 1},
     "export_and_serve": {"ITERATIONS": 2},
-    "look_inside_mean_shift": {"ITERATIONS": 2, "IMAGES": 2},
+    "look_inside_mean_shift": {"ITERATIONS": 2, "IMAGES": 4},
     "train_on_your_own_folder": {"ITERATIONS": 2},
 }
 # Lines by which a kernel shows that it is this Python with this checkout

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # Options that the training of the best head takes over, beside its head and backbone
 SHARED = {field.name for field in dataclasses.fields(DataConfig)} - {"download"}
-SHARED |= {"backbone_weights", "pretrained", "crop_size", "scale", "window", "stride"}
+SHARED |= {"backbone_weights", "pretrained", "patch_size", "depth", "crop_size", "scale", "window", "stride"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,12 +167,18 @@ def test_probes_end_with_the_command_that_trains_the_best_head(data, caplog):
     assert last.startswith("  segheads train --head 'linear @ fpn(out_channels=8)' --backbone test_resnet ")
     for option in (f"--data-root {data}", "--class-names lawn path", "--scale 48 40", "--no-pretrained"):
         assert f" {option}" in last
+
+
+def test_that_command_has_the_same_backbone_and_data():
     scores = {"linear": 3.0, "fcn": 4.0, "uper": None}
     rows = [{"head": name, "best": True, "mIoU": score} for name, score in scores.items()]
     config = changed(Config(), dataset="camvid", num_classes=3, ignore_index=(7, 9), reduce_zero_label=True)
+    config = changed(config, patch_size=8, depth=4)
     told = what_next(config, rows)
     for option in ("--head fcn --backbone convnext", "--dataset camvid", "--ignore-index 7 9", "--reduce-zero-label"):
         assert f" {option}" in told
+    assert " --patch-size 8 " in told
+    assert " --depth 4 " in told
     assert "--scale" not in told
     assert what_next(config, rows[2:]) == "no head has a score; give other --learning-rates"
 

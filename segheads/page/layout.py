@@ -132,7 +132,7 @@ def _save_on_demand(drawing: Any, found: Any, path: Any, folder: Path) -> None:
     """Write a PNG when the viewer asks for one, and hand it to the browser."""
     import gradio as gr
 
-    saved = gr.File(visible="hidden")
+    saved = gr.File(visible="hidden", interactive=False)
 
     def write(event: gr.EventData, prediction: Prediction | None, image: str | None) -> str:
         try:

@@ -158,7 +158,7 @@ def main(config: Config) -> None:
 
 def label_all(config: Config, accelerator: Accelerator, paths: Sequence[Path], kinds: Kinds) -> list[tuple[str, str]]:
     """Label what is not done yet; gives the images that failed, with the reason."""
-    predictor = open_predictor(config, accelerator)
+    predictor = open_predictor(config.model, config.views, config.machine, accelerator)
     record = Record.read(config.output, key_of(predictor))
     sources = name_results(paths, record.entries)
     accelerator.wait_for_everyone()  # all have read before the first writes
@@ -189,15 +189,14 @@ def kinds_of(results: Results) -> Kinds:
     return Kinds(results.overlay, results.opacity, results.probability, results.uncertainty)
 
 
-def open_predictor(config: Config, accelerator: Accelerator) -> Predictor:
+def open_predictor(model: str, views: Views, machine: Machine, accelerator: Accelerator) -> Predictor:
     """The model on its device, with the protocol that is asked for."""
-    machine = config.machine
     predictor = Predictor.from_pretrained(
-        config.model,
+        model,
         mixed_precision=machine.mixed_precision or launched_precision(),
         batch_size=machine.batch_size,
     )
-    predictor.protocol = config.views.of(predictor.protocol)
+    predictor.protocol = views.of(predictor.protocol)
     with options_become_parts():
         predictor.protocol.check_threshold(predictor.model.num_classes)
     device = machine.device or accelerator.device

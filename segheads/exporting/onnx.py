@@ -1,5 +1,6 @@
 """ONNX: one file for onnxruntime and what else reads it."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from segheads.exporting.program import export_program
 from segheads.exporting.registry import Format, Job, Precision, Runner
 
 LARGEST_FILE = 2**31 - 2**20  # bytes of a single ONNX file
+AXES = {0: "batch", 2: "height", 3: "width"}  # of the images
 
 
 class Onnx(Format):
@@ -83,7 +85,20 @@ def onnx_model(job: Job) -> Any:
             verbose=False,
             optimize=True,
         )
-    return found.model_proto
+    model = found.model_proto  # made anew each time it is asked for
+    _name_axes(model.graph)
+    return model
+
+
+def _name_axes(graph: Any) -> None:
+    """Give free axes words, in which torch numbers them: s34 is the height."""
+    (images,) = (x for x in graph.input if x.name == INPUT)
+    dims = images.type.tensor_type.shape.dim
+    words = {dims[i].dim_param: AXES[i] for i in AXES if dims[i].dim_param}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda found: words.get(found[0], found[0]), dim.dim_param)
 
 
 def save(model: Any, path: Path, metadata: Mapping[str, str]) -> None:

@@ -73,6 +73,12 @@ def test_onnxruntime_gives_the_models_labels_at_any_size(model, exported, batch,
     assert len(np.unique(labels)) > 1
 
 
+def test_free_axes_have_names(exported):
+    session = onnxruntime.InferenceSession(str(exported.path))
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert session.get_outputs()[0].shape == ["batch", "height", "width"]
+
+
 def test_the_file_says_what_it_is(model, exported):
     about = onnxruntime.InferenceSession(str(exported.path)).get_modelmeta().custom_metadata_map
     assert about == exported.metadata

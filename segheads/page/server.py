@@ -93,7 +93,7 @@ def serve(
         if place.getsockname()[0] not in LOOPBACK:
             log.info("everyone who reaches this machine can use it: there is no password")
         if browse:
-            webbrowser.open(address_of(place))
+            webbrowser.open_new_tab(address_of(place))
         server.run(sockets=[place])
 
 

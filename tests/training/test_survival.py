@@ -27,6 +27,13 @@ def _set_up(own_run, monkeypatch):
     monkeypatch.setattr(Scenes, "__len__", lambda self: 4)
 
 
+@pytest.fixture(autouse=True)
+def _hears_interrupts():  # which a shell's background processes ignore
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def trained(folder, **options):
     """The weights that a run ends with."""
     run_training(TrainingConfig.from_flat(**{**FOUR, **options}, output=folder), build)

@@ -17,6 +17,7 @@ TILE_ELEMENTS = 600_000  # scores of a tile on the CPU, 2.4 MB in fp32: 300 k to
 TILE_ELEMENTS_ELSEWHERE = 16_000_000  # where launching kernels is what costs
 TILE_PIXELS = 1 << 14  # on the CPU: of few classes, what is computed of each pixel takes the cache
 TILE_COLUMNS = 128
+SINGLE_PIXELS, SINGLE_COLUMNS = 1 << 16, 256  # of one class: else starting operations takes longer than they do
 KEPT_ELEMENTS = 1 << 20  # of the largest weights that are kept for the next image
 
 
@@ -106,10 +107,11 @@ def tiles(
         rows `(H, h)`, columns `(W, w)`, both float64 on the CPU.
     """
     (H, W), on_cpu = size, like.device.type == "cpu"
-    width = TILE_COLUMNS if on_cpu else max(W, 1)
+    columns_of_cpu, pixels = (SINGLE_COLUMNS, SINGLE_PIXELS) if num_classes == 1 else (TILE_COLUMNS, TILE_PIXELS)
+    width = columns_of_cpu if on_cpu else max(W, 1)
     height = (TILE_ELEMENTS if on_cpu else TILE_ELEMENTS_ELSEWHERE) // (num_classes * min(width, max(W, 1)))
     if on_cpu:
-        height = min(height, TILE_PIXELS // min(width, max(W, 1)))
+        height = min(height, pixels // min(width, max(W, 1)))
     across = _blocks(columns, W, width, like)
     for down in _blocks(rows, H, max(height, 4), like):
         for block in across:

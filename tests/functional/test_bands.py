@@ -66,8 +66,8 @@ def test_bits_are_the_same_for_any_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-@pytest.mark.parametrize("K", [1, 2, 19])
-def test_few_classes_have_parts_for_several_threads(K, monkeypatch):
+@pytest.mark.parametrize(("K", "fewest"), [(1, 2), (2, 2), (19, 4)])
+def test_few_classes_have_parts_for_several_threads(K, fewest, monkeypatch):
     counts = []
 
     def watched(count, *work):
@@ -82,7 +82,7 @@ def test_few_classes_have_parts_for_several_threads(K, monkeypatch):
     divisor, *others = counts
     assert divisor == 1  # a part of each image
     assert others
-    assert min(others) >= 4
+    assert min(others) >= fewest
 
 
 def test_parts_are_added_in_order_on_one_core_each():

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 SIGNALLED = 128  # plus the number of the signal, as shells have it
+SIGPIPE = 13  # which Windows has not
 TRACEBACK, OF_TRACEBACK = "--traceback", "show, before an error's line, where in the code it came from"
 USAGE = 2  # the exit status of a run that cannot begin or go on
 
@@ -112,12 +114,16 @@ def run(
         try:
             given = parse(config, words, demo=demo, description=description, prog=prog)
             with stopping():
-                return main(given)
+                result = main(given)
+            sys.stdout.flush()  # here a reader that is gone can be told from a fault
+            return result
         except StoppedError as stop:
             if _is_main_process() or stop.__cause__:  # its step failed: the main process may be gone
                 print("; ".join(filter(None, (f"{_of_process()}{stop}", advise(stop, given)))), file=sys.stderr)
             raise SystemExit(SIGNALLED + stop.signal) from stop
         except (SegheadsError, OSError) as error:
+            if isinstance(error, BrokenPipeError) and _reader_is_gone():
+                raise SystemExit(SIGNALLED + SIGPIPE) from error
             if _is_main_process() or isinstance(error, RunEndedError):  # which may be of one process alone
                 if shows_all:
                     traceback.print_exception(error)
@@ -126,6 +132,19 @@ def run(
                 if advice := advise(error, given):
                     print(advice, file=sys.stderr)
             raise SystemExit(USAGE) from error
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any longer, as after `segheads list backbones | head`."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file of the system
+        return False
+    if not hasattr(select, "poll"):
+        return False
+    watcher = select.poll()
+    watcher.register(output, 0)
+    return any(event & select.POLLERR for _, event in watcher.poll(0))
 
 
 def parse(

@@ -264,3 +264,28 @@ def test_words_that_cannot_be_read_are_one_line(capsys, words, named):
     assert named in shown
     assert "│" not in shown
     assert "╭" not in shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_seen_enough_is_no_fault(lines):
+    program = f"""
+import dataclasses, sys
+from segheads.cli.run import run
+
+@dataclasses.dataclass
+class Config:
+    x: int = 0
+
+def main(config):
+    sys.stdin.read()  # until the reader is gone
+    print("line\\n" * {lines})
+
+run(main, Config, args=[])
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) as process:
+        process.stdout.close()
+        process.stdin.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (128 + 13, "")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 HEAD = """# Licences of dependencies
 
-What `pip install "segheads[recipes,tiff,coco,parquet]"` brings, as the packages themselves say; made by
+What `pip install "segheads[recipes,tiff,coco,parquet,export,demo]"` brings, as the packages themselves say; made by
 `python requirements/licences.py`.
 
 | package | licence |
 |---|---|
 """
-EXTRAS = {"recipes", "tiff", "coco", "parquet"}
+EXTRAS = {"recipes", "tiff", "coco", "parquet", "export", "demo"}
 
 
 def names_of(package: str, extras: set[str] = frozenset()) -> set[str]:

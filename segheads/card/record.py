@@ -25,7 +25,7 @@ OF_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}")
 class Record(NamedTuple):
     """What is known of a model beside its own files; each part may be empty.
 
-    Args:
+    Attributes:
         run: The config.json of the run that trained it.
         results: What was measured: a results.json.
         pictures: Files of the run, of the names in `PICTURES`.

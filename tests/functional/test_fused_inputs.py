@@ -7,10 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
+from torch.torch_version import TorchVersion
 
 from segheads.functional import mean_shift
 
 affinity = importlib.import_module("segheads.functional.affinity")
+pytestmark = pytest.mark.skipif(
+    TorchVersion(torch.__version__) < (2, 14), reason="gradients of fake CUDA tensors: 2.14 has them, 2.7 aborts"
+)
 
 
 @pytest.fixture

@@ -31,8 +31,9 @@ from segheads.losses import PixelLoss, create_loss
 from segheads.modules import evaluating, freeze_unused
 from segheads.plan import ModelPlan, wire
 from segheads.pyramids import Pyramid, find_pyramid
-from segheads.saving import describing, find_folder, load_weights, restore_settings, write_folder
+from segheads.saving import describing, find_folder, restore_settings, write_folder
 from segheads.untrusted import no_more_than
+from segheads.weights_file import load_weights
 
 log = logging.getLogger(__name__)
 

@@ -340,7 +340,7 @@ def test_a_save_that_fails_leaves_the_model_that_was_there(model, tmp_path, monk
         path.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("segheads.saving.save_file", full)
+    monkeypatch.setattr("segheads.weights_file.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         model.save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -115,7 +115,7 @@ def run(
             given = parse(config, words, demo=demo, description=description, prog=prog)
             with stopping():
                 result = main(given)
-            sys.stdout.flush()  # here a reader that is gone can be told from a fault
+            print(end="", flush=True)  # here a reader that is gone can be told from a fault
             return result
         except StoppedError as stop:
             if _is_main_process() or stop.__cause__:  # its step failed: the main process may be gone

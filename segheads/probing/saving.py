@@ -12,19 +12,17 @@ from segheads.probing.backbone import SharedBackbone
 from segheads.probing.probes import Probe
 from segheads.saving import (
     FORMAT,
-    check_weights,
     describing,
     inside,
     meaning_as_json,
     meaning_from_json,
     read_config,
     read_model,
-    read_weights,
     restore_settings,
     settings_of,
-    write_weights,
 )
 from segheads.untrusted import no_more_than
+from segheads.weights_file import check_weights, read_weights, write_weights
 
 BACKBONE_FILE, HEAD_FILE, HEAD_CONFIG_FILE = "backbone.safetensors", "head.safetensors", "config.json"
 

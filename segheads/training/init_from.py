@@ -6,7 +6,8 @@ from pathlib import Path
 from segheads.classes import Classes
 from segheads.errors import SavedModelError
 from segheads.model import SegmentationModel
-from segheads.saving import find_folder, load_weights
+from segheads.saving import find_folder
+from segheads.weights_file import load_weights
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """Every timm architecture as a list of feature maps: the one place that knows that backbones differ."""
 
 import difflib
+import inspect
 import math
 import warnings
 from functools import partial
@@ -50,7 +51,7 @@ class TimmBackbone(nn.Module):
     The plain timm model is built without its classifier; the blocks behind the last map are cut off and parameters that
     no map depends on are frozen, so that DDP works. Images of any size go in: they are padded with zeros at the right
     and the bottom to a multiple of the strides, or resized where an architecture's weights are bound to one size. The
-    maps come back at `ceil(size / stride)`, without class, register or distillation tokens.
+    maps come back at `ceil(size / stride)`, without class, register or distillation tokens unless `class_token` is set.
 
     The last map has gone through the norm with which the model's `forward_features` ends. In a plain ViT every map
     goes through it (as in DINOv2's segmentation code; mmsegmentation normalises the last map alone). A norm that the
@@ -79,6 +80,9 @@ class TimmBackbone(nn.Module):
             MMSegmentation, transformers and SenFormer put behind Swin and ConvNeXt; its eps is `norm_eps`, or 1e-5.
         swin_padding: Whether a Swin shifts a map before it pads it to whole windows (`"timm"`) or after, as
             `"published"`, which matters where windows do not cover the map.
+        final_norm: Whether maps go through the model's final norm, as above; the published DPT takes them without.
+        class_token: Whether the class token stands behind each cell, as further channels of every map: twice as many,
+            which the published DPT and DINOv2's linear probes of whole images read.
 
     Shape:
         - Input: images `(B, in_chans, H, W)`, any `H` and `W`.
@@ -93,8 +97,8 @@ class TimmBackbone(nn.Module):
             mean and std are timm's averages.
 
     Raises:
-        ValueError: For an unknown name, levels that are not there, or a `pos_embed_resize` or `swin_padding` that
-            cannot be.
+        ValueError: For an unknown name, levels that are not there, or a `pos_embed_resize`, `swin_padding` or
+            `class_token` that cannot be.
         FileNotFoundError: If `pretrained` is the path of no file.
         PretrainedWeightsError: If weights are missing, out of reach or do not fit.
 
@@ -120,6 +124,8 @@ class TimmBackbone(nn.Module):
         model_kwargs: dict[str, Any] | None = None,
         level_norms: bool = False,
         swin_padding: Literal["timm", "published"] = "timm",
+        final_norm: bool = True,
+        class_token: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -165,7 +171,10 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"swin_padding='published' needs a Swin, which {name} is not; leave it at 'timm'")
 
         self.smallest = SMALLEST.get(family, 1)
-        self.final_norm = family not in NO_FINAL_NORM and not level_norms
+        self.final_norm = final_norm and family not in NO_FINAL_NORM and not level_norms
+        if class_token and not _has_class_token(self.model):
+            raise ValueError(f"class_token needs a ViT with a class token, which {name} has not; leave it out")
+        self.class_token = class_token
         self.norms = nn.ModuleList()  # of the maps, if there are any
         self.is_exact = False  # a graph for any size is exported: its maps are known to need no resizing
         self.indices, self.strides, self.channels = self._choose_levels(levels)
@@ -344,7 +353,10 @@ class TimmBackbone(nn.Module):
             norm=norm and self.final_norm,
             intermediates_only=True,
             output_fmt="NCHW",
+            **({"return_prefix_tokens": True} if self.class_token else {}),
         )
+        if self.class_token:  # of the tokens without a place the first
+            maps = [torch.cat([x, tokens[:, 0, :, None, None].expand_as(x)], 1) for x, tokens in maps]
         if indices is None and len(self.norms):
             return [normalise(x) for normalise, x in zip(self.norms, maps, strict=True)]
         return maps
@@ -416,6 +428,11 @@ def _data_config(model: nn.Module, in_chans: int) -> dict[str, Any]:
         if len(config[key]) != in_chans:
             config[key] = [sum(config[key]) / len(config[key])] * in_chans
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def _has_class_token(model: Any) -> bool:
+    takes = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    return takes and getattr(model, "cls_token", None) is not None
 
 
 def _resize_pos_embed_as_published(model: Any, name: str, mode: str) -> None:

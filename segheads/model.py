@@ -112,6 +112,11 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             source, channels, strides = pyramid, list(pyramid.channels), list(pyramid.output_strides(strides))
         level = 0 if pyramid is not None or head.multi_level else -1
         _check_fit(head, channels if head.multi_level else channels[level], source)
+        if head.needs_class_token and not getattr(source, "class_token", False):
+            raise ValueError(
+                f"{type(head).__name__} was built for maps with the class token behind each cell; build the backbone "
+                "with class_token=True, and take no pyramid"
+            )
         self.backbone = backbone
         self.pyramid = pyramid
         self.head = head

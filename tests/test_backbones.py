@@ -441,6 +441,31 @@ def test_a_checkpoint_without_tensors_and_one_with_code_are_refused(tmp_path):
         TimmBackbone("test_vit", pretrained=tmp_path / "code.pth")
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_small_patch16_dinov3"])
+def test_the_class_token_stands_behind_each_cell(name):
+    kwargs = {"model_kwargs": {"depth": 4, "embed_dim": 32, "num_heads": 2}}  # two and five tokens without a place
+    backbone = build(name, levels=2, class_token=True, final_norm=False, **kwargs)
+    plain = build(name, levels=2, final_norm=False, **kwargs)
+    nn.init.normal_(backbone.model.cls_token)
+    plain.load_state_dict(backbone.state_dict())
+    images = torch.randn(2, 3, 48, 64)
+    tokens = []
+    backbone.model.blocks[1].register_forward_hook(lambda _module, _inputs, output: tokens.append(output[:, 0]))
+    with torch.no_grad():
+        maps, others = backbone(images), plain(images)
+    assert backbone.channels == [64, 64]
+    assert not backbone.model.norm.weight.requires_grad  # which no map goes through
+    for x, other in zip(maps, others, strict=True):
+        torch.testing.assert_close(x[:, :32], other)
+    torch.testing.assert_close(maps[0][:, 32:], tokens[0][:, :, None, None].expand(2, 32, 3, 4))
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit2"])  # test_vit2 has a register, and no class token
+def test_a_backbone_without_class_token_says_so(name):
+    with pytest.raises(ValueError, match=f"class_token needs a ViT with a class token, which {name} has not"):
+        TimmBackbone(name, pretrained=False, class_token=True)
+
+
 def test_what_does_not_fit_is_listed(tmp_path):
     state = timm.create_model("test_vit").state_dict()
     state["transformer.0.weight"] = state.pop("blocks.0.attn.qkv.weight")

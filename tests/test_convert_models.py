@@ -37,14 +37,19 @@ def test_a_dilated_resnet_is_told(golden):
     assert from_reference(vectors.tensors("state."), "mmseg").backbone.strides == [8]
 
 
-@pytest.mark.parametrize("backbone", ["convnext", "swin"])
-def test_transformers(golden, backbone, tmp_path):
-    vectors = golden(f"transformers_uper_{backbone}")
-    folder = tmp_path / "hf"
+def folder_of(vectors, folder, **changed):
+    """What transformers' `save_pretrained` writes."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(vectors.config))
+    (folder / "config.json").write_text(json.dumps({**vectors.config, **changed}))
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
     save_file(vectors.tensors("state."), folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["uper_convnext", "uper_swin", "dpt"])
+def test_transformers(golden, kind, tmp_path):
+    vectors = golden(f"transformers_{kind}")
+    folder = folder_of(vectors, tmp_path / "hf")
     main(["convert", str(folder), "--from", "hf", "--output", str(tmp_path / "model")])
     model = SegmentationModel.from_pretrained(tmp_path / "model").eval()
     with torch.no_grad():
@@ -73,6 +78,56 @@ def test_smp(kind, encoder, options, tmp_path):
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images))
+
+
+DPT = {"decoder_intermediate_channels": (8, 8, 8, 8), "decoder_fusion_channels": 8, "dynamic_img_size": True}
+
+
+@pytest.mark.parametrize("readout", ["cat", "add", "ignore"])
+def test_dpt_of_smp(readout, tmp_path):
+    theirs = smp.DPT("tu-vit_tiny_patch16_224", encoder_weights=None, classes=5, decoder_readout=readout, **DPT).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+    nn.init.normal_(theirs.encoder.model.cls_token)
+    theirs.save_pretrained(tmp_path / "smp")
+    convert_checkpoint(tmp_path / "smp", "smp").save_pretrained(tmp_path / "model")
+    ours = SegmentationModel.from_pretrained(tmp_path / "model").eval()
+    assert ours.head.needs_class_token == (readout != "ignore")
+    images = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images))
+
+
+def test_dpt_that_reads_other_blocks_or_tokens_is_refused(golden, tmp_path):
+    for name, encoder, options, message in (
+        ("blocks", "tu-test_vit", {"encoder_output_indices": [0, 1, 2, 3]}, r"of blocks \[0, 1, 2, 3\] .* only of"),
+        ("tokens", "tu-deit_tiny_distilled_patch16_224", {"decoder_readout": "add"}, "adds the mean of [0-9] tokens"),
+        ("default", "tu-test_vit", {}, r"of blocks \[0, 2, 3, 5\] .*, only of \[1, 2, 3, 5\]"),
+        ("depth", "tu-test_vit", {"encoder_depth": 3}, "encoder_depth 3 cannot be converted, only with 4"),
+    ):
+        options = {"encoder_depth": 4, **DPT, **options}
+        theirs = smp.DPT("tu-test_vit", encoder_weights=None, **DPT)
+        theirs.save_pretrained(tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        (tmp_path / name / "config.json").write_text(json.dumps({**config, **options, "encoder_name": encoder}))
+        with pytest.raises(CheckpointError, match=message):
+            convert_checkpoint(tmp_path / name, "smp")
+    vectors = golden("transformers_dpt")
+    for key, value in (
+        *(
+            ("is_hybrid", True),
+            ("readout_type", "x"),
+            ("hidden_act", "relu"),
+            ("backbone_config", {"model_type": "bit"}),
+        ),
+        *(("use_batch_norm_in_fusion_residual", False), ("backbone_out_indices", [0, 0, 1, 3])),
+    ):
+        folder = folder_of(vectors, tmp_path / key, **{key: value})
+        with pytest.raises(
+            CheckpointError, match=f"DPT (with {key}|of blocks .0, 0, 1, 3.) .*cannot be converted, only"
+        ):
+            convert_checkpoint(folder, "hf")
 
 
 def test_a_converted_model_predicts_the_golden_labels(golden, tmp_path):
@@ -137,7 +192,7 @@ def broken(tmp_path, vectors):
     torch.save({"state_dict": state, "hook": nn.Linear}, tmp_path / "code.pth")
     for name, config in {
         "dilated": {"_model_class": "PAN", "encoder_name": "resnet18"},
-        "dpt": {"model_type": "dpt"},
+        "segformer": {"model_type": "segformer"},
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
@@ -153,7 +208,7 @@ BROKEN = {
     ("code.pth", "mmseg"): "holds other objects than tensors and plain values, which are not run",
     ("none.pth", "mmseg"): "there is no such file",
     ("dilated", "smp"): "smp's PAN cannot be converted .*dilated",
-    ("dpt", "hf"): "model_type 'dpt' cannot be converted .*class token",
+    ("segformer", "hf"): "model_type 'segformer' cannot be converted .*timm has no Mix Transformer.; upernet, dpt can",
     ("none", "hf"): "config.json cannot be read",
 }
 

@@ -6,7 +6,8 @@
     segheads convert upernet-convnext-tiny --from hf --output models/convnext
 
 What can be converted: Segmenter; Segmenter, UPerNet and FCN of MMSegmentation; MeanShifter; SenFormer; Unet, Unet++,
-MAnet, Linknet, FPN, UPerNet and Segformer decoders that segmentation-models-pytorch saved; UPerNet of transformers.
+MAnet, Linknet, FPN, UPerNet, Segformer and DPT decoders that segmentation-models-pytorch saved; UPerNet and DPT of
+transformers.
 Nothing that a checkpoint holds is run: it must hold tensors and plain values. Keys that fit nowhere are an error.
 """
 
@@ -19,6 +20,7 @@ import tyro
 
 from segheads.classes import Classes
 from segheads.convert import convert_checkpoint
+from segheads.convert.checkpoint import FOLDERS
 from segheads.data import ade20k, camvid, cityscapes, coco_stuff, voc
 from segheads.errors import OptionError, options_become_parts
 from segheads.files import whole_folder
@@ -82,7 +84,9 @@ def main(config: Config) -> None:
 
 
 def _assumed(plan: ModelPlan, config: Config) -> list[str]:
-    """Options that were not given and that change the result."""
+    """Options that were not given and that change the result; a folder's config.json tells them all."""
+    if config.source in FOLDERS:
+        return []
     backbone = plan.backbone_kwargs.get("model_kwargs", {})
     shown = {
         "num_heads": None if "stem_type" in backbone or "window_size" in backbone else backbone.get("num_heads"),

@@ -94,7 +94,7 @@ def _resnet(state: State, output_stride: int) -> Backbone:
 
 def _swin(state: State) -> Backbone:
     found = rename(state, SWIN)
-    found = _joined_qkv(found)
+    found = joined_qkv(found)
     stages = range(count(found, r"layers\.(\d+)\."))
     tables = {i: found[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in stages}
     depths = tuple(count(found, rf"layers\.{i}\.blocks\.(\d+)\.") for i in tables)
@@ -151,7 +151,7 @@ def _inside(state: State) -> dict[str, Tensor]:
     return {key if key.startswith("norms.") else f"model.{key}": value for key, value in state.items()}
 
 
-def _joined_qkv(state: State) -> dict[str, Tensor]:
+def joined_qkv(state: State) -> dict[str, Tensor]:
     """One linear layer for query, key and value, which transformers has apart."""
     joined = {key: value for key, value in state.items() if not re.search(r"\.attn\.(query|key|value)\.", key)}
     for key in state:

@@ -29,6 +29,7 @@ class Head(nn.Module, ABC):
             name in `segheads.pyramids.PYRAMIDS`, or None for the backbone's own maps.
         max_levels: How many of the backbone's levels the head (with its pyramid) has use for, the coarsest ones.
         num_blocks: How many blocks of a plain ViT the head wants, as maps of one stride, where others want a pyramid.
+        needs_class_token: Whether it reads the class token behind each cell, see `TimmBackbone(class_token=True)`.
         is_ensemble: Whether `predictions` are those of learners after the first, so that uncertainty can be told.
         upsampling: Cells of the logits for one cell of the finest map; 1 but in decoders that upsample by themselves.
 
@@ -40,6 +41,7 @@ class Head(nn.Module, ABC):
     preferred_pyramid: ClassVar[str | None] = "fpn"
     max_levels: ClassVar[int] = 4
     num_blocks: ClassVar[int | None] = None
+    needs_class_token: bool = False
     is_ensemble: ClassVar[bool] = False
     upsampling: int = 1
     in_channels: Any  # int, or list[int] in a multi-level head

@@ -35,8 +35,10 @@ class SmpHead(Head):
     - `deeplabv3`, `deeplabv3plus`, `pan`, `pspnet` come with dilated encoders in smp (and `pspnet` reads the stride-8
       map). Here they run undilated, on the backbone's own maps; rates stay as they are unless set.
     - `dpt` takes maps of equal size, blocks of one plain ViT (which `create_model` takes by itself), without
-      the class token, therefore `decoder_readout="ignore"`; the logits have 8 x 8 cells per patch. For maps that halve
-      say `encoder_output_strides=[4, 8, 16, 32]`: the logits then have 2 x 2 cells per cell of the finest map.
+      the class token, therefore `decoder_readout="ignore"`; the logits have 8 x 8 cells per patch. For maps with it, as
+      `TimmBackbone(class_token=True)` gives them, say `encoder_has_prefix_tokens=True` and `decoder_readout="cat"` or
+      `"add"`. For maps that halve say `encoder_output_strides=[4, 8, 16, 32]`: the logits then have 2 x 2 cells per
+      cell of the finest map.
 
     Batch normalisation of a pooled 1x1 map of a single image, at which training in smp stops with "Expected more than
     1 value per channel", uses the running statistics here.
@@ -46,7 +48,8 @@ class SmpHead(Head):
         num_classes: Number of classes K.
         decoder: A name of `smp_decoders()`.
         upsampling: Factor by which the head itself enlarges the decoder's logits, with `align_corners=True` as smp does
-            (4 for `fpn`, `upernet`, `segformer`); 1 leaves it to the model, which holds no full-resolution logits.
+            (4 for `fpn`, `upernet`, `segformer`, 2 for `dpt`); 1 leaves it to the model, which holds no full-resolution
+            logits.
         **options: smp's options of that decoder, in smp's words, such as `decoder_channels` or `decoder_use_norm`.
 
     Shape:
@@ -98,6 +101,7 @@ class SmpHead(Head):
         self._least = spec.least * self._multiple
         self._num_dummies = _count_dummies(decoder, spec, self._used, options)
         self._enlarge = 1 if spec.upsamples else 2 ** max(0, count - min(spec.most, 4))
+        self.needs_class_token = bool(options.get("encoder_has_prefix_tokens"))
         if decoder == "dpt":
             self._strides = _dpt_strides(count, options)
             self._multiple = max(*self._strides, 2 ** (count + 1))
@@ -105,12 +109,12 @@ class SmpHead(Head):
         elif spec.upsamples:
             self.upsampling = 2**self._num_dummies
         if upsampling != 1:
-            if decoder == "dpt" or spec.upsamples or upsampling < 1 or upsampling % self._enlarge:
+            if spec.upsamples or upsampling < 1 or upsampling % self._enlarge:
                 raise ValueError(
-                    f"upsampling is for smp's fpn, pan, pspnet, deeplabv3, deeplabv3plus, upernet and segformer, and a "
-                    f"multiple of {self._enlarge} on {count} maps; got {upsampling} for {decoder!r}"
+                    f"upsampling is for smp's fpn, pan, pspnet, deeplabv3, deeplabv3plus, upernet, segformer and dpt, "
+                    f"and a multiple of {self._enlarge} on {count} maps; got {upsampling} for {decoder!r}"
                 )
-            self.upsampling, self._enlarge = upsampling // self._enlarge, 1
+            self.upsampling, self._enlarge = self.upsampling * upsampling // self._enlarge, 1
 
         encoder_channels = [0] * self._num_dummies + self.in_channels[-self._used :]
         try:
@@ -119,7 +123,7 @@ class SmpHead(Head):
             raise ValueError(f"smp's decoder {decoder!r} cannot be built with {options}: {error}") from error
         self.decoder = tolerate_single_values(built)
         if decoder == "dpt":
-            self.segmentation_head = DPTSegmentationHead(channels, num_classes, upsampling=1)
+            self.segmentation_head = DPTSegmentationHead(channels, num_classes, upsampling=upsampling)
         else:
             self.segmentation_head = SegmentationHead(channels, num_classes, spec.kernel_size, upsampling=upsampling)
         if spec.initialises:
@@ -135,13 +139,20 @@ class SmpHead(Head):
             self._check_sizes(x)
         maps = self._pad(x)[-self._used :]
         if self.decoder_name == "dpt":
-            decoded = self.decoder(maps, [None] * len(maps))  # no prefix tokens
+            decoded = self.decoder(*self._without_tokens(maps))
         else:
             decoded = self.decoder([*self._dummies(maps[0]), *maps])
         logits = self.segmentation_head(decoded)
         if self._enlarge > 1:
             logits = F.interpolate(logits, scale_factor=float(self._enlarge), mode="bilinear")
         return crop(logits, h * self.upsampling, w * self.upsampling)
+
+    def _without_tokens(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The maps, and apart from them the class token `(B, 1, C)` that stands behind each of their cells."""
+        if not self.needs_class_token:
+            return maps, [None] * len(maps)
+        halves = [x.chunk(2, dim=1) for x in maps]
+        return [x for x, _ in halves], [token[:, None, :, 0, 0] for _, token in halves]
 
     def _dummies(self, finest: Tensor) -> list[Tensor]:
         """What stands for the image and, where missing, for the stride-2 map: no channels, but a size."""

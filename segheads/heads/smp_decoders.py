@@ -184,12 +184,13 @@ def _dpt(
     decoder_intermediate_channels: Sequence[int] = (256, 512, 1024, 1024),
     decoder_fusion_channels: int = 256,
     encoder_output_strides: Sequence[int] = (16, 16, 16, 16),
+    encoder_has_prefix_tokens: bool = False,
 ) -> tuple[nn.Module, int]:
     count = len(encoder_channels)
     decoder = DPTDecoder(
-        encoder_channels,
+        [channels // 2 for channels in encoder_channels] if encoder_has_prefix_tokens else encoder_channels,
         encoder_output_strides[:count],
-        encoder_has_prefix_tokens=False,
+        encoder_has_prefix_tokens=encoder_has_prefix_tokens,
         readout=decoder_readout,
         intermediate_channels=decoder_intermediate_channels[:count],
         fusion_channels=decoder_fusion_channels,

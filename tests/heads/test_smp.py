@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from segheads import create_model
+from segheads.backbones import TimmBackbone
 from segheads.heads import find_head
 from segheads.heads.smp import SingleValueBatchNorm, SmpHead, smp_decoders
 
@@ -173,6 +175,36 @@ def test_dpt_equals_smp_without_the_class_token():
     torch.testing.assert_close(ours, model(images))
 
 
+@pytest.mark.parametrize("readout", ["cat", "add"])
+def test_dpt_equals_smp_with_the_class_token(readout):
+    torch.manual_seed(0)
+    options = {**SMALL["dpt"], "decoder_readout": readout}
+    theirs = smp.DPT("tu-vit_tiny_patch16_224", encoder_weights=None, classes=3, dynamic_img_size=True, **options)
+    backbone = TimmBackbone("vit_tiny_patch16_224", pretrained=False, levels=4, final_norm=False, class_token=True)
+    assert backbone.channels == [384] * 4
+    head = SmpHead(backbone.channels, 3, decoder="dpt", encoder_has_prefix_tokens=True, upsampling=2, **options)
+    state = theirs.encoder.model.state_dict()
+    nn.init.normal_(state["cls_token"])
+    backbone.model.load_state_dict({key: state[key] for key in backbone.model.state_dict()})
+    head.load_state_dict({key: theirs.state_dict()[key] for key in head.state_dict()})
+    images = torch.randn(1, 3, 96, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(head.eval()(backbone.eval()(images)), theirs.eval()(images))
+
+
+def test_a_head_that_reads_the_class_token_wants_a_backbone_that_gives_it():
+    options = {"decoder_readout": "cat", "encoder_has_prefix_tokens": True, **SMALL["dpt"]}
+
+    def build(**backbone):
+        return create_model(
+            "test_vit", "smp:dpt", 3, pretrained=False, pyramid=None, head_kwargs=options, backbone_kwargs=backbone
+        )
+
+    with pytest.raises(ValueError, match="SmpHead was built for maps with the class token .* class_token=True"):
+        build()
+    assert build(class_token=True).eval()(torch.zeros(1, 3, 32, 48)).shape == (1, 3, 32, 48)
+
+
 @pytest.mark.parametrize("strides", [[4, 8, 16, 32], [8, 8, 8, 8]])
 def test_dpt_takes_maps_of_other_strides_when_told(strides):
     head = build("dpt", 4, encoder_output_strides=strides)
@@ -196,6 +228,7 @@ def test_options_are_those_of_smp(decoder):
     got.pop("encoder_channels")
     if decoder == "dpt":
         assert got.pop("encoder_output_strides") == (16, 16, 16, 16)
+        assert got.pop("encoder_has_prefix_tokens") is False
         assert theirs.pop("decoder_readout") == "cat"
         assert got.pop("decoder_readout") == "ignore"
     assert got == theirs

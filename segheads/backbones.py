@@ -16,6 +16,7 @@ from timm.layers import LayerNorm2d, resample_abs_pos_embed
 from timm.models import group_parameters
 from timm.models._input import get_model_input_config  # no public spelling; timm >= 1.0.31
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim._param_groups import auto_group_layers  # for architectures without a group_matcher; no public spelling
 from torch import Tensor, nn
@@ -80,6 +81,9 @@ class TimmBackbone(nn.Module):
             MMSegmentation, transformers and SenFormer put behind Swin and ConvNeXt; its eps is `norm_eps`, or 1e-5.
         swin_padding: Whether a Swin shifts a map before it pads it to whole windows (`"timm"`) or after, as
             `"published"`, which matters where windows do not cover the map.
+        dilation: How a ResNet of `model_kwargs={"output_stride": 8}` or 16 is dilated: in a stage's first block as in
+            the stage before (`"timm"`), or in the whole stage alike (`"smp"`, segmentation-models-pytorch's own).
+        max_stride: Leaves out what is coarser, and the stages behind it; `None` for all.
         final_norm: Whether maps go through the model's final norm, as above; the published DPT takes them without.
         class_token: Whether the class token stands behind each cell, as further channels of every map: twice as many,
             which the published DPT and DINOv2's linear probes of whole images read.
@@ -97,8 +101,8 @@ class TimmBackbone(nn.Module):
             mean and std are timm's averages.
 
     Raises:
-        ValueError: For an unknown name, levels that are not there, or a `pos_embed_resize`, `swin_padding` or
-            `class_token` that cannot be.
+        ValueError: For an unknown name, levels that are not there, or a `pos_embed_resize`, `swin_padding`,
+            `dilation`, `max_stride` or `class_token` that cannot be.
         FileNotFoundError: If `pretrained` is the path of no file.
         PretrainedWeightsError: If weights are missing, out of reach or do not fit.
 
@@ -124,6 +128,8 @@ class TimmBackbone(nn.Module):
         model_kwargs: dict[str, Any] | None = None,
         level_norms: bool = False,
         swin_padding: Literal["timm", "published"] = "timm",
+        dilation: Literal["timm", "smp"] = "timm",
+        max_stride: int | None = None,
         final_norm: bool = True,
         class_token: bool = False,
     ) -> None:
@@ -169,6 +175,12 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"swin_padding must be 'timm' or 'published'; got {swin_padding!r}")
         if swin_padding == "published" and not pad_before_shift(self.model):
             raise ValueError(f"swin_padding='published' needs a Swin, which {name} is not; leave it at 'timm'")
+        if dilation not in ("timm", "smp"):
+            raise ValueError(f"dilation must be 'timm' or 'smp'; got {dilation!r}")
+        if dilation == "smp":
+            if not isinstance(self.model, ResNet):
+                raise ValueError(f"dilation='smp' needs a ResNet, which {name} is not; leave it at 'timm'")
+            _dilate_whole_stages(self.model)
 
         self.smallest = SMALLEST.get(family, 1)
         self.final_norm = final_norm and family not in NO_FINAL_NORM and not level_norms
@@ -177,7 +189,7 @@ class TimmBackbone(nn.Module):
         self.class_token = class_token
         self.norms = nn.ModuleList()  # of the maps, if there are any
         self.is_exact = False  # a graph for any size is exported: its maps are known to need no resizing
-        self.indices, self.strides, self.channels = self._choose_levels(levels)
+        self.indices, self.strides, self.channels = self._choose_levels(levels, max_stride)
         if level_norms:
             self.norms.extend(LayerNorm2d(C, eps=norm_eps or 1e-5) for C in self.channels)
         lost = sorted(missing & self.model.state_dict().keys())
@@ -190,16 +202,19 @@ class TimmBackbone(nn.Module):
         self.licence: str | None = self.model.pretrained_cfg.get("license") if pretrained is True else None
         self.data_config = _data_config(self.model, in_chans)
 
-    def _choose_levels(self, levels: int | None) -> tuple[list[int], list[int], list[int]]:
+    def _choose_levels(self, levels: int | None, max_stride: int | None) -> tuple[list[int], list[int], list[int]]:
         """Indices, strides and channels of the levels; what they do not need is cut off or frozen."""
         reductions = [int(info["reduction"]) for info in self.model.feature_info]
         self.indices = list(range(len(reductions)))
         with torch.no_grad():
             size, maps = self._probe(max(reductions))
         strides = [_true_stride(size[1], x.shape[3], r) for x, r in zip(maps, reductions, strict=True)]
-        last_of = {stride: index for index, stride in enumerate(strides)}
-        if len(last_of) > 1:
+        last_of = {stride: index for index, stride in enumerate(strides) if stride <= (max_stride or stride)}
+        if len(set(strides)) > 1:
             last_of.pop(1, None)  # dla, vgg and some cspnets start at full resolution
+        if not last_of:
+            raise ValueError(f"max_stride must be a stride of {self.name}, {sorted(set(strides))}; got {max_stride}")
+        if len(set(strides)) > 1:
             chosen = [last_of[stride] for stride in sorted(last_of)]
             available, kind = len(chosen), "levels"
             self._stages = [index for index in chosen if strides[index] >= 4] or chosen
@@ -433,6 +448,16 @@ def _data_config(model: nn.Module, in_chans: int) -> dict[str, Any]:
 def _has_class_token(model: Any) -> bool:
     takes = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
     return takes and getattr(model, "cls_token", None) is not None
+
+
+def _dilate_whole_stages(model: Any) -> None:
+    """Give the first block of a dilated stage the stage's dilation, where timm leaves that of the stage before."""
+    for stage in (model.layer2, model.layer3, model.layer4):
+        layers = [layer for layer in stage.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size[0] > 1]
+        rate = max(layer.dilation[0] for layer in layers)
+        for layer in layers:
+            if rate > 1:
+                layer.dilation, layer.padding = (rate, rate), (layer.kernel_size[0] // 2 * rate,) * 2
 
 
 def _resize_pos_embed_as_published(model: Any, name: str, mode: str) -> None:

@@ -466,6 +466,30 @@ def test_a_backbone_without_class_token_says_so(name):
         TimmBackbone(name, pretrained=False, class_token=True)
 
 
+def test_coarser_levels_are_left_out():
+    backbone = build("test_resnet", max_stride=8)
+    assert backbone.strides == [2, 4, 8]
+    assert not any(name.startswith("model.layer4") for name, _ in backbone.named_parameters())
+    assert build("test_resnet", max_stride=16, levels=2).strides == [8, 16]
+    assert build("test_vit", max_stride=16).strides == [16]
+    with pytest.raises(ValueError, match=r"max_stride must be a stride of test_resnet, \[2, 4, 8, 16, 32\]; got 1"):
+        build("test_resnet", max_stride=1)
+
+
+def test_a_stage_is_dilated_in_part_or_as_a_whole():
+    for dilation, first in (("timm", 1), ("smp", 2)):
+        backbone = build("resnet18", dilation=dilation, model_kwargs={"output_stride": 16})
+        assert [block.conv1.dilation[0] for block in backbone.model.layer4] == [first, 2]
+        assert backbone.strides == [2, 4, 8, 16]
+        assert backbone(torch.zeros(1, 3, 64, 32))[-1].shape == (1, 512, 4, 2)
+    for name, dilation, message in (
+        ("test_convnext", "smp", "dilation='smp' needs a ResNet, which test_convnext is not"),
+        ("resnet18", "x", "dilation must be 'timm' or 'smp'; got 'x'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TimmBackbone(name, pretrained=False, dilation=dilation)
+
+
 def test_what_does_not_fit_is_listed(tmp_path):
     state = timm.create_model("test_vit").state_dict()
     state["transformer.0.weight"] = state.pop("blocks.0.attn.qkv.weight")

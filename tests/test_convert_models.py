@@ -63,6 +63,14 @@ SMP = [
     ("FPN", "tu-test_resnet", {}),
     ("Segformer", "resnet18", {"decoder_segmentation_channels": 16}),
     ("Unet", "tu-test_convnext", {"decoder_channels": (16, 8, 8, 8, 4), "classes": 1}),
+    ("PSPNet", "resnet18", {"psp_out_channels": 16}),
+    ("PSPNet", "tu-test_resnet", {"psp_out_channels": 16, "encoder_depth": 4, "upsampling": 16}),
+    ("PAN", "tu-test_resnet", {"encoder_output_stride": 32, "decoder_channels": 8}),
+    ("DeepLabV3", "resnet18", {"decoder_channels": 8}),
+    ("DeepLabV3", "tu-test_resnet", {"decoder_channels": 8, "encoder_output_stride": 16}),
+    ("DeepLabV3Plus", "resnet50", {"decoder_channels": 8}),
+    ("DeepLabV3Plus", "resnet18", {"decoder_channels": 8, "encoder_output_stride": 8}),
+    ("DeepLabV3Plus", "tu-test_resnet", {"decoder_channels": 8}),
 ]
 
 
@@ -75,7 +83,7 @@ def test_smp(kind, encoder, options, tmp_path):
     theirs.save_pretrained(tmp_path / "smp")
     convert_checkpoint(tmp_path / "smp", "smp").save_pretrained(tmp_path / "model")
     ours = SegmentationModel.from_pretrained(tmp_path / "model").eval()
-    images = torch.randn(1, 3, 64, 96)
+    images = torch.randn(1, 3, *((256, 288) if kind == "PAN" else (64, 96)))  # which pools the last map three times
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images))
 
@@ -191,7 +199,8 @@ def broken(tmp_path, vectors):
     (tmp_path / "damaged.safetensors").write_bytes(b"12345678{")
     torch.save({"state_dict": state, "hook": nn.Linear}, tmp_path / "code.pth")
     for name, config in {
-        "dilated": {"_model_class": "PAN", "encoder_name": "resnet18"},
+        "pan": {"_model_class": "PAN", "encoder_name": "resnet18"},
+        "other": {"_model_class": "Sharpener", "encoder_name": "resnet18"},
         "segformer": {"model_type": "segformer"},
     }.items():
         (tmp_path / name).mkdir()
@@ -207,7 +216,8 @@ BROKEN = {
     ("damaged.safetensors", "mmseg"): "damaged",
     ("code.pth", "mmseg"): "holds other objects than tensors and plain values, which are not run",
     ("none.pth", "mmseg"): "there is no such file",
-    ("dilated", "smp"): "smp's PAN cannot be converted .*dilated",
+    ("pan", "smp"): "smp's PAN with encoder_output_stride 16 cannot be converted, only with 32",
+    ("other", "smp"): "smp's Sharpener cannot be converted; Unet, .* can",
     ("segformer", "hf"): "model_type 'segformer' cannot be converted .*timm has no Mix Transformer.; upernet, dpt can",
     ("none", "hf"): "config.json cannot be read",
 }
@@ -221,7 +231,7 @@ def test_what_cannot_be_converted_is_named(golden, tmp_path, capsys):
     with pytest.raises(ValueError, match="source must be one of segmenter, mmseg, .*; got 'x'"):
         convert_checkpoint(tmp_path, "x")
     with pytest.raises(ValueError, match="source 'smp' takes no num_heads"):
-        convert_checkpoint(tmp_path / "dilated", "smp", num_heads=2)
+        convert_checkpoint(tmp_path / "pan", "smp", num_heads=2)
     with pytest.raises(SystemExit) as exit_status:
         main(["convert", str(tmp_path / "none.pth"), "--from", "mmseg", "--output", str(tmp_path / "model")])
     assert exit_status.value.code == 2

@@ -5,9 +5,8 @@
     segheads convert my_smp_model --from smp --output models/unet --class-names road building sky
     segheads convert upernet-convnext-tiny --from hf --output models/convnext
 
-What can be converted: Segmenter; Segmenter, UPerNet and FCN of MMSegmentation; MeanShifter; SenFormer; Unet, Unet++,
-MAnet, Linknet, FPN, UPerNet, Segformer and DPT decoders that segmentation-models-pytorch saved; UPerNet and DPT of
-transformers.
+What can be converted: Segmenter; Segmenter, UPerNet and FCN of MMSegmentation; MeanShifter; SenFormer; what
+segmentation-models-pytorch saved, on encoders of timm; UPerNet and DPT of transformers.
 Nothing that a checkpoint holds is run: it must hold tensors and plain values. Keys that fit nowhere are an error.
 """
 

@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 from segmentation_models_pytorch.encoders.timm_vit import sample_block_indices_uniformly
@@ -13,25 +13,38 @@ from segheads.convert.states import State, load_model, without_prefix
 from segheads.heads.smp_decoders import DECODERS
 from segheads.model import SegmentationModel
 
+
+class Kind(NamedTuple):
+    """One of smp's models: its decoder, and what holds where config.json says nothing."""
+
+    decoder: str
+    upsampling: int | None = None  # by the segmentation head; None: the encoder's stride
+    levels: int | None = None  # maps that it takes, the coarsest; None: all
+    depth: int = 5  # of the encoder
+    output_stride: int = 32  # pixels per cell of the encoder's last map
+
+
 KINDS = {
-    "Unet": "unet",
-    "UnetPlusPlus": "unetplusplus",
-    "MAnet": "manet",
-    "Linknet": "linknet",
-    "FPN": "fpn",
-    "UPerNet": "upernet",
-    "Segformer": "segformer",
-    "DPT": "dpt",
+    "Unet": Kind("unet"),
+    "UnetPlusPlus": Kind("unetplusplus"),
+    "MAnet": Kind("manet"),
+    "Linknet": Kind("linknet"),
+    "FPN": Kind("fpn", 4, 4),
+    "UPerNet": Kind("upernet", 4, 4),
+    "Segformer": Kind("segformer", 4),
+    "PSPNet": Kind("pspnet", 8, 1, depth=3),
+    "PAN": Kind("pan", 4, 4, output_stride=16),
+    "DeepLabV3": Kind("deeplabv3", None, 1, output_stride=8),
+    "DeepLabV3Plus": Kind("deeplabv3plus", 4, output_stride=16),
+    "DPT": Kind("dpt", 2, 4, depth=4),
 }
-LEVELS = {"fpn": 4, "upernet": 4, "dpt": 4}  # the others take the depth
-ENLARGED = {"fpn": 4, "upernet": 4, "segformer": 4, "dpt": 2}  # by the segmentation head
-DEPTH = {"dpt": 4}  # of the encoder; 5 of the others
 NO_DECODER = {  # options of the other parts; an activation changes no label
     *("_model_class", "encoder_name", "encoder_depth", "encoder_weights", "in_channels", "classes", "upsampling"),
-    *("activation", "aux_params"),
+    *("activation", "aux_params", "encoder_output_stride"),
 }
 OF_VIT = {"encoder_output_indices", "dynamic_img_size", "img_size"}  # further options of DPT's encoder
 CLASSIFIER = re.compile(r"model\.(fc|conv_head|bn2|classifier|head)\.")  # of an encoder, in no result
+BEHIND = re.compile(r"model\.")  # stages behind the last one that is read, which the encoder keeps
 
 
 def from_smp(state: State, config: Mapping[str, Any]) -> SegmentationModel:
@@ -44,46 +57,65 @@ def from_smp(state: State, config: Mapping[str, Any]) -> SegmentationModel:
     Raises:
         ValueError: If its kind, its encoder or one of its options cannot be converted, or the state does not fit.
     """
-    kind = str(config.get("_model_class"))
-    if kind not in KINDS:
-        raise ValueError(
-            f"smp's {kind} cannot be converted ({', '.join(KINDS)} can): its encoder is dilated or gives tokens as "
-            "backbones here do not"
-        )
-    decoder, encoder = KINDS[kind], str(config["encoder_name"])
-    own_depth = DEPTH.get(decoder, 5)
-    if (depth := config.get("encoder_depth", own_depth)) != own_depth:
-        raise ValueError(f"smp's {kind} with encoder_depth {depth} cannot be converted, only with {own_depth}")
-    known = set(inspect.signature(DECODERS[decoder].build).parameters)
+    name = str(config.get("_model_class"))
+    if name not in KINDS:
+        raise ValueError(f"smp's {name} cannot be converted; {', '.join(KINDS)} can")
+    kind, encoder = KINDS[name], str(config["encoder_name"])
+    decoder, spec = kind.decoder, DECODERS[kind.decoder]
+    known = set(inspect.signature(spec.build).parameters)
     if unknown := sorted(config.keys() - known - NO_DECODER - (OF_VIT if decoder == "dpt" else set())):
-        raise ValueError(f"smp's {kind} has options here that are not known: {', '.join(unknown)}")
+        raise ValueError(f"smp's {name} has options here that are not known: {', '.join(unknown)}")
     options = {key: x for key, x in config.items() if key in known and key != "encoder_channels"}
-    if decoder in ENLARGED:
-        options["upsampling"] = int(config.get("upsampling", ENLARGED[decoder]))
-    name = _timm_name(encoder)
-    body_options: dict[str, Any] = {"in_chans": int(config.get("in_channels", 3))}
+    output_stride = int(config.get("encoder_output_stride", kind.output_stride))
+    if not spec.upsamples:
+        options["upsampling"] = int(config.get("upsampling") or kind.upsampling or output_stride)
+    backbone = {"in_chans": int(config.get("in_channels", 3)), **_of_encoder(name, encoder, output_stride, config)}
     if decoder == "dpt":
-        readout = options.setdefault("decoder_readout", "cat")
-        options["encoder_has_prefix_tokens"] = readout != "ignore"
-        body_options |= {"class_token": readout != "ignore", "final_norm": False, "img_size": config.get("img_size")}
-    levels = LEVELS[decoder] if decoder in LEVELS else 5 if _has_half_resolution(name) else 4
+        options.setdefault("decoder_readout", "cat")
+        options["encoder_has_prefix_tokens"] = backbone["class_token"]
     model = create_model(
-        name,
+        _timm_name(encoder),
         f"smp:{decoder}",
         int(config.get("classes", 1)),
         pretrained=False,
         pyramid=None,
-        backbone_kwargs={**body_options, "levels": levels},
+        backbone_kwargs=backbone,
         head_kwargs=options,
         loss="bce" if config.get("classes", 1) == 1 else "ce",
     )
     if decoder == "dpt":
         _check_blocks(model, config)
     body = {f"model.{_layer_name(key, encoder)}": x for key, x in without_prefix(state, "encoder.").items()}
+    unread = BEHIND if decoder == "pspnet" else CLASSIFIER
     own = {f"model.{key}" for key in model.backbone.model.state_dict()}
-    body = {key: x for key, x in body.items() if key in own or not CLASSIFIER.match(key)}
+    body = {key: x for key, x in body.items() if key in own or not unread.match(key)}
     head = {key: x for key, x in state.items() if key.startswith(("decoder.", "segmentation_head."))}
     return load_model(model, body, head, "smp")
+
+
+def _of_encoder(name: str, encoder: str, output_stride: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the backbone that gives the maps of an encoder of smp."""
+    kind = KINDS[name]
+    depth = config.get("encoder_depth", kind.depth)
+    if depth != kind.depth and (kind.decoder != "pspnet" or depth not in (3, 4, 5)):
+        raise ValueError(f"smp's {name} with encoder_depth {depth} cannot be converted, only with {kind.depth}")
+    if kind.decoder == "dpt":
+        reads_token = config.get("decoder_readout", "cat") != "ignore"
+        return {"levels": 4, "class_token": reads_token, "final_norm": False, "img_size": config.get("img_size")}
+    if kind.decoder == "pspnet":
+        return {"levels": 1, "max_stride": 2**depth}
+    if kind.decoder == "pan" and output_stride == 16:
+        raise ValueError(
+            "smp's PAN with encoder_output_stride 16 cannot be converted, only with 32: it reads two maps of stride "
+            "16, of which backbones here give the last"
+        )
+    levels = kind.levels or (5 if output_stride == 32 and _has_half_resolution(_timm_name(encoder)) else 4)
+    if kind.decoder == "deeplabv3plus":
+        levels = {8: 2, 16: 3}[output_stride]  # from stride 4 on
+    if output_stride == 32:
+        return {"levels": levels}
+    dilation = "timm" if encoder.startswith("tu-") else "smp"
+    return {"levels": levels, "dilation": dilation, "model_kwargs": {"output_stride": output_stride}}
 
 
 def _check_blocks(model: SegmentationModel, config: Mapping[str, Any]) -> None:

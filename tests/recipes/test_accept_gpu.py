@@ -101,6 +101,7 @@ def test_goals_are_told():
     goals = [("seconds", 0.2, "plain"), ("seconds", 0.7, "compiled"), ("extra", 0.03, "plain")]
     record["goals"] = [dict(zip(("measure", "limit", "against"), goal, strict=True)) for goal in goals]
     assert accept_gpu._goals(record) == "plain ≤ 0.2: **missed**; compiled ≤ 0.7: reached; memory ≤ 0.03: reached"
+    assert accept_gpu._goals(record, rehearses=True) == "plain ≤ 0.2; compiled ≤ 0.7; memory ≤ 0.03"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

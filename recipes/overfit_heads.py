@@ -51,8 +51,7 @@ NARROW = {
     "sen_uper": "sen_uper(channels=64)",
     "fcn": f"fcn(channels=64) {FPN}",
     "smp:upernet": "smp:upernet(decoder_channels=64)",
-    "smp:dpt": "smp:dpt(encoder_output_strides=[4, 8, 16, 32], decoder_fusion_channels=64, "
-    "decoder_intermediate_channels=[64, 64, 128, 128])",
+    "smp:dpt": "smp:dpt(decoder_fusion_channels=64, decoder_intermediate_channels=[64, 64, 128, 128])",
 }
 REFERENCE = "linear"
 

@@ -24,6 +24,7 @@ from segheads.functional.shapes import crop
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction, log_of, probabilities_of
 from segheads.heads import FCNHead, Head, find_head
+from segheads.heads.registry import DecoderEntry
 from segheads.hub import UPLOAD, check_name, upload
 from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
@@ -607,13 +608,19 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
         if plan.pyramid is not None:
             pyramid = find_pyramid(plan.pyramid)(backbone.channels, **wiring.pyramid_kwargs)
         channels: Any = list(backbone.channels if pyramid is None else pyramid.channels)
+        kind, strides = find_head(plan.head), backbone.strides
+        options = {}
+        if isinstance(kind, DecoderEntry):
+            options = kind.options_for(strides if pyramid is None else pyramid.output_strides(strides))
         auxiliary = None
         if plan.auxiliary_weight:
             auxiliary = FCNHead(backbone.channels[-2:][0], plan.num_classes, **plan.auxiliary_kwargs)
         model = cls(
             backbone,
-            find_head(plan.head)(
-                channels if wiring.level is None else channels[wiring.level], plan.num_classes, **plan.head_kwargs
+            kind(
+                channels if wiring.level is None else channels[wiring.level],
+                plan.num_classes,
+                **{**options, **plan.head_kwargs},
             ),
             pyramid,
             auxiliary_head=auxiliary,

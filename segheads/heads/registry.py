@@ -1,7 +1,8 @@
 """Heads by name. The table itself is in `segheads/heads/__init__.py`, which imports every head."""
 
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,14 +21,26 @@ class DecoderEntry:
         decoder: Name of the decoder.
         max_levels: How many of the backbone's levels it uses.
         num_blocks: How many blocks of a plain ViT it takes as maps of one stride; None for a pyramid.
+        strides_option: The option by which it is told the strides of maps that halve; None if it needs no telling.
     """
 
     head: type[Head]
     decoder: str
     max_levels: int
     num_blocks: int | None = None
+    strides_option: str | None = None
     multi_level: ClassVar[bool] = True
     preferred_pyramid: ClassVar[None] = None
+
+    def options_for(self, strides: Sequence[float]) -> dict[str, Any]:
+        """What tells it the strides of its maps, in powers of 2, where they halve and it needs telling.
+
+        Args:
+            strides: Of the maps, fine to coarse.
+        """
+        if self.strides_option is None or len(set(strides)) == 1:
+            return {}
+        return {self.strides_option: [2 ** round(math.log2(stride)) for stride in strides]}
 
     def __call__(self, in_channels: Any, num_classes: int, **options: Any) -> Head:
         """Build the head, as its class does."""

@@ -37,8 +37,8 @@ class SmpHead(Head):
     - `dpt` takes maps of equal size, blocks of one plain ViT (which `create_model` takes by itself), without
       the class token, therefore `decoder_readout="ignore"`; the logits have 8 x 8 cells per patch. For maps with it, as
       `TimmBackbone(class_token=True)` gives them, say `encoder_has_prefix_tokens=True` and `decoder_readout="cat"` or
-      `"add"`. For maps that halve say `encoder_output_strides=[4, 8, 16, 32]`: the logits then have 2 x 2 cells per
-      cell of the finest map.
+      `"add"`. For maps that halve say `encoder_output_strides=[4, 8, 16, 32]`, as `create_model` does by itself: the
+      logits then have 2 x 2 cells per cell of the finest map.
 
     Batch normalisation of a pooled 1x1 map of a single image, at which training in smp stops with "Expected more than
     1 value per channel", uses the running statistics here.
@@ -209,7 +209,13 @@ def smp_decoders() -> list[str]:
 def smp_entries() -> dict[str, DecoderEntry]:
     """An entry for each decoder: `smp:unet` and so on; `max_levels` is as many maps as the decoder uses."""
     return {
-        f"smp:{name}": DecoderEntry(SmpHead, name, max_levels=decoder.most, num_blocks=4 if name == "dpt" else None)
+        f"smp:{name}": DecoderEntry(
+            SmpHead,
+            name,
+            max_levels=decoder.most,
+            num_blocks=4 if name == "dpt" else None,
+            strides_option="encoder_output_strides" if name == "dpt" else None,
+        )
         for name, decoder in DECODERS.items()
     }
 

@@ -192,6 +192,26 @@ def test_dpt_equals_smp_with_the_class_token(readout):
         torch.testing.assert_close(head.eval()(backbone.eval()(images)), theirs.eval()(images))
 
 
+@pytest.mark.parametrize(
+    ("backbone", "pyramid", "strides"),
+    [("test_resnet", "auto", [4, 8, 16, 32]), ("vit_small_patch14_dinov2", "simple", [4, 8, 16, 32])],
+)
+def test_create_model_tells_dpt_the_strides(backbone, pyramid, strides):
+    small = {"model_kwargs": {"embed_dim": 32, "depth": 2, "num_heads": 2}} if pyramid == "simple" else {}
+    model = create_model(
+        backbone,
+        "smp:dpt",
+        3,
+        pretrained=False,
+        pyramid=pyramid,
+        backbone_kwargs={"levels": 1, **small} if small else {},
+        head_kwargs=SMALL["dpt"],
+    ).eval()
+    assert model.head._strides == strides
+    assert model.plan.head_kwargs == SMALL["dpt"]  # as it was asked for
+    assert model(torch.zeros(1, 3, 84, 56)).shape == (1, 3, 84, 56)
+
+
 def test_a_head_that_reads_the_class_token_wants_a_backbone_that_gives_it():
     options = {"decoder_readout": "cat", "encoder_has_prefix_tokens": True, **SMALL["dpt"]}
 

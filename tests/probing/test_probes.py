@@ -177,7 +177,8 @@ def test_gradients_of_several_batches_are_averaged_as_in_a_run_of_its_own():
 def test_neither_order_nor_company_changes_a_head():
     narrow = {name: f"{name} @ fpn(out_channels=16)" for name in ("senformer", "feature_fusion")}
     narrow |= {name: f"{name}(channels=16)" for name in ("uper", "sen_uper")}
-    heads = [narrow.get(head, head) for head in list_heads() if head != "smp:dpt"]  # which is for a plain ViT
+    narrow["smp:dpt"] = "smp:dpt(decoder_intermediate_channels=(8, 8, 8, 8), decoder_fusion_channels=8)"
+    heads = [narrow.get(head, head) for head in list_heads()]
     batches = batches_of(1, 32)
     shared, probes = probes_of("test_resnet", heads)
     turned, reverse = probes_of("test_resnet", heads[::-1])
@@ -423,7 +424,7 @@ def test_what_cannot_be_built():
         left_out.append((choice.head, str(error)))
         return choice.head == "smp:dpt"
 
-    choices = [HeadChoice("smp:dpt"), HeadChoice("linear")]
+    choices = [HeadChoice("smp:dpt", {"encoder_output_strides": [16] * 4}), HeadChoice("linear")]
     build = partial(build_probes, partial(create, "test_resnet"), learning_rates=[1], seed=0, leave_out=leave_out)
     assert [probe.choice.head for probe in build(choices)[1]] == ["linear"]
     assert [(head, "built for maps of strides" in reason) for head, reason in left_out] == [("smp:dpt", True)]

@@ -10,6 +10,7 @@ def test_rows_are_ok_or_say_why_and_are_not_made_twice(recipe, tmp_path, monkeyp
     config = recipe.Config(
         heads=("linear", "smp:dpt"), backbones=("convnext",), formats=("torchscript",), output=tmp_path
     )
+    monkeypatch.setitem(recipe.ONE_LAYER, "smp:dpt", {"encoder_output_strides": [16] * 4})
     recipe.main(config)
     found = json.loads((tmp_path / "export.json").read_text())
     assert found["torchscript convnext linear"].startswith("fixed: tracing to TorchScript")

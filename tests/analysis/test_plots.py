@@ -187,7 +187,7 @@ def test_trajectory(steps, shown, labels):
     figure = plot_trajectory(way, labels, NAMES if labels is not None else ())
     titles = [f"after shift {n}" if n else "no shift" for n in shown]
     check(figure, [*titles, "spread"], "component 1 (50 % of the variance)", "component 2 (25 %)")
-    assert figure.get_suptitle() == "tokens under mean shift (shift of level 2)"
+    assert figure._suptitle.get_text() == "tokens under mean shift (shift of level 2)"
     limits = {(axis.get_xlim(), axis.get_ylim()) for axis in figure.axes[:-1]}
     assert len(limits) == 1
     for axis, step in zip(figure.axes, shown, strict=False):

@@ -106,8 +106,8 @@ class FPN(Pyramid):
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """The pyramid's maps, fine to coarse."""
         self._check(maps)
-        levels = _top_down(self.laterals, maps)
-        return [output(level) for output, level in zip(self.outputs, levels, strict=False)]  # the finest alone
+        levels = _top_down(self.laterals, maps)[: len(self.outputs)]  # the finest
+        return [output(level) for output, level in zip(self.outputs, levels, strict=True)]
 
 
 class FPNT(Pyramid):
@@ -182,7 +182,8 @@ class FPNT(Pyramid):
         """The pyramid's maps, fine to coarse."""
         self._check(maps)
         results = []
-        for blocks, level in zip(self.outputs, _top_down(self.laterals, maps), strict=False):  # the finest alone
+        levels = _top_down(self.laterals, maps)[: len(self.outputs)]  # the finest
+        for blocks, level in zip(self.outputs, levels, strict=True):
             tokens = blocks(level.permute(0, 2, 3, 1))  # (B, D, h, w) -> (B, h, w, D)
             results.append(tokens.permute(0, 3, 1, 2))  # (B, h, w, D) -> (B, D, h, w)
         return results

@@ -181,7 +181,8 @@ class _Tiles(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs = values, query, key = ctx.saved_tensors
         totals = [
-            _wide(torch.zeros_like(x)) if need else None for x, need in zip(inputs, ctx.needs_input_grad, strict=False)
+            _wide(torch.zeros_like(x)) if need else None
+            for x, need in zip(inputs, ctx.needs_input_grad[: len(inputs)], strict=True)
         ]
         with torch.autocast(grad.device.type, enabled=False):
             add = _add_gradients_in_bands if grad.device.type == "cpu" else _add_gradients

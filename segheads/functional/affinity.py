@@ -13,6 +13,7 @@ from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use
 from segheads.functional.bands import run_parts
 from segheads.functional.kernels import Kernel
 
+Gradients = list[Tensor | None]  # of inputs, where one is wanted; PyTorch 2.9 compiles no function that writes it out
 TILE = 256  # rows of the N x N affinity that are held at a time where no fused kernel serves
 MOST_FILLING = 8  # channels of zeros with which a fused kernel is still the quicker way
 TILE_WEIGHTS = 2**20  # of them the CPU holds so many weights at most, in each thread: 4 MB in fp32
@@ -223,14 +224,14 @@ def _add_gradients_in_bands(
     step = tile * max(1, -(-query.shape[1] // (tile * BANDS)))  # whole tiles
     parts = [(images, rows) for images in _split(len(query), 1) for rows in _split(query.shape[1], step)]
 
-    def compute(index: int) -> list[Tensor | None]:
+    def compute(index: int) -> Gradients:
         images, rows = parts[index]
         own = [None if x is None else torch.zeros_like(x[images]) for x in (of_values, of_key)]
         some = own[0], None if of_query is None else of_query[images, rows], own[1]
         _add_gradients(some, values[images], query[images, rows], key[images], grad[images, rows], scale, cancels)
         return own
 
-    def add(index: int, own: list[Tensor | None]) -> None:
+    def add(index: int, own: Gradients) -> None:
         for total, more in zip((of_values, of_key), own, strict=True):
             if total is not None and more is not None:
                 total[parts[index][0]] += more

@@ -15,10 +15,9 @@ from torch import Tensor
 
 TILE_ELEMENTS = 600_000  # scores of a tile on the CPU, 2.4 MB in fp32: 300 k to 600 k do best with 1 MB of L2 a core
 TILE_ELEMENTS_ELSEWHERE = 16_000_000  # where launching kernels is what costs
-TILE_PIXELS = 1 << 14  # on the CPU: of few classes, what is computed of each pixel takes the cache
-FEW_CLASSES, FEW_PIXELS = 8, 1 << 15  # up to so many classes starting operations takes as long as a half of that
-TILE_COLUMNS = 128
-SINGLE_PIXELS, SINGLE_COLUMNS = 1 << 16, 256  # of one class: else starting operations takes longer than they do
+TILE_PIXELS, TILE_COLUMNS = 1 << 14, 128  # on the CPU at most: what is computed of each pixel takes the cache
+FEW_PIXELS, FEW_COLUMNS = 1 << 16, 256  # of up to eight classes: else starting operations takes longer than they do
+FEW_CLASSES = 8
 KEPT_ELEMENTS = 1 << 20  # of the largest weights that are kept for the next image
 
 
@@ -108,9 +107,8 @@ def tiles(
         rows `(H, h)`, columns `(W, w)`, both float64 on the CPU.
     """
     (H, W), on_cpu = size, like.device.type == "cpu"
-    columns_of_cpu, pixels = TILE_COLUMNS, TILE_PIXELS if num_classes > FEW_CLASSES else FEW_PIXELS
-    if num_classes == 1:
-        columns_of_cpu, pixels = SINGLE_COLUMNS, SINGLE_PIXELS
+    few = num_classes <= FEW_CLASSES
+    columns_of_cpu, pixels = (FEW_COLUMNS, FEW_PIXELS) if few else (TILE_COLUMNS, TILE_PIXELS)
     width = columns_of_cpu if on_cpu else max(W, 1)
     height = (TILE_ELEMENTS if on_cpu else TILE_ELEMENTS_ELSEWHERE) // (num_classes * min(width, max(W, 1)))
     if on_cpu:

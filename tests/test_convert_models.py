@@ -269,6 +269,23 @@ def test_what_no_weight_tells_is_said(golden, tmp_path, capsys):
     assert "as published: --num-layers 1; give it" in capsys.readouterr().out
 
 
+def test_what_fits_nowhere_in_a_pspnet_is_an_error(tmp_path):
+    theirs = smp.PSPNet("resnet18", encoder_weights=None, psp_out_channels=16)
+    theirs.encoder.register_parameter("stray", nn.Parameter(torch.ones(1)))
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit a TimmBackbone: .*stray"):
+        convert_checkpoint(tmp_path, "smp")
+
+
+@pytest.mark.parametrize(("kind", "stride"), [("DeepLabV3Plus", 4), ("DeepLabV3", 32), ("PAN", 8)])
+def test_an_output_stride_that_smp_has_not_is_named(kind, stride, tmp_path):
+    getattr(smp, kind)("resnet18", encoder_weights=None).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_output_stride": stride}))
+    with pytest.raises(CheckpointError, match=f"smp's {kind} with encoder_output_stride {stride} cannot be converted"):
+        convert_checkpoint(tmp_path, "smp")
+
+
 def test_an_option_of_smp_that_is_not_known_is_named(tmp_path):
     smp.Unet("tu-test_resnet", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 4)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -43,8 +43,9 @@ NO_DECODER = {  # options of the other parts; an activation changes no label
     *("activation", "aux_params", "encoder_output_stride"),
 }
 OF_VIT = {"encoder_output_indices", "dynamic_img_size", "img_size"}  # further options of DPT's encoder
-CLASSIFIER = re.compile(r"model\.(fc|conv_head|bn2|classifier|head)\.")  # of an encoder, in no result
-BEHIND = re.compile(r"model\.")  # stages behind the last one that is read, which the encoder keeps
+# Of an encoder, in no result: its classifier; in a PSPNet also stages behind the one that is read, which a ResNet keeps
+UNREAD = re.compile(r"model\.(fc|conv_head|bn2|classifier|head)\.")
+UNREAD_OF_PSPNET = re.compile(rf"{UNREAD.pattern}|model\.layer[34]\.")
 
 
 def from_smp(state: State, config: Mapping[str, Any]) -> SegmentationModel:
@@ -86,7 +87,7 @@ def from_smp(state: State, config: Mapping[str, Any]) -> SegmentationModel:
     if decoder == "dpt":
         _check_blocks(model, config)
     body = {f"model.{_layer_name(key, encoder)}": x for key, x in without_prefix(state, "encoder.").items()}
-    unread = BEHIND if decoder == "pspnet" else CLASSIFIER
+    unread = UNREAD_OF_PSPNET if decoder == "pspnet" else UNREAD
     own = {f"model.{key}" for key in model.backbone.model.state_dict()}
     body = {key: x for key, x in body.items() if key in own or not unread.match(key)}
     head = {key: x for key, x in state.items() if key.startswith(("decoder.", "segmentation_head."))}
@@ -109,6 +110,8 @@ def _of_encoder(name: str, encoder: str, output_stride: int, config: Mapping[str
             "smp's PAN with encoder_output_stride 16 cannot be converted, only with 32: it reads two maps of stride "
             "16, of which backbones here give the last"
         )
+    if output_stride not in ((8, 16) if kind.decoder.startswith("deeplab") else (32,)):
+        raise ValueError(f"smp's {name} with encoder_output_stride {output_stride} cannot be converted")
     levels = kind.levels or (5 if output_stride == 32 and _has_half_resolution(_timm_name(encoder)) else 4)
     if kind.decoder == "deeplabv3plus":
         levels = {8: 2, 16: 3}[output_stride]  # from stride 4 on

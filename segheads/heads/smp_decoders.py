@@ -186,6 +186,10 @@ def _dpt(
     encoder_output_strides: Sequence[int] = (16, 16, 16, 16),
     encoder_has_prefix_tokens: bool = False,
 ) -> tuple[nn.Module, int]:
+    if decoder_readout == "add" and not encoder_has_prefix_tokens:
+        raise ValueError(
+            "decoder_readout='add' adds the class token, which maps have with encoder_has_prefix_tokens=True alone"
+        )
     count = len(encoder_channels)
     decoder = DPTDecoder(
         [channels // 2 for channels in encoder_channels] if encoder_has_prefix_tokens else encoder_channels,

@@ -222,6 +222,8 @@ def test_a_head_that_reads_the_class_token_wants_a_backbone_that_gives_it():
 
     with pytest.raises(ValueError, match="SmpHead was built for maps with the class token .* class_token=True"):
         build()
+    with pytest.raises(ValueError, match="decoder_readout='add' adds the class token, which maps have with"):
+        SmpHead([8, 8], 3, decoder="dpt", decoder_readout="add")
     assert build(class_token=True).eval()(torch.zeros(1, 3, 32, 48)).shape == (1, 3, 32, 48)
 
 

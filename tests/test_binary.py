@@ -15,6 +15,7 @@ from segheads import SegmentationModel, create_model
 from segheads.classes import Classes
 from segheads.data import DataConfig, open_dataset
 from segheads.errors import OptionError
+from segheads.functional.binary import probabilities, probabilities_
 from segheads.functional.uncertainty import ensemble_uncertainty
 from segheads.heads import find_head
 from segheads.inference import (
@@ -210,3 +211,11 @@ def test_one_class_needs_the_sigmoid():
     with pytest.raises(OptionError, match="no loss is called 'typo'"):
         check_one_class(of["typo"])
     check_one_class(of["bce"])
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 7])
+def test_probabilities_in_the_memory_of_scores(num_classes):
+    scores = 50 * torch.randn(3, num_classes, 4)
+    expected, found = probabilities(scores), probabilities_(scores)
+    assert found.data_ptr() == scores.data_ptr()
+    torch.testing.assert_close(found, expected)

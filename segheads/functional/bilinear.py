@@ -5,19 +5,18 @@ gradient goes back through the transposes. A tile of all classes fits into a pro
 it, a loss or a label, costs little more than the arithmetic, and no full-resolution tensor is ever held.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-TILE_ELEMENTS = 600_000  # scores of a tile on the CPU, 2.4 MB in fp32: 300 k to 600 k do best with 1 MB of L2 a core
+# On the CPU smaller ones fit into a core's own cache, but threads then wait longer for Python than they gain by it.
+TILE_ELEMENTS = 1_600_000
+TILE_PIXELS, TILE_COLUMNS = 1 << 16, 256  # on the CPU at most
 TILE_ELEMENTS_ELSEWHERE = 16_000_000  # where launching kernels is what costs
-TILE_PIXELS, TILE_COLUMNS = 1 << 14, 128  # on the CPU at most: what is computed of each pixel takes the cache
-FEW_PIXELS, FEW_COLUMNS = 1 << 16, 256  # of up to eight classes: else starting operations takes longer than they do
-FEW_CLASSES = 8
 KEPT_ELEMENTS = 1 << 20  # of the largest weights that are kept for the next image
 
 
@@ -41,10 +40,21 @@ class Tile(NamedTuple):
         (down, *_), (across, *_) = self
         return (down.stop - down.start) * (across.stop - across.start)
 
+    def source(self, logits: Tensor) -> Tensor:
+        """The part of logits `(K, h, w)` that the tile's pixels are made of, `(K, h', w')`."""
+        return logits[:, self.rows.source, self.columns.source]
+
     def upsample(self, logits: Tensor, out: Tensor | None = None) -> Tensor:
-        """Scores of the tile's pixels, `(K, h, w)` to `(R, K, C)`, fp32 at least, in `out`'s memory if given."""
-        (_, source_rows, R), (_, source_columns, C) = self.rows, self.columns
-        x = logits[:, source_rows, source_columns].transpose(0, 1)  # (K, h', w') -> (h', K, w')
+        """Scores of the tile's pixels, `(K, h, w)` to `(R, K, C)`, fp32 at least."""
+        return self.interpolate(self.source(logits), out)
+
+    def interpolate(self, source: Tensor, out: Tensor | None = None) -> Tensor:
+        """The same of `source(logits)`, `(K, h', w')`, in `out`'s memory if given.
+
+        Else, where there is nothing to upsample, the scores may be the source's own.
+        """
+        R, C = self.rows.weights, self.columns.weights
+        x = source.transpose(0, 1)  # (K, h', w') -> (h', K, w')
         x = x.to(wide(x.dtype))
         if C is not None:
             x = x @ C.mT
@@ -55,13 +65,13 @@ class Tile(NamedTuple):
             return (R @ flat).view(shape)
         return torch.mm(R, flat, out=out[: len(R) * flat.shape[1]].view(len(R), -1)).view(shape)
 
-    def add_gradient(self, scores_gradient: Tensor, gradient: Tensor) -> None:
-        """Add what the gradient of the tile's scores `(R, K, C)` means for the logits' `rows.source`, `(K, h', w)`."""
-        (_, _, R), (_, source_columns, C) = self.rows, self.columns
-        x = scores_gradient
+    def gradient(self, of_scores: Tensor) -> Tensor:
+        """What the gradient of the tile's scores, `(R, K, C)`, means for its source, `(K, h', w')`."""
+        R, C = self.rows.weights, self.columns.weights
+        x = of_scores
         if R is not None:
             x = (R.mT @ x.flatten(1)).view(-1, *x.shape[1:])  # (R, K, C) -> (h', K, C)
-        gradient[:, :, source_columns].transpose(0, 1).add_(x if C is None else x @ C)
+        return (x if C is None else x @ C).transpose(0, 1)
 
 
 def bilinear_weights(n_in: int, n_out: int, part: slice = slice(None)) -> Tensor:
@@ -107,27 +117,37 @@ def tiles(
         rows `(H, h)`, columns `(W, w)`, both float64 on the CPU.
     """
     (H, W), on_cpu = size, like.device.type == "cpu"
-    few = num_classes <= FEW_CLASSES
-    columns_of_cpu, pixels = (FEW_COLUMNS, FEW_PIXELS) if few else (TILE_COLUMNS, TILE_PIXELS)
-    width = columns_of_cpu if on_cpu else max(W, 1)
+    width = TILE_COLUMNS if on_cpu else max(W, 1)
     height = (TILE_ELEMENTS if on_cpu else TILE_ELEMENTS_ELSEWHERE) // (num_classes * min(width, max(W, 1)))
     if on_cpu:
-        height = min(height, pixels // min(width, max(W, 1)))
+        height = min(height, TILE_PIXELS // min(width, max(W, 1)))
     across = _blocks(columns, W, width, like)
     for down in _blocks(rows, H, max(height, 4), like):
         for block in across:
             yield Tile(down, block)
 
 
-def rows_of_tiles(plan: Sequence[Tile]) -> list[list[Tile]]:
-    """The tiles of a plan by their rows of pixels, from top to bottom."""
-    return [list(row) for _, row in groupby(plan, key=lambda tile: tile.rows.pixels.start)]
+def pair_difference(logits: Tensor) -> Tensor:
+    """What of two classes' logits decides, `(2, h, w)` to `(1, h, w)`, fp32 at least: the second less the first."""
+    logits = logits.to(wide(logits.dtype))
+    return logits[1:] - logits[:1]
 
 
-def tile_memory(plan: Sequence[Tile], num_classes: int, like: Tensor) -> Tensor:
-    """What holds the scores of each tile of a plan in turn; asking for memory each time costs as much as using it."""
-    largest = plan[0].num_pixels if plan else 0  # later ones may be cut off by the border
-    return like.new_empty(num_classes * largest, dtype=wide(like.dtype))
+class TileMemory(threading.local):
+    """Memory for the scores of one tile after another; asking for it each time costs as much as using it.
+
+    Each thread has its own.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Tensor] = {}
+
+    def __call__(self, tile: Tile, num_classes: int, like: Tensor, slot: int = 0) -> Tensor:
+        """Room for a tile's scores; that of another slot lasts meanwhile."""
+        size = num_classes * tile.num_pixels
+        if slot not in self.kept or self.kept[slot].numel() < size:
+            self.kept[slot] = like.new_empty(size, dtype=wide(like.dtype))
+        return self.kept[slot][:size]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -57,3 +57,11 @@ def probabilities(scores: Tensor) -> Tensor:
         `(B, K, ...)` to the same.
     """
     return scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
+
+
+def probabilities_(scores: Tensor) -> Tensor:
+    """The same in the memory of floating-point scores."""
+    if scores.shape[1] == 1:
+        return scores.sigmoid_()
+    scores.sub_(scores.amax(1, keepdim=True)).exp_()
+    return scores.div_(scores.sum(1, keepdim=True))

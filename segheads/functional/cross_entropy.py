@@ -1,6 +1,6 @@
 """Sum of the cross-entropy of upsampled logits and its gradient, in one pass over tiles that fit into the cache."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segheads.functional.bands import GRAIN, can_run_in_bands, run_in_bands, run_parts
-from segheads.functional.bilinear import rows_of_tiles, tile_memory, tiles, wide
+from segheads.functional.bilinear import Tile, TileMemory, pair_difference, tiles, wide
 from segheads.functional.paths import kernels_for
 
 _IGNORED = -100  # no class, whatever `ignore_index` is
+_SMALLEST_SUM = 2.0**-40  # of exponentials; what is below fp32's smallest number adds less than rounding to it
 
 
 def cross_entropy_sum(
@@ -162,61 +163,56 @@ def _in_tiles(
     gradient = logits.new_empty(logits.shape, dtype=dtype) if needs_gradient else None
     channels, of_tile = (1, _loss_of_pair_tile) if K == 2 else (K, _loss_of_tile)
     plan = list(tiles(h, w, (H, W), channels, logits))
-    images = range(len(logits))
-    parts = [(number, row) for number in images for row in rows_of_tiles(plan)]
+    parts = [(number, tile) for number in range(len(logits)) for tile in plan]
+    memory = TileMemory()
     if gradient is not None and not parts:  # no pixels
         gradient.zero_()
 
     def compute(index: int) -> tuple[Tensor, Tensor | None]:
-        number, row = parts[index]
-        of_scores, of_gradient = (tile_memory(row, channels, logits) for _ in range(2))
-        loss = logits.new_zeros((), dtype=dtype)
-        image = logits[number] if K != 2 else logits[number, 1:].to(dtype) - logits[number, :1]
-        source = row[0].rows.source
-        own = None if gradient is None else gradient.new_zeros(channels, source.stop - source.start, w)
-        for tile in row:
-            scores = tile.upsample(image, out=of_scores)
-            scores_gradient = of_gradient[: scores.numel()].view(scores.shape)
-            label = labels[number, tile.rows.pixels, tile.columns.pixels]
-            loss += of_tile(scores, label, label_weights, smoothing_weights, ignore_index, scores_gradient)
-            if own is not None:
-                tile.add_gradient(scores_gradient, own)
-        return loss, own
+        number, tile = parts[index]
+        source = tile.source(logits[number])
+        source = source.to(dtype) if K != 2 else pair_difference(source)
+        label = labels[number, tile.rows.pixels, tile.columns.pixels]
+        room = memory(tile, channels, logits)
+        loss, of_scores = of_tile(tile, source, label, label_weights, smoothing_weights, ignore_index, room)
+        return loss, None if gradient is None else tile.gradient(of_scores)
 
     def add(index: int, part: tuple[Tensor, Tensor | None]) -> None:
-        (loss, own), (number, row) = part, parts[index]
+        (loss, own), (number, tile) = part, parts[index]
         total.add_(loss)
         if gradient is not None and own is not None:
-            if row[0].rows.pixels.start == 0:  # here, and not before: PyTorch would wake all its threads
+            if index % len(plan) == 0:  # here, and not before: PyTorch would wake all its threads
                 gradient[number].zero_()
-            gradient[number, :, row[0].rows.source] += own if K != 2 else torch.cat([-own, own])
+            tile.source(gradient[number]).add_(own if K != 2 else torch.cat([-own, own]))
 
     run_parts(len(parts), compute, add, (logits, labels))
     return total, gradient
 
 
 def _loss_of_pair_tile(
-    difference: Tensor,
+    tile: Tile,
+    source: Tensor,
     label: Tensor,
     label_weights: Tensor | None,
     smoothing_weights: Tensor | None,
     ignore_index: int,
-    gradient: Tensor,
-) -> Tensor:
-    """What `_loss_of_tile` does, for two classes, of whose scores only the difference counts: `(R, 1, C)`.
+    memory: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What `_loss_of_tile` does, for two classes, of whose scores only the difference counts, (1, h', w').
 
     With the weights a₀, a₁ of the classes at a pixel, the loss of d = u₁ - u₀ is
     `(a₀ + a₁) log(1 + exp(-|d|)) + a₀ max(d, 0) + a₁ max(-d, 0)`: terms of one sign, so that no digits are lost where
     the model is sure. Where classes weigh the same it is `log(1 + exp(±d))`, with half the operations.
     """
+    difference = tile.interpolate(source, out=memory)  # (R, 1, C)
     label = label.unsqueeze(1).to(difference.dtype)  # (R, C) -> (R, 1, C); half the bytes of int64
     valid = torch.ne(label, ignore_index, out=torch.empty_like(label))
     of_second, error = check_range(valid * label, 2, ignore_index)
-    torch.sigmoid(difference, out=gradient)
+    gradient = torch.sigmoid(difference)
     if label_weights is None and smoothing_weights is None:
         gradient.sub_(of_second).mul_(valid)
         opposed = of_second.mul_(-2).add_(1).mul_(difference)  # d of the first class, -d of the second
-        return F.softplus(opposed, threshold=60).mul_(valid).sum() + error
+        return F.softplus(opposed, threshold=60).mul_(valid).sum() + error, gradient
     of_first = valid - of_second
     if label_weights is not None:
         of_first, of_second = of_first * label_weights[0], of_second * label_weights[1]
@@ -225,42 +221,69 @@ def _loss_of_pair_tile(
     both = of_first + of_second
     of_wrong = torch.where(difference > 0, of_first, -of_second)
     total = (both * -F.logsigmoid(difference.abs())).sum() + of_wrong.mul_(difference).sum() + error
-    gradient.mul_(both).sub_(of_second)
-    return total
+    return total, gradient.mul_(both).sub_(of_second)
 
 
 def _loss_of_tile(
-    scores: Tensor,
+    tile: Tile,
+    source: Tensor,
     label: Tensor,
     label_weights: Tensor | None,
     smoothing_weights: Tensor | None,
     ignore_index: int,
-    gradient: Tensor,
-) -> Tensor:
-    """Sum of the losses of scores `(R, K, C)`, which it uses up; their gradient is left in `gradient`."""
+    memory: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Sum of the losses of a tile's pixels, and the gradient of their scores `(R, K, C)`, in `memory`.
+
+    `source` has the logits that they are made of, `(K, h', w')`.
+    """
     valid = is_valid(label, ignore_index)
     label = torch.where(valid, label, 0).long().unsqueeze(1)  # (R, C) -> (R, 1, C)
-    label, error = check_range(label, scores.shape[1], ignore_index)
-    share = valid.unsqueeze(1).to(scores.dtype)
+    label, error = check_range(label, len(source), ignore_index)
+    share = valid.unsqueeze(1).to(memory.dtype)
     weight = share if label_weights is None else share * label_weights[label]
-    highest = scores.amax(1, keepdim=True)
-    at_label = scores.gather(1, label) - highest
-    probabilities = torch.softmax(scores, 1, out=gradient)  # which becomes the gradient below
-    lse = -probabilities.amax(1, keepdim=True).log()  # over `highest`, whose own probability is 1 / sum
-    total = (weight * (lse - at_label)).sum() + error
+    terms = _exponentials(tile, source, label, smoothing_weights, memory)
+    lse = terms.sums.log()
+    total = (weight * (lse - terms.at_label).clamp_(min=0)).sum() + error  # below 0 by rounding alone
     of_lse = weight
     if smoothing_weights is not None:
         everywhere = smoothing_weights.sum()
-        smoothed = torch.einsum("rkc,k->rc", scores.sub_(highest), smoothing_weights).unsqueeze(1)
-        total += (share * (everywhere * lse - smoothed)).sum()
+        total += (share * (everywhere * lse - terms.smoothed)).sum()
         of_lse = weight + share * everywhere
-    is_one = label_weights is None and smoothing_weights is None and valid.device.type == "cpu" and valid.all()
-    if not is_one:  # off the CPU looking would cost more than it saves
-        gradient *= of_lse
+    gradient = terms.exponentials.mul_(of_lse / terms.sums)
     gradient.scatter_add_(1, label, -weight)
     if smoothing_weights is not None:
         gradient.sub_(smoothing_weights[:, None] * share)
-    return total
+    return total, gradient
+
+
+class _Exponentials(NamedTuple):
+    """Of a tile's scores, each less a number of its pixel, which the softmax does not depend on."""
+
+    exponentials: Tensor  # (R, K, C)
+    sums: Tensor  # (R, 1, C), over the classes
+    at_label: Tensor  # (R, 1, C), the label's score, less that number
+    smoothed: Tensor | float  # (R, 1, C), the scores' sum by weights, less that number of each
+
+
+def _exponentials(
+    tile: Tile, source: Tensor, label: Tensor, weights: Tensor | None, memory: Tensor, *, by_pixel: bool = False
+) -> _Exponentials:
+    """Exponentials of a tile's scores, in `memory`.
+
+    The softmax takes from each pixel's scores the highest, which reads them twice more. Where they are made of logits
+    that differ little, the highest of these is as good; whether it is, is seen at the sums.
+    """
+    by_pixel = by_pixel or source.device.type != "cpu"  # looking at the sums would wait for a GPU
+    scores = tile.interpolate(source if by_pixel else source - source.amax(), out=memory)
+    if by_pixel:
+        scores.sub_(scores.amax(1, keepdim=True))
+    at_label = scores.gather(1, label)
+    smoothed = 0.0 if weights is None else torch.einsum("rkc,k->rc", scores, weights).unsqueeze(1)
+    sums = scores.exp_().sum(1, keepdim=True)
+    if not by_pixel and not sums.amin() >= _SMALLEST_SUM:  # NaN is not
+        return _exponentials(tile, source, label, weights, memory, by_pixel=True)
+    return _Exponentials(scores, sums, at_label, smoothed)
 
 
 def check_range(label: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor | float]:

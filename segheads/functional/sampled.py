@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from segheads.functional.bilinear import bilinear_weights, tile_memory, tiles, wide
+from segheads.functional.bilinear import TileMemory, bilinear_weights, tiles, wide
 from segheads.functional.cross_entropy import is_valid
 
 
@@ -53,11 +53,11 @@ def _label_probability(logits: Tensor, labels: Tensor) -> Tensor:
     probability = logits.new_empty(labels.shape, dtype=wide(logits.dtype))
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         plan = list(tiles(h, w, (H, W), K, logits))
-        memory = tile_memory(plan, K, logits)
+        memory = TileMemory()
         for number in range(len(logits)):
             for tile in plan:
                 at = (number, tile.rows.pixels, tile.columns.pixels)
-                scores = tile.upsample(logits[number], out=memory).softmax(1)
+                scores = tile.upsample(logits[number], out=memory(tile, K, logits)).softmax(1)
                 label = labels[at].long()
                 inside = (label >= 0) & (label < K)
                 own = scores.gather(1, torch.where(inside, label, 0).unsqueeze(1)).squeeze(1)

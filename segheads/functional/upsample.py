@@ -8,7 +8,7 @@ from torch import Tensor
 
 from segheads.classes import check_ignore_index
 from segheads.functional.bands import GRAIN, can_run_in_bands, run_in_bands, run_parts
-from segheads.functional.bilinear import rows_of_tiles, tile_memory, tiles, wide
+from segheads.functional.bilinear import TileMemory, pair_difference, tiles, wide
 from segheads.functional.cross_entropy import cross_entropy_sum, is_valid, plain_cross_entropy_sum
 from segheads.functional.paths import kernels_for
 
@@ -171,35 +171,47 @@ def upsample_argmax(
             shape = (len(logits), H, W)
             labels = logits.new_empty(shape, dtype=dtype)
             probability = logits.new_empty(shape, dtype=wide(logits.dtype)) if return_probability else None
-            plan = list(tiles(logits.shape[2], logits.shape[3], size, K, logits))
-            parts = [(number, row) for number in range(len(logits)) for row in rows_of_tiles(plan)]
+            plan = list(tiles(logits.shape[2], logits.shape[3], size, 1 if K == 2 else K, logits))
+            parts = [(number, tile) for number in range(len(logits)) for tile in plan]
+            memory = TileMemory()
 
             def compute(index: int) -> None:
-                number, row = parts[index]
-                memory = tile_memory(row, K, logits)
-                for tile in row:
-                    at = (number, tile.rows.pixels, tile.columns.pixels)
-                    scores = tile.upsample(logits[number], out=memory)
-                    labels[at] = best_class(scores)
+                number, tile = parts[index]
+                at = (number, tile.rows.pixels, tile.columns.pixels)
+                if K == 2:
+                    lead = tile.interpolate(pair_difference(tile.source(logits[number])))[:, 0]  # (R, C)
+                    torch.gt(lead, 0, out=labels[at])
                     if probability is not None:
-                        probability[at] = scores.softmax(1).amax(1)
+                        probability[at] = lead.abs().sigmoid()
+                    return
+                scores = tile.upsample(logits[number], out=memory(tile, K, logits))
+                if probability is not None:
+                    probability[at] = scores.softmax(1).amax(1)
+                labels[at] = best_class(scores, out=scores)
 
             run_parts(len(parts), compute, lambda *_: None, (logits,))
     return labels if probability is None else (labels, probability)
 
 
-def best_class(scores: Tensor) -> Tensor:
+def best_class(scores: Tensor, out: Tensor | None = None) -> Tensor:
     """The class of the highest score, the lowest such class where several are equal.
 
     Several times quicker on the CPU than `scores.argmax(1)`, which is not vectorised along this axis.
 
+    Args:
+        scores: Of each pixel.
+        out: Memory to work in, such as `scores` where nothing else needs them.
+
     Shape:
-        `(R, K, C)` to `(R, C)`, uint8 up to 256 classes, int16 above.
+        scores and `out` `(R, K, C)`; the result `(R, C)`, uint8 up to 256 classes, int16 above.
     """
-    K, dtype = scores.shape[1], smallest_dtype(scores.shape[1])
-    is_best = (scores == scores.amax(1, keepdim=True)).view(torch.uint8).to(dtype)
-    from_last = torch.arange(K - 1, -1, -1, dtype=dtype, device=scores.device)  # the lowest class has the highest
-    return K - 1 - is_best.mul_(from_last[:, None]).amax(1)
+    K = scores.shape[1]
+    if K == 2:
+        return (scores[:, 1] > scores[:, 0]).to(torch.uint8)
+    out = torch.empty_like(scores, dtype=wide(scores.dtype)) if out is None else out
+    is_best = torch.eq(scores, scores.amax(1, keepdim=True), out=out)  # as bool it would take three times as long
+    from_last = torch.arange(K - 1, -1, -1, dtype=out.dtype, device=out.device)  # the lowest class has the highest
+    return (K - 1 - is_best.mul_(from_last[:, None]).amax(1)).to(smallest_dtype(K))
 
 
 def smallest_dtype(num_classes: int) -> torch.dtype:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segheads.classes import Classes, Pairs
 from segheads.functional.bilinear import wide
-from segheads.functional.binary import above, probabilities
+from segheads.functional.binary import above, probabilities, probabilities_
 from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import best_class
 from segheads.inference.finite import check_finite
@@ -19,9 +19,9 @@ from segheads.inference.windows import (
     Model,
     evaluation_of,
     gives_low_resolution,
+    over_tiles,
     pair,
     resize,
-    scores_in_tiles,
     sliding_window_logits,
     view_grid,
     view_grids,
@@ -312,10 +312,13 @@ def maps_of(
     labels = logits.new_empty(size, dtype=torch.int64)
     sure, doubt = (logits.new_empty(size, dtype=kind) if asked else None for asked in (confidence, entropy))
     every = logits.new_empty((len(logits), *size), dtype=kind) if probability else None
-    for at, scores, are_logits in _scores_in_tiles(views, size):
-        labels[at] = _best(scores, are_logits, protocol)  # of the logits: the softmax's rounding makes ties
-        if sure is None and every is None and doubt is None:
-            continue
+    only_labels = sure is None and every is None and doubt is None
+
+    def use(at: tuple[slice, slice], each: Iterator[Tensor]) -> None:
+        scores, are_logits = _ordering(views, each)
+        labels[at] = _best(scores, are_logits, protocol, may_change=only_labels)
+        if only_labels:
+            return
         shares = probabilities(scores.to(kind)) if are_logits else scores
         if every is not None:
             every[:, at[0], at[1]] = shares.transpose(0, 1).to(kind)  # (R, K, C) -> (K, R, C)
@@ -325,6 +328,8 @@ def maps_of(
             sure[at] = shares.gather(1, labels[at][:, None])[:, 0] if len(logits) == 1 else shares.amax(1)
         if doubt is not None:
             doubt[at] = torch.special.entr(shares).sum(1)
+
+    over_tiles(views, size, use)
     return Maps(labels, sure, every, doubt)
 
 
@@ -359,12 +364,16 @@ def predict_uncertainty(
     total = image.new_zeros((len(Uncertainty._fields), *size), dtype=torch.float32)
     doubts = _Doubts(model)
     finite: list[Tensor] = []
+
+    def add(at: tuple[slice, slice], each: Iterator[Tensor]) -> None:
+        (maps,) = each
+        total[:, at[0], at[1]] += maps.transpose(0, 1)  # (R, 3, C) -> (3, R, C)
+
     with evaluation_of(model):
         for view, flipped in _views(image, protocol):
             grid = _grid(doubts, view, flipped and (), size, protocol, batch_size)
             finite += grid.finite
-            for (rows, columns), (maps,) in scores_in_tiles([grid], size):
-                total[:, rows, columns] += maps.transpose(0, 1)  # (R, 3, C) -> (3, R, C)
+            over_tiles([grid], size, add)
             count += 1
     check_finite(finite)
     return Uncertainty(*total.div_(count))
@@ -388,24 +397,20 @@ class _Doubts:
         return torch.stack(ensemble_uncertainty(merged, learners), dim=1), covered
 
 
-def _scores_in_tiles(
-    views: Sequence[Grid], size: tuple[int, int]
-) -> Iterator[tuple[tuple[slice, slice], Tensor, bool]]:
-    """Tile by tile what orders the classes, `(R, K, C)`, and whether it is logits, of one view; else probabilities."""
-    for at, each in scores_in_tiles(views, size):
-        if len(views) == 1:  # the softmax of one view changes no order
-            (scores,) = each
-            yield at, scores, not views[0].are_probabilities
-        else:
-            of_views = (x if g.are_probabilities else probabilities(x) for x, g in zip(each, views, strict=True))
-            yield at, _mean(of_views), False
+def _ordering(views: Sequence[Grid], scores: Iterator[Tensor]) -> tuple[Tensor, bool]:
+    """Of a tile's scores in each view what orders its classes, and whether it is logits, of one view; else shares."""
+    if len(views) == 1:  # the softmax of one view changes no order
+        return next(scores), not views[0].are_probabilities
+    of_views = (x if grid.are_probabilities else probabilities_(x) for x, grid in zip(scores, views, strict=True))
+    return _mean(of_views), False
 
 
-def _best(scores: Tensor, are_logits: bool, protocol: InferenceProtocol) -> Tensor:
-    """The label of each pixel from logits or probabilities `(R, K, C)`."""
+def _best(scores: Tensor, are_logits: bool, protocol: InferenceProtocol, *, may_change: bool) -> Tensor:
+    """The label of each pixel from logits or probabilities `(R, K, C)`, which it may change or not."""
     protocol.check_threshold(scores.shape[1])
     if scores.shape[1] > 1:
-        return best_class(scores)
+        # of logits, too: the softmax's rounding makes ties
+        return best_class(scores, out=scores if may_change else None)
     return (above(scores[:, 0], protocol.threshold) > 0 if are_logits else scores[:, 0] > protocol.threshold).long()
 
 
@@ -426,9 +431,14 @@ def _add_probabilities(total: Tensor | None, grid: Grid, size: tuple[int, int]) 
     """Adds one view's to the buffer `(K, H0, W0)`, which the first view creates."""
     if total is None:
         total = grid.logits.new_zeros((len(grid.logits), *size), dtype=wide(grid.logits.dtype))
-    for (rows, columns), (scores,) in scores_in_tiles([grid], size):
-        scores = scores.to(total.dtype) if grid.are_probabilities else probabilities(scores.to(total.dtype))
-        total[:, rows, columns] += scores.transpose(0, 1)  # (R, K, C) -> (K, R, C)
+    sums = total
+
+    def add(at: tuple[slice, slice], each: Iterator[Tensor]) -> None:
+        (scores,) = each
+        shares = scores if grid.are_probabilities else probabilities_(scores)
+        sums[:, at[0], at[1]] += shares.transpose(0, 1)  # (R, K, C) -> (K, R, C)
+
+    over_tiles([grid], size, add)
     return total
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from segheads.functional.bilinear import Tile, bilinear_weights, tiles, wide
+from segheads.functional.bands import run_parts
+from segheads.functional.bilinear import TileMemory, bilinear_weights, tiles, wide
 from segheads.functional.upsample import log_of, probabilities_of
 from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import InferenceProtocol, Size
@@ -53,21 +54,30 @@ def _swapped(logits: Tensor, pairs: Sequence[tuple[int, int]], are_probabilities
     return logits[order]
 
 
-def scores_in_tiles(
-    grids: Sequence[Grid], size: tuple[int, int]
-) -> Iterator[tuple[tuple[slice, slice], Iterator[Tensor]]]:
-    """Rows and columns of each tile of an image, and the scores `(R, K, C)` of its pixels in each of several grids."""
-    K = len(grids[0].logits)
-    plans = [tiles(grid.rows, grid.columns, size, K, grid.logits) for grid in grids]
-    for group in zip(*plans, strict=True):
-        at = (group[0].rows.pixels, group[0].columns.pixels)
-        yield at, (_upsampled(tile, grid.logits) for tile, grid in zip(group, grids, strict=True))
+def over_tiles(
+    grids: Sequence[Grid], size: tuple[int, int], use: Callable[[tuple[slice, slice], Iterator[Tensor]], None]
+) -> None:
+    """Call `use` for each tile of an image with its rows and columns, and its pixels' scores in each of several grids.
 
+    Scores are `(R, K, C)`, and `use` may change them; those of the first grid last, of another until the next. On the
+    CPU it is called in several threads.
+    """
+    K, memory = len(grids[0].logits), TileMemory()
+    parts = list(zip(*(tiles(grid.rows, grid.columns, size, K, grid.logits) for grid in grids), strict=True))
 
-def _upsampled(tile: Tile, logits: Tensor) -> Tensor:
-    """The tile's scores; autocast would make them 16-bit ones, which change one label in a hundred."""
-    with torch.autocast(logits.device.type, enabled=False):
-        return tile.upsample(logits)
+    def compute(index: int) -> None:
+        group = parts[index]
+
+        def scores() -> Iterator[Tensor]:
+            for number, (tile, grid) in enumerate(zip(group, grids, strict=True)):
+                room = memory(tile, K, grid.logits, slot=min(number, 1))
+                with torch.autocast(grid.logits.device.type, enabled=False):  # 16 bits change one label in a hundred
+                    x = tile.upsample(grid.logits, out=room)
+                yield x
+
+        use((group[0].rows.pixels, group[0].columns.pixels), scores())
+
+    run_parts(len(parts), compute, lambda *_: None, [grid.logits for grid in grids])
 
 
 @lru_cache(maxsize=16)

@@ -9,6 +9,8 @@ import torch
 from segheads.functional import upsample_argmax, upsample_cross_entropy
 from segheads.functional.affinity import Scores, weighted_average
 from segheads.functional.bands import can_run_in_bands, run_in_bands
+from segheads.inference import InferenceProtocol
+from segheads.inference.predict import predict_maps
 
 SUBNORMAL = 1e-39
 
@@ -47,14 +49,18 @@ def test_mean_shift_has_the_same_bits_for_any_number_of_threads(width, forward, 
 def inputs():
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(2, 150, 16, 16, generator=generator)
-    return logits.requires_grad_(), torch.randint(150, (2, 96, 96), generator=generator)
+    return logits.requires_grad_(), torch.randint(150, (2, 200, 300), generator=generator)
 
 
 def results():
     logits, labels = inputs()
     loss = upsample_cross_entropy(logits, labels)
     loss.backward()
-    return [loss.detach(), logits.grad, *upsample_argmax(logits, (96, 96), return_probability=True)]
+    maps = predict_maps(
+        lambda x: x, list(logits.detach()), InferenceProtocol(scales=(1.0, 1.5)), sizes=2 * [(200, 300)]
+    )
+    labels = upsample_argmax(logits, (200, 300), return_probability=True)
+    return [loss.detach(), logits.grad, *labels, *(own.labels for own in maps)]
 
 
 def test_bits_are_the_same_for_any_number_of_threads():

@@ -22,7 +22,7 @@ def test_tiles_cover_every_pixel_once(size, num_classes):
     for tile in tiles(5, size[1], size, num_classes, torch.zeros(())):
         times[tile.rows.pixels, tile.columns.pixels] += 1
         assert tile.num_pixels == times[tile.rows.pixels, tile.columns.pixels].numel()
-        assert tile.num_pixels <= max(bilinear.TILE_ELEMENTS / num_classes, 4 * 128)
+        assert tile.num_pixels <= max(bilinear.TILE_ELEMENTS / num_classes, 4 * bilinear.TILE_COLUMNS)
     assert (times == 1).all()
 
 
@@ -50,7 +50,12 @@ def test_a_tile_reads_its_part_of_the_grid_alone():
 def test_best_class_is_argmax():
     for K in (1, 2, 19, 256, 257, 1000):
         scores = torch.randn(3, K, 5)
+        before = scores.clone()
         assert (best_class(scores) == scores.argmax(1)).all()
+        assert torch.equal(scores, before)
+        assert (best_class(scores, out=scores) == before.argmax(1)).all()
+        half = before.bfloat16()  # which cannot hold the numbers of 1,000 classes
+        assert (half.gather(1, best_class(half).long()[:, None])[:, 0] == half.amax(1)).all()
         assert (best_class(torch.zeros(3, K, 5)) == 0).all()  # all equal: the lowest
     assert best_class(torch.zeros(1, 256, 1)).dtype == torch.uint8
     assert best_class(torch.zeros(1, 257, 1)).dtype == torch.int16

@@ -127,6 +127,34 @@ def test_largest_numbers_of_half_precision():
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "weight": torch.arange(1.0, 6.0)}])
+@pytest.mark.parametrize("height", [30.0, 300.0])
+def test_pixels_far_below_the_highest_of_their_tile(height, options):
+    """All scores of the left are so much lower that their exponentials, less the tile's highest, vanish."""
+    logits, labels = drawn((2, 5, 4, 6), (40, 60))
+    logits += torch.linspace(0, height, 6)
+    value, gradient = value_and_gradient(logits, labels, **options)
+    expected = [x.float() for x in value_and_gradient(logits.double(), labels, loss=plain_of(options))]
+    torch.testing.assert_close([value, gradient], expected, rtol=1e-5, atol=1e-7 * height)
+
+
+def plain_of(options):
+    def loss(logits, labels):
+        scores = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
+        weight = options["weight"].double() if options else None
+        return F.cross_entropy(
+            scores, labels, weight, ignore_index=255, label_smoothing=options.get("label_smoothing", 0.0)
+        )
+
+    return loss
+
+
+def test_no_loss_is_negative_by_rounding():
+    logits = torch.randn(1, 19, 4, 4)
+    logits[:, 3] += 25 + torch.rand(1, 4, 4)
+    assert upsample_cross_entropy(logits, torch.full((1, 64, 64), 3)) >= 0
+
+
 def test_classes_masked_with_the_lowest_number():
     logits, labels = drawn()
     labels[labels == 4] = 3
@@ -193,8 +221,9 @@ def test_ignored_number_anywhere(ignore_index):
 # Label maps
 
 
-def test_label_map_is_the_plain_one():
-    logits = torch.randn(2, 7, 5, 6)
+@pytest.mark.parametrize("num_classes", [2, 7, 300])
+def test_label_map_is_the_plain_one(num_classes):
+    logits = torch.randn(2, num_classes, 5, 6)
     expected = F.interpolate(logits, size=(33, 17), mode="bilinear", align_corners=False).argmax(1)
     torch.testing.assert_close(upsample_argmax(logits, (33, 17)), expected)
 
@@ -219,7 +248,7 @@ def test_smallest_type_of_a_label_map(num_classes, dtype):
     assert upsample_argmax(logits, (8, 8), dtype=torch.int32).dtype == torch.int32
 
 
-@pytest.mark.parametrize("num_classes", [1, 5, 300])
+@pytest.mark.parametrize("num_classes", [1, 2, 5, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("size", [(33, 170), (2, 3), (5, 6)])
 def test_probability_of_the_winner(num_classes, dtype, size):

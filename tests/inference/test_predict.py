@@ -14,6 +14,7 @@ from segheads.functional import bilinear
 from segheads.inference import predict as functions
 from segheads.inference.predict import sliding_window_logits
 from segheads.inference.protocol import InferenceProtocol
+from segheads.inference.windows import Grid, over_tiles
 
 
 def with_options(function):
@@ -614,3 +615,21 @@ def test_a_mirrored_ensemble_of_one_class_gives_probabilities():
     swapped = predict_probabilities(model, image, flip=True, flip_pairs=[(0, 1)])
     plain, mirrored = predict_probabilities(model, image), predict_probabilities(model, image.flip(-1)).flip(-1)
     torch.testing.assert_close(swapped, (plain + 1 - mirrored) / 2)
+
+
+@pytest.mark.parametrize("size", [(6, 7), (24, 30)])
+def test_tiles_may_be_changed_and_logits_stay(size):
+    """Also where a grid has the image's size, and its logits are the scores."""
+    views = [Grid(torch.randn(3, 6, 7), 6, 7), Grid(torch.randn(3, 4, 5), 4, 5)]
+    before, seen = [view.logits.clone() for view in views], []
+
+    def use(at, each):
+        first, second = each
+        seen.append((first.clone(), second.clone()))
+        first.zero_(), second.zero_()
+
+    over_tiles(views, size, use)
+    for number, view in enumerate(views):
+        assert torch.equal(view.logits, before[number])
+        expected = F.interpolate(before[number][None], size, mode="bilinear")[0].transpose(0, 1)
+        torch.testing.assert_close(seen[0][number], expected)

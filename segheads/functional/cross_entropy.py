@@ -12,7 +12,7 @@ from segheads.functional.bilinear import Tile, TileMemory, pair_difference, tile
 from segheads.functional.paths import kernels_for
 
 _IGNORED = -100  # no class, whatever `ignore_index` is
-_SMALLEST_SUM = 2.0**-40  # of exponentials; what is below fp32's smallest number adds less than rounding to it
+_SMALLEST_SUM = 2.0**-64  # of exponentials; what is below fp32's smallest number adds less than rounding to it
 
 
 def cross_entropy_sum(
@@ -271,11 +271,11 @@ def _exponentials(
 ) -> _Exponentials:
     """Exponentials of a tile's scores, in `memory`.
 
-    The softmax takes from each pixel's scores the highest, which reads them twice more. Where they are made of logits
-    that differ little, the highest of these is as good; whether it is, is seen at the sums.
+    The softmax takes from each pixel's scores the highest, which reads them twice more. The upsampled highest of the
+    grid, which is no lower, is as good but between cells that are sure of different classes; the sums show it there.
     """
     by_pixel = by_pixel or source.device.type != "cpu"  # looking at the sums would wait for a GPU
-    scores = tile.interpolate(source if by_pixel else source - source.amax(), out=memory)
+    scores = tile.interpolate(source if by_pixel else source - source.amax(0), out=memory)
     if by_pixel:
         scores.sub_(scores.amax(1, keepdim=True))
     at_label = scores.gather(1, label)

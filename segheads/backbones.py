@@ -84,6 +84,7 @@ class TimmBackbone(nn.Module):
         dilation: How a ResNet of `model_kwargs={"output_stride": 8}` or 16 is dilated: in a stage's first block as in
             the stage before (`"timm"`), or in the whole stage alike (`"smp"`, segmentation-models-pytorch's own).
         max_stride: Leaves out what is coarser, and the stages behind it; `None` for all.
+        every_stage: Whether stages of one stride, as in a dilated ResNet, give a map each, or the last of them alone.
         final_norm: Whether maps go through the model's final norm, as above; the published DPT takes them without.
         class_token: Whether the class token stands behind each cell, as further channels of every map: twice as many,
             which the published DPT and DINOv2's linear probes of whole images read.
@@ -130,6 +131,7 @@ class TimmBackbone(nn.Module):
         swin_padding: Literal["timm", "published"] = "timm",
         dilation: Literal["timm", "smp"] = "timm",
         max_stride: int | None = None,
+        every_stage: bool = False,
         final_norm: bool = True,
         class_token: bool = False,
     ) -> None:
@@ -189,7 +191,7 @@ class TimmBackbone(nn.Module):
         self.class_token = class_token
         self.norms = nn.ModuleList()  # of the maps, if there are any
         self.is_exact = False  # a graph for any size is exported: its maps are known to need no resizing
-        self.indices, self.strides, self.channels = self._choose_levels(levels, max_stride)
+        self.indices, self.strides, self.channels = self._choose_levels(levels, max_stride, every_stage)
         if level_norms:
             self.norms.extend(LayerNorm2d(C, eps=norm_eps or 1e-5) for C in self.channels)
         lost = sorted(missing & self.model.state_dict().keys())
@@ -202,20 +204,25 @@ class TimmBackbone(nn.Module):
         self.licence: str | None = self.model.pretrained_cfg.get("license") if pretrained is True else None
         self.data_config = _data_config(self.model, in_chans)
 
-    def _choose_levels(self, levels: int | None, max_stride: int | None) -> tuple[list[int], list[int], list[int]]:
+    def _choose_levels(
+        self, levels: int | None, max_stride: int | None, every_stage: bool
+    ) -> tuple[list[int], list[int], list[int]]:
         """Indices, strides and channels of the levels; what they do not need is cut off or frozen."""
         reductions = [int(info["reduction"]) for info in self.model.feature_info]
         self.indices = list(range(len(reductions)))
         with torch.no_grad():
             size, maps = self._probe(max(reductions))
         strides = [_true_stride(size[1], x.shape[3], r) for x, r in zip(maps, reductions, strict=True)]
-        last_of = {stride: index for index, stride in enumerate(strides) if stride <= (max_stride or stride)}
+        of_stride: dict[int, list[int]] = {}
+        for index, stride in enumerate(strides):
+            if stride <= (max_stride or stride):
+                of_stride.setdefault(stride, []).append(index)
         if len(set(strides)) > 1:
-            last_of.pop(1, None)  # dla, vgg and some cspnets start at full resolution
-        if not last_of:
+            of_stride.pop(1, None)  # dla, vgg and some cspnets start at full resolution
+        if not of_stride:
             raise ValueError(f"max_stride must be a stride of {self.name}, {sorted(set(strides))}; got {max_stride}")
         if len(set(strides)) > 1:
-            chosen = [last_of[stride] for stride in sorted(last_of)]
+            chosen = [i for stride in sorted(of_stride) for i in of_stride[stride][0 if every_stage else -1 :]]
             available, kind = len(chosen), "levels"
             self._stages = [index for index in chosen if strides[index] >= 4] or chosen
             count = available if levels is None else levels

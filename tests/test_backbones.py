@@ -476,6 +476,18 @@ def test_coarser_levels_are_left_out():
         build("test_resnet", max_stride=1)
 
 
+def test_stages_of_one_stride_give_a_map_each_on_demand():
+    dilated = {"model_kwargs": {"output_stride": 16}}
+    assert build("test_resnet", **dilated).strides == [2, 4, 8, 16]
+    backbone = build("test_resnet", every_stage=True, **dilated)
+    assert backbone.strides == [2, 4, 8, 16, 16]
+    maps = backbone(torch.randn(1, 3, 50, 64))
+    assert [x.shape[2:] for x in maps[-2:]] == [(4, 4), (4, 4)]
+    assert [x.shape[1] for x in maps] == backbone.channels
+    assert build("test_resnet", every_stage=True, levels=2, **dilated).strides == [16, 16]
+    assert build("test_resnet", every_stage=True).strides == build("test_resnet").strides
+
+
 def test_a_stage_is_dilated_in_part_or_as_a_whole():
     for dilation, first in (("timm", 1), ("smp", 2)):
         backbone = build("resnet18", dilation=dilation, model_kwargs={"output_stride": 16})

@@ -66,6 +66,8 @@ SMP = [
     ("PSPNet", "resnet18", {"psp_out_channels": 16}),
     ("PSPNet", "tu-test_resnet", {"psp_out_channels": 16, "encoder_depth": 4, "upsampling": 16}),
     ("PAN", "tu-test_resnet", {"encoder_output_stride": 32, "decoder_channels": 8}),
+    ("PAN", "resnet18", {"decoder_channels": 8}),
+    ("PAN", "tu-test_resnet", {"decoder_channels": 8}),
     ("DeepLabV3", "resnet18", {"decoder_channels": 8}),
     ("DeepLabV3", "tu-test_resnet", {"decoder_channels": 8, "encoder_output_stride": 16}),
     ("DeepLabV3Plus", "resnet50", {"decoder_channels": 8}),
@@ -199,7 +201,7 @@ def broken(tmp_path, vectors):
     (tmp_path / "damaged.safetensors").write_bytes(b"12345678{")
     torch.save({"state_dict": state, "hook": nn.Linear}, tmp_path / "code.pth")
     for name, config in {
-        "pan": {"_model_class": "PAN", "encoder_name": "resnet18"},
+        "pan": {"_model_class": "PAN", "encoder_name": "resnet18", "encoder_depth": 4},
         "other": {"_model_class": "Sharpener", "encoder_name": "resnet18"},
         "segformer": {"model_type": "segformer"},
     }.items():
@@ -216,7 +218,7 @@ BROKEN = {
     ("damaged.safetensors", "mmseg"): "damaged",
     ("code.pth", "mmseg"): "holds other objects than tensors and plain values, which are not run",
     ("none.pth", "mmseg"): "there is no such file",
-    ("pan", "smp"): "smp's PAN with encoder_output_stride 16 cannot be converted, only with 32",
+    ("pan", "smp"): "smp's PAN with encoder_depth 4 cannot be converted, only with 5",
     ("other", "smp"): "smp's Sharpener cannot be converted; Unet, .* can",
     ("segformer", "hf"): "model_type 'segformer' cannot be converted .*timm has no Mix Transformer.; upernet, dpt can",
     ("none", "hf"): "config.json cannot be read",

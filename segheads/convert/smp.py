@@ -71,6 +71,8 @@ def from_smp(state: State, config: Mapping[str, Any]) -> SegmentationModel:
     if not spec.upsamples:
         options["upsampling"] = int(config.get("upsampling") or kind.upsampling or output_stride)
     backbone = {"in_chans": int(config.get("in_channels", 3)), **_of_encoder(name, encoder, output_stride, config)}
+    if decoder == "pan":
+        options["encoder_output_stride"] = output_stride
     if decoder == "dpt":
         options.setdefault("decoder_readout", "cat")
         options["encoder_has_prefix_tokens"] = backbone["class_token"]
@@ -105,12 +107,8 @@ def _of_encoder(name: str, encoder: str, output_stride: int, config: Mapping[str
         return {"levels": 4, "class_token": reads_token, "final_norm": False, "img_size": config.get("img_size")}
     if kind.decoder == "pspnet":
         return {"levels": 1, "max_stride": 2**depth}
-    if kind.decoder == "pan" and output_stride == 16:
-        raise ValueError(
-            "smp's PAN with encoder_output_stride 16 cannot be converted, only with 32: it reads two maps of stride "
-            "16, of which backbones here give the last"
-        )
-    if output_stride not in ((8, 16) if kind.decoder.startswith("deeplab") else (32,)):
+    taken = {"pan": (16, 32), "deeplabv3": (8, 16), "deeplabv3plus": (8, 16)}
+    if output_stride not in taken.get(kind.decoder, (32,)):
         raise ValueError(f"smp's {name} with encoder_output_stride {output_stride} cannot be converted")
     levels = kind.levels or (5 if output_stride == 32 and _has_half_resolution(_timm_name(encoder)) else 4)
     if kind.decoder == "deeplabv3plus":
@@ -118,7 +116,8 @@ def _of_encoder(name: str, encoder: str, output_stride: int, config: Mapping[str
     if output_stride == 32:
         return {"levels": levels}
     dilation = "timm" if encoder.startswith("tu-") else "smp"
-    return {"levels": levels, "dilation": dilation, "model_kwargs": {"output_stride": output_stride}}
+    options = {"levels": levels, "dilation": dilation, "model_kwargs": {"output_stride": output_stride}}
+    return {**options, "every_stage": True} if kind.decoder == "pan" else options
 
 
 def _check_blocks(model: SegmentationModel, config: Mapping[str, Any]) -> None:

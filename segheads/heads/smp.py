@@ -33,7 +33,8 @@ class SmpHead(Head):
     - `fpn`, `deeplabv3plus`, `pan`, `upernet` use the four coarsest maps, `pspnet` and `deeplabv3` the coarsest only.
       Where there are more, the logits are enlarged to the finest map's grid. `segformer` uses all five, as smp does.
     - `deeplabv3`, `deeplabv3plus`, `pan`, `pspnet` come with dilated encoders in smp (and `pspnet` reads the stride-8
-      map). Here they run undilated, on the backbone's own maps; rates stay as they are unless set.
+      map). Here they run undilated, on the backbone's own maps; rates stay as they are unless set. For a `pan` as there
+      say `encoder_output_stride=16`, and `model_kwargs={"output_stride": 16}` and `every_stage=True` to the backbone.
     - `dpt` takes maps of equal size, blocks of one plain ViT (which `create_model` takes by itself), without
       the class token, therefore `decoder_readout="ignore"`; the logits have 8 x 8 cells per patch. For maps with it, as
       `TimmBackbone(class_token=True)` gives them, say `encoder_has_prefix_tokens=True` and `decoder_readout="cat"` or
@@ -97,6 +98,8 @@ class SmpHead(Head):
         self.decoder_name = decoder
         self._used = min(count, spec.most)
         self._strides = [2**level for level in range(count)]  # relative to the finest map
+        if decoder == "pan" and options.get("encoder_output_stride") == 16:
+            self._strides[-1] = self._strides[-2]
         self._multiple = self._strides[-1]  # of the padded extent, in cells of the finest map
         self._least = spec.least * self._multiple
         self._num_dummies = _count_dummies(decoder, spec, self._used, options)
@@ -186,8 +189,9 @@ class SmpHead(Head):
 
     def _wanted_sizes(self) -> str:
         if self.decoder_name != "dpt":
+            last = ", the last two of one size" if self._strides[-1:] == self._strides[-2:-1] else ""
             return (
-                f"smp's decoder {self.decoder_name!r} takes maps that halve in size from each to the next; "
+                f"smp's decoder {self.decoder_name!r} takes maps that halve in size from each to the next{last}; "
                 'maps of one size need a pyramid before it, such as pyramid="simple"'
             )
         return (

@@ -157,11 +157,15 @@ def _deeplabv3plus(
 
 
 def _pan(
-    encoder_channels: list[int], decoder_channels: int = 32, decoder_interpolation: str = "bilinear"
+    encoder_channels: list[int],
+    decoder_channels: int = 32,
+    decoder_interpolation: str = "bilinear",
+    encoder_output_stride: int = 32,
 ) -> tuple[nn.Module, int]:
-    return PANDecoder(
-        encoder_channels, len(encoder_channels) - 1, decoder_channels, decoder_interpolation
-    ), decoder_channels
+    if encoder_output_stride not in (16, 32):
+        raise ValueError(f"encoder_output_stride of smp's decoder 'pan' must be 16 or 32; got {encoder_output_stride}")
+    decoder = PANDecoder(encoder_channels, len(encoder_channels) - 1, decoder_channels, decoder_interpolation)
+    return decoder, decoder_channels
 
 
 def _upernet(

@@ -253,6 +253,8 @@ def test_options_are_those_of_smp(decoder):
         assert got.pop("encoder_has_prefix_tokens") is False
         assert theirs.pop("decoder_readout") == "cat"
         assert got.pop("decoder_readout") == "ignore"
+    if decoder == "pan":  # 16 in smp, whose encoders are dilated by default
+        assert got.pop("encoder_output_stride") == 32
     assert got == theirs
 
 
@@ -366,3 +368,13 @@ def test_maps_of_wrong_sizes_are_refused():
         build("dpt", 2)(make_maps([(8, 8), (4, 4)]))
     with pytest.raises(ValueError, match=r"SmpHead takes a list of maps .* channels \[8, 12\]; got \[\(2, 8, 8, 8\)\]"):
         head(make_maps([(8, 8)]))
+
+
+def test_pan_of_maps_whose_last_two_have_one_size():
+    maps = [torch.randn(1, C, n, n) for C, n in ((4, 64), (8, 32), (8, 16), (8, 16))]
+    head = SmpHead([4, 8, 8, 8], 3, decoder="pan", encoder_output_stride=16).eval()
+    assert head(maps).shape == (1, 3, 64, 64)
+    with pytest.raises(ValueError, match="'pan' takes maps that halve in size from each to the next, the last two of"):
+        head([*maps[:3], torch.randn(1, 8, 8, 8)])
+    with pytest.raises(ValueError, match="encoder_output_stride of smp's decoder 'pan' must be 16 or 32; got 8"):
+        SmpHead([4, 8, 8, 8], 3, decoder="pan", encoder_output_stride=8)

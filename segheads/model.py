@@ -1,20 +1,14 @@
 """A backbone and a head, from images to logits, loss and label maps."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, overload
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from segheads.backbones import TimmBackbone
-from segheads.card import model_card
-from segheads.card.card import card_or_warning, save_card
 from segheads.classes import Classes, num_labels
 from segheads.data.images import ImageForm
 from segheads.data.label_map import LabelMap
@@ -25,21 +19,16 @@ from segheads.functional.uncertainty import Uncertainty, ensemble_uncertainty
 from segheads.functional.upsample import Reduction, log_of, probabilities_of
 from segheads.heads import FCNHead, Head, find_head
 from segheads.heads.registry import DecoderEntry
-from segheads.hub import UPLOAD, check_name, upload
+from segheads.hub_mixin import HubMixin
 from segheads.inference.finite import all_finite, check_finite
 from segheads.inference.protocol import WHOLE, InferenceProtocol
 from segheads.losses import PixelLoss, create_loss
 from segheads.modules import evaluating, freeze_unused
 from segheads.plan import ModelPlan, wire
 from segheads.pyramids import Pyramid, find_pyramid
-from segheads.saving import describing, find_folder, restore_settings, write_folder
-from segheads.untrusted import no_more_than
-from segheads.weights_file import load_weights
-
-log = logging.getLogger(__name__)
 
 
-class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipeline_tag="image-segmentation"):
+class SegmentationModel(nn.Module, HubMixin, library_name="segheads", pipeline_tag="image-segmentation"):
     """Backbone, optional pyramid and head; images of any size in, logits, loss or labels of that size out.
 
     The backbone pads images at the right and bottom to a multiple of its strides. Logits are upsampled to the padded
@@ -427,155 +416,6 @@ class SegmentationModel(nn.Module, ModelHubMixin, library_name="segheads", pipel
             own = torch.stack([value.detach() for value in values])
             terms.append(own if shares is None else own * shares)
         return criterion.joined(values, shares)
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        config: Any = None,  # noqa: ARG002 (huggingface_hub's; config.json is ours)
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        model_card_kwargs: dict[str, Any] | None = None,
-        **push_kwargs: Any,
-    ) -> str | None:
-        """Write config.json, model.safetensors and a model card; each file is whole, or as it was before.
-
-        A card that was edited is kept, and one that cannot be made is a warning.
-
-        Args:
-            save_directory: The folder; made if need be.
-            config: Not used.
-            repo_id: Name on the hub; None means the folder's.
-            push_to_hub: Upload it, too.
-            model_card_kwargs: Further fields of the card's front matter, such as `{"license": "mit"}`.
-            **push_kwargs: Options of `push_to_hub`.
-
-        Returns:
-            What `push_to_hub` gives, or None.
-
-        Raises:
-            ValueError: If the model was assembled from parts, or its options are no JSON values or such as
-                `from_pretrained` refuses.
-            SavedModelError: If a weight is NaN or infinite.
-        """
-        if self.plan is None:
-            raise ValueError(
-                "save_pretrained needs a model from create_model, which can be rebuilt from its arguments; this one "
-                "was assembled from parts, so save its state_dict() and assemble it again"
-            )
-        folder = Path(save_directory)
-        write_folder(folder, self, self.plan, self.data_config, self.classes, self.protocol, self.label_map)
-        with card_or_warning(folder):
-            save_card(self.generate_model_card(**(model_card_kwargs or {})), folder)
-        if push_to_hub:
-            return self.push_to_hub(repo_id=repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_kwargs)
-        return None
-
-    def generate_model_card(self, **metadata: Any) -> ModelCard:
-        """The card that `save_pretrained` writes: parts, classes, limits, terms; `segheads push` adds what a run left.
-
-        Args:
-            **metadata: Further fields of its front matter, such as `license="mit"`.
-        """
-        return model_card(self, **metadata)
-
-    def push_to_hub(  # type: ignore[override]  # a model is its own files, of which none is left out
-        self,
-        repo_id: str,
-        *,
-        commit_message: str = UPLOAD,
-        private: bool | None = None,
-        token: str | None = None,
-        branch: str | None = None,
-        create_pr: bool = False,
-        new_card: bool = False,
-        model_card_kwargs: dict[str, Any] | None = None,
-    ) -> str:
-        """Upload the model to the Hugging Face hub, in one commit; `segheads push` uploads a run with its scores.
-
-        Args:
-            repo_id: `OWNER/NAME`, or `NAME` in the account of the token; made if need be.
-            commit_message: Of the commit.
-            private: Whether a new repository is private; None leaves that to the account's settings.
-            token: Of the hub; None takes that of `hf auth login` or HF_TOKEN.
-            branch: To commit to, made if need be; None means main.
-            create_pr: Open a pull request instead.
-            new_card: Replace a card that was edited on the hub, too, which is kept else.
-            model_card_kwargs: Further fields of the card's front matter, such as `{"license": "mit"}`.
-
-        Returns:
-            The address of the commit, with huggingface_hub's attributes `oid` and `pr_url`.
-
-        Raises:
-            ValueError: As `save_pretrained` does, if the name is none (an `OptionError`), or if `private` is asked of a
-                repository that is public.
-            SavedModelError: If a weight is NaN or infinite.
-            HubError: If there is no token, the hub is out of reach, or refuses; nothing was committed then.
-        """
-        options: dict[str, Any] = {"private": private, "token": token, "branch": branch, "create_pr": create_pr}
-        check_name(repo_id)
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            files = {path.name: path for path in Path(folder).iterdir()}
-            options |= {"new_card": new_card, "metadata": model_card_kwargs}
-            return upload(files, repo_id, message=commit_message, **options)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]  # the mixin takes any keyword in silence
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        num_classes: int | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-    ) -> "SegmentationModel":
-        """Load what `save_pretrained` or `push_to_hub` wrote; the model comes back in evaluation mode, on the CPU.
-
-        Args:
-            pretrained_model_name_or_path: A local folder, or a model's name on the Hugging Face hub, `OWNER/NAME` or
-                `OWNER/NAME@REVISION`. Neither is trusted: no code of it runs, config.json is checked entry by entry
-                before anything is built, and nothing that it names is opened or fetched.
-            num_classes: Another number of classes than the saved model's: what depends on it is new and random, which
-                a warning in the log lists, and the model has no class names. 1 is one class and its background, for
-                which cross-entropy is that of a sigmoid. None keeps the saved one's.
-            revision: Branch, tag or commit on the hub.
-            token: Of the hub, for a private model.
-            cache_dir: Where downloads are kept.
-            force_download: Download what the cache holds, too.
-            local_files_only: Ask the cache alone.
-
-        Raises:
-            SavedModelMissingError: If the folder lacks one of the files, or there is neither such a folder nor, as
-                far as can be told, such a model on the hub.
-            SavedModelError: If config.json is damaged, sets what is no setting of a part, or the weights do not fit,
-                or are NaN or infinite.
-            ValueError: If `num_classes` is below 1.
-        """
-        options: dict[str, Any] = {"local_files_only": local_files_only, "force_download": force_download}
-        options |= {"revision": revision, "token": token, "cache_dir": cache_dir}
-        saved = find_folder(str(pretrained_model_name_or_path), **options)
-        plan = saved.plan if num_classes is None else saved.plan.with_classes(num_classes)
-        with describing(saved.config), no_more_than(saved.weights):
-            model = cls.from_plan(plan)
-            new = [] if plan.num_classes == saved.plan.num_classes else model.weights_of_classes()
-        if not new:
-            load_weights(model, saved.weights)
-            model.classes, model.label_map = saved.classes, saved.label_map
-        else:
-            load_weights(model, saved.weights, new=new)
-            log.warning(
-                f"{pretrained_model_name_or_path} has {saved.plan.num_classes} classes; new and random for "
-                f"{num_classes}: {', '.join(new)}"
-            )
-        restore_settings(model, saved.settings, saved.config)
-        model.protocol = saved.protocol
-        with describing(saved.config):
-            model.set_input(**saved.input)
-        model.revision = saved.revision
-        return model.eval()
 
     def weights_of_classes(self) -> list[str]:
         """Names of the weights whose shape depends on the number of classes, such as a classifier's.

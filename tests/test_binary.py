@@ -215,7 +215,7 @@ def test_one_class_needs_the_sigmoid():
 
 @pytest.mark.parametrize("num_classes", [1, 2, 7])
 def test_probabilities_in_the_memory_of_scores(num_classes):
-    scores = 50 * torch.randn(3, num_classes, 4)
+    scores = torch.tensor([1.0, 50, 1000]).view(3, 1, 1) * torch.randn(3, num_classes, 4)
     expected, found = probabilities(scores), probabilities_(scores)
     assert found.data_ptr() == scores.data_ptr()
     torch.testing.assert_close(found, expected)

@@ -26,14 +26,16 @@ from segheads.evaluation.tables import markdown_table
 from segheads.functional import mean_shift, upsample_argmax, upsample_cross_entropy
 from segheads.ranges import Range
 
-# classes, batch, grid, pixels
+# classes, batch, grid, pixels, standard deviation of logits: at 60 neighbouring cells are sure of different classes
 SIZES = [
-    (150, 8, (32, 32), (512, 512)),
-    (150, 1, (32, 32), (512, 512)),
-    (19, 1, (128, 256), (1024, 2048)),
-    (2, 8, (128, 128), (512, 512)),
+    (150, 8, (32, 32), (512, 512), 1),
+    (150, 8, (32, 32), (512, 512), 60),
+    (150, 1, (32, 32), (512, 512), 1),
+    (19, 1, (128, 256), (1024, 2048), 1),
+    (2, 8, (128, 128), (512, 512), 1),
+    (2, 1, (128, 128), (512, 512), 1),
 ]
-TINY = [(5, 2, (4, 4), (32, 32))]
+TINY = [(5, 2, (4, 4), (32, 32), 1)]
 # batch, tokens, channels of the tokens and of the space of distances: fused attention forward, and tiles
 SHIFTS = [(2, 2304, 192, 192), (2, 2304, 192, 384)]
 TINY_SHIFTS = [(2, 40, 8, 16)]
@@ -57,9 +59,10 @@ def main(config: Config) -> None:
     rows = []
     for load in config.load:
         with busy(load):
-            for num_classes, batch, grid, size in TINY if config.quick else SIZES:
+            for num_classes, batch, grid, size, spread in TINY if config.quick else SIZES:
                 name = f"{num_classes} classes, {grid[0]}x{grid[1]} to {size[0]}x{size[1]}, batch {batch}"
-                loss, label_map = measure(num_classes, batch, grid, size, config.turns)
+                name += f", logits {spread} times as far apart" if spread > 1 else ""
+                loss, label_map = measure(num_classes, batch, grid, size, config.turns, spread)
                 rows.append([name, str(load), f"{loss:.2f}", f"{label_map:.2f}", ""])
                 print(f"{name}, {load} other processes: loss {loss:.2f}, label map {label_map:.2f}", file=sys.stderr)
             for shift in TINY_SHIFTS if config.quick else SHIFTS:
@@ -72,10 +75,12 @@ def main(config: Config) -> None:
     )
 
 
-def measure(num_classes: int, batch: int, grid: tuple[int, int], size: tuple[int, int], turns: int) -> list[float]:
+def measure(
+    num_classes: int, batch: int, grid: tuple[int, int], size: tuple[int, int], turns: int, spread: float = 1
+) -> list[float]:
     """Ours over the published way in seconds: of the loss with its gradient, and of the label map."""
     torch.manual_seed(0)
-    logits = torch.randn(batch, num_classes, *grid, requires_grad=True)
+    logits = torch.randn(batch, num_classes, *grid).mul_(spread).requires_grad_()
     labels = torch.randint(0, num_classes, (batch, *size))
 
     def with_gradient(loss: Any) -> Tensor:

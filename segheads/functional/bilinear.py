@@ -5,6 +5,7 @@ gradient goes back through the transposes. A tile of all classes fits into a pro
 it, a loss or a label, costs little more than the arithmetic, and no full-resolution tensor is ever held.
 """
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -125,6 +126,14 @@ def tiles(
     for down in _blocks(rows, H, max(height, 4), like):
         for block in across:
             yield Tile(down, block)
+
+
+def exp_(x: Tensor) -> Tensor:
+    """The exponential, in place, as quick where it is too small for a number.
+
+    Intel's, which PyTorch takes on the CPU, is up to ninety times slower there.
+    """
+    return x.mul_(1 / math.log(2)).exp2_() if x.device.type == "cpu" else x.exp_()
 
 
 def pair_difference(logits: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from segheads.functional.bilinear import wide
+from segheads.functional.bilinear import exp_, wide
 
 
 def with_background(logits: Tensor, threshold: float = 0.5) -> Tensor:
@@ -63,5 +63,5 @@ def probabilities_(scores: Tensor) -> Tensor:
     """The same in the memory of floating-point scores."""
     if scores.shape[1] == 1:
         return scores.sigmoid_()
-    scores.sub_(scores.amax(1, keepdim=True)).exp_()
+    exp_(scores.sub_(scores.amax(1, keepdim=True)))
     return scores.div_(scores.sum(1, keepdim=True))

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segheads.functional.bands import GRAIN, can_run_in_bands, run_in_bands, run_parts
-from segheads.functional.bilinear import Tile, TileMemory, pair_difference, tiles, wide
+from segheads.functional.bilinear import Tile, TileMemory, exp_, pair_difference, tiles, wide
 from segheads.functional.paths import kernels_for
 
 _IGNORED = -100  # no class, whatever `ignore_index` is
 _SMALLEST_SUM = 2.0**-64  # of exponentials; what is below fp32's smallest number adds less than rounding to it
+_LOWEST = -87.0  # whose exponential is no subnormal number
 
 
 def cross_entropy_sum(
@@ -275,12 +276,14 @@ def _exponentials(
     grid, which is no lower, is as good but between cells that are sure of different classes; the sums show it there.
     """
     by_pixel = by_pixel or source.device.type != "cpu"  # looking at the sums would wait for a GPU
-    scores = tile.interpolate(source if by_pixel else source - source.amax(0), out=memory)
+    source = source if by_pixel else source - source.amax(0)
+    scores = tile.interpolate(source, out=memory)
     if by_pixel:
         scores.sub_(scores.amax(1, keepdim=True))
     at_label = scores.gather(1, label)
     smoothed = 0.0 if weights is None else torch.einsum("rkc,k->rc", scores, weights).unsqueeze(1)
-    sums = scores.exp_().sum(1, keepdim=True)
+    none_vanishes = not by_pixel and bool(source.amin() > _LOWEST)
+    sums = (scores.exp_() if none_vanishes else exp_(scores)).sum(1, keepdim=True)
     if not by_pixel and not sums.amin() >= _SMALLEST_SUM:  # NaN is not
         return _exponentials(tile, source, label, weights, memory, by_pixel=True)
     return _Exponentials(scores, sums, at_label, smoothed)

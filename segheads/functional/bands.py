@@ -4,14 +4,18 @@ A pass over tiles is hundreds of small operations. Where PyTorch shares each out
 slowest of them, which on a busy machine takes longer than the arithmetic. Here a core works through whole parts by
 itself, and what the parts add up to is added in their order, whatever the number of threads.
 
+Where the caller's thread is bound to a core (OMP_PROC_BIND), they may use all cores of PyTorch's threads nevertheless.
+
 The threads flush subnormal numbers (below 1.2e-38 in fp32) to zero: with them, such as a softmax's weights of far
 tokens, processors compute up to a hundred times slower. The setting is a thread's own; the caller's stays as it is.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
+from pathlib import Path
 from threading import Barrier, Lock, Thread
 from typing import TypeVar
 
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor
 
 Part = TypeVar("Part")
+_PROCESS = os.getpid()
 GRAIN = 32_768  # elements above which PyTorch wakes all its threads, which then wait busily for some milliseconds
 
 
@@ -107,9 +112,12 @@ class _Queue:
 def _pool(num_threads: int, _process: int) -> ThreadPoolExecutor:
     """Threads that are all set up: one that is later would meet the caller's next settings, or a fork."""
     pool, settings, all_there = ThreadPoolExecutor(num_threads, "segheads"), Lock(), Barrier(num_threads)
+    cores = _cores_of_all(num_threads)
 
     def start() -> None:
         with settings:
+            if cores:
+                os.sched_setaffinity(0, cores)
             _compute_alone()
         all_there.wait()
 
@@ -120,6 +128,18 @@ def _pool(num_threads: int, _process: int) -> ThreadPoolExecutor:
         raise
     wait(futures)
     return pool
+
+
+def _cores_of_all(num_threads: int) -> set[int]:
+    """The cores of PyTorch's threads, where the caller's has fewer, as have those that it starts; else none."""
+    if not hasattr(os, "sched_setaffinity") or len(cores := os.sched_getaffinity(0)) >= num_threads:
+        return set()
+    if os.getpid() == _PROCESS:  # one that was forked may wait for ever for the others' threads
+        torch.ones(8 * GRAIN).add_(1)  # starts them
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            cores |= os.sched_getaffinity(int(task.name))
+    return cores
 
 
 def _compute_alone() -> None:

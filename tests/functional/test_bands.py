@@ -166,6 +166,28 @@ def test_threads_of_the_user_and_inference_mode():
     assert all(torch.equal(loss, expected) for loss in found)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores of threads are Linux'")
+def test_threads_use_all_cores_where_the_caller_is_bound_to_one():
+    script = """
+import os, torch
+from segheads.functional.bands import run_in_bands
+print(len(os.sched_getaffinity(0)), torch.get_num_threads())
+run_in_bands(2, lambda _: len(os.sched_getaffinity(0)), lambda _, cores: print(cores))
+"""
+    cores = len(os.sched_getaffinity(0))
+    if cores < 2:
+        pytest.skip("there is one core")
+    options = {"OMP_PROC_BIND": "true", "OMP_NUM_THREADS": str(cores), "OMP_PLACES": "cores"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | options, capture_output=True, text=True, check=True
+    )
+    bound, threads, *own = map(int, done.stdout.split())
+    if bound == cores:
+        pytest.skip("this OpenMP binds no threads")
+    assert threads == cores
+    assert own == [cores, cores]
+
+
 def test_no_threads_at_import():
     script = "import threading, segheads; raise SystemExit(threading.active_count() - 1)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=180)

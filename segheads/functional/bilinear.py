@@ -1,8 +1,8 @@
 """Bilinear upsampling as two small matrices, applied to one tile of pixels at a time.
 
 Bilinear interpolation is separable: the scores of a rectangle of pixels are `rows @ logits @ columnsᵀ`, and the
-gradient goes back through the transposes. A tile of all classes fits into a processor's cache, so that what is made of
-it, a loss or a label, costs little more than the arithmetic, and no full-resolution tensor is ever held.
+gradient goes back through the transposes. A tile of all classes is at hand in a processor's caches when a loss or a
+label is made of it, and no full-resolution tensor is ever held.
 """
 
 import math

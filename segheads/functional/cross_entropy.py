@@ -1,4 +1,4 @@
-"""Sum of the cross-entropy of upsampled logits and its gradient, in one pass over tiles that fit into the cache."""
+"""Sum of the cross-entropy of upsampled logits and its gradient, tile by tile."""
 
 from typing import Any, NamedTuple
 

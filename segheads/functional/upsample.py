@@ -43,7 +43,7 @@ def upsample_cross_entropy(
     """Cross-entropy between logits, upsampled bilinearly to the labels' size, and labels.
 
     Equal to `F.cross_entropy(F.interpolate(logits, size, mode="bilinear"), labels)` and its gradient, without the
-    full-resolution tensors: what is held is the gradient on the head's grid and a tile that fits into the cache. Where
+    full-resolution tensors: what is held is the gradient on the head's grid and a tile for each thread. Where
     logits have the labels' size already, it is `F.cross_entropy`. Works under autocast (scores are fp32), DDP,
     checkpointing and torch.compile, to which it is one operation. There are no gradients of gradients.
 

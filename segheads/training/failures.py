@@ -1,12 +1,14 @@
 """What ends a run that had begun, in one line: what it was, and what is left."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from segheads.errors import DataError, DataMissingError, RunEndedError, RunError, ScoresError, SegheadsError
 from segheads.training.run_folder import RunFolder
 
+MOMENT = 1.0  # seconds
 LOADER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)")
 LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|peer|timed out|watchdog", re.IGNORECASE)
 
@@ -28,9 +30,20 @@ def said_in_a_line(folder: RunFolder, processes: int, has_begun: Callable[[], bo
     except (RunError, ScoresError):
         raise
     except Exception as error:
-        if has_begun() and (words := _what_ended(error, processes)):
+        if has_begun() and (words := _what_ended(_told_later(error), processes)):
             raise RunEndedError(f"{words}; {folder.left()}") from error
         raise
+
+
+def _told_later(error: Exception) -> Exception:
+    """What PyTorch says of a loading process that is gone, which may come after its connection broke."""
+    if not isinstance(error, (ConnectionError, EOFError)):
+        return error
+    try:
+        time.sleep(MOMENT)  # the handler of SIGCHLD raises
+    except RuntimeError as later:
+        return later
+    return error
 
 
 def _what_ended(error: Exception, processes: int) -> str | None:

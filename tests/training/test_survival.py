@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+from types import SimpleNamespace
 
 import miniatures
 import pytest
@@ -17,7 +18,8 @@ from segheads.data import Scenes
 from segheads.errors import RunEndedError, StoppedError
 from segheads.files import write_text
 from segheads.stopping import Stop, stopping
-from segheads.training import ModelLearner, TrainingConfig, run_training
+from segheads.training import ModelLearner, TrainingConfig, failures, run_training
+from segheads.training.failures import said_in_a_line
 
 FOUR = {**SMALL_RUN, "iterations": 4, "checkpoint_every": 100, "log_every": 3, "drop_path_rate": 0.2}
 
@@ -165,6 +167,24 @@ def test_a_loading_process_that_is_killed_is_told(tmp_path, own, monkeypatch):
     message = r"the process \d+, which loads images, is gone.*; the last checkpoint is of iteration"
     with pytest.raises(RunEndedError, match=message):
         trained(tmp_path / "run", **own[1], iterations=50, workers=1)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset by peer"), EOFError()])
+def test_a_loading_process_whose_connection_breaks_before_pytorch_tells_is_told(error, monkeypatch):
+    def tell(*_):
+        raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed.")
+
+    folder = SimpleNamespace(left=lambda: "there is no checkpoint")
+    before = signal.signal(signal.SIGALRM, tell)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(RunEndedError, match="^the process 17, which"), said_in_a_line(folder, 1, lambda: True):
+            raise error
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    monkeypatch.setattr(failures, "MOMENT", 0.0)
+    with pytest.raises(RunEndedError, match="^reset by peer; there is no"), said_in_a_line(folder, 1, lambda: True):
+        raise ConnectionResetError("reset by peer")
 
 
 def test_a_signal_after_the_last_look_ends_the_run_too():

@@ -19,6 +19,7 @@ PICTURES = {  # of a run, and what they show
     "curves.png": "Loss, learning rate and scores over the training",
 }
 OTHER_SETS = {"folder": "its author's own data", "coco": "data annotated as COCO is", "scenes": "drawn scenes"}
+OF_PROBES = "backbone.safetensors"  # which all heads of a run share
 OF_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}")
 
 
@@ -90,6 +91,8 @@ class Record(NamedTuple):
 def read_record(place: Path) -> Record:
     """What the folder of a run has beside the model, or that of a saved model if it is newer than the weights.
 
+    Of a head that was probed, in `models` of its run, what that was started with counts, too.
+
     Args:
         place: The folder.
 
@@ -101,7 +104,9 @@ def read_record(place: Path) -> Record:
         return Record(read_run_config(place), _results(place / "results.json"), pictures)
     path = place / "evaluation" / "results.json"
     is_newer = path.is_file() and path.stat().st_mtime >= (place / SAVED).stat().st_mtime
-    return Record(results=_results(path) if is_newer else {})
+    run = place.parents[1] if place.parent.name == "models" else None
+    is_probe = run is not None and (run / OF_PROBES).is_file()
+    return Record(read_run_config(run) if run and is_probe else {}, _results(path) if is_newer else {})
 
 
 def _results(path: Path) -> dict[str, Any]:

@@ -102,13 +102,15 @@ def training(model: "SegmentationModel", record: Record) -> str:  # noqa: ARG001
     if not run:
         return ""
     count = ((run.get("contents") or {}).get("training_images") or [None])[0]
-    rates = [f"learning rate {run.get('learning_rate')}", run.get("schedule")]
+    tried = ", ".join(map(str, run.get("learning_rates") or ()))  # of a probe
+    rate = f"the best of learning rates {tried}" if tried else f"learning rate {run.get('learning_rate')}"
     precision = run.get("mixed_precision")
     rows = {
         "images": f"{count} of {record.data}" if count else record.data,
         "updates": f"{run.get('iterations')}, of {run.get('batch_size')} images each",
         "crops": f"{words(run.get('crop_size'))} pixels",
-        "optimizer": ", ".join(str(x) for x in (run.get("optimizer"), *rates) if x),
+        "backbone": "frozen" if tried else None,
+        "optimizer": ", ".join(str(x) for x in (run.get("optimizer"), rate, run.get("schedule")) if x),
         "weight decay": run.get("weight_decay"),
         "loss": run.get("loss"),
         "precision": "fp32" if precision == "no" else precision,

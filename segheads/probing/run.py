@@ -2,17 +2,21 @@
 
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from segheads.build import create_model
+from segheads.card import write_card_of
+from segheads.card.card import keep_card
 from segheads.data import EvaluationSamples, PhotometricNormalize, RareClasses, TrainingSamples, collate_samples
 from segheads.data.samples import CROPS
 from segheads.errors import options_become_parts
-from segheads.evaluation.report import score_record, scores
+from segheads.evaluation.report import score_record, scores, write_results
 from segheads.files import whole_folder
 from segheads.inference.windows import pair
 from segheads.model import SegmentationModel
@@ -95,9 +99,10 @@ def run_probing(config: ProbeConfig) -> list[dict[str, Any]]:
         )
         train(run, learner, features, config.loop, start=start, evaluate=partial(_evaluated, probes, evaluate, some))
         names = run.validation_set.class_names
-        rows = probe_rows(probes, [score_record(results, names) for results in evaluate(images)])
+        results = evaluate(images)
+        rows = probe_rows(probes, [score_record(of_probe, names) for of_probe in results])
         if run.accelerator.is_main_process:
-            _report(run, config, shared, probes, rows)
+            _report(run, config, shared, probes, rows, results)
     return rows
 
 
@@ -242,15 +247,25 @@ def open_cache(
 
 
 def _report(
-    run: Run, config: ProbeConfig, shared: SharedBackbone, probes: list[Probe], rows: list[dict[str, Any]]
+    run: Run,
+    config: ProbeConfig,
+    shared: SharedBackbone,
+    probes: list[Probe],
+    rows: list[dict[str, Any]],
+    results: Sequence[Mapping[str, Tensor]],
 ) -> None:
     """Write every head, a whole model of each at its best rate, and the table; to be called by one process."""
     save_probes(config.output, shared, probes)
-    for probe, row in zip(probes, rows, strict=True):
+    for probe, row, found in zip(probes, rows, results, strict=True):
         if row["best"]:
-            name = re.sub(r"[^\w.=+-]+", "_", str(probe.choice))
-            with whole_folder(config.output / "models" / name) as temporary:
-                join_head(config.output, probe.slug).save_pretrained(temporary)
+            folder = config.output / "models" / re.sub(r"[^\w.=+-]+", "_", str(probe.choice))
+            model = join_head(config.output, probe.slug)
+            with whole_folder(folder) as temporary:
+                keep_card(folder, temporary)
+                model.save_pretrained(temporary)
+                (temporary / "evaluation").mkdir()
+                write_results(temporary / "evaluation", found, run.validation_set, iteration=config.loop.iterations)
+            write_card_of(folder, folder, model)
     title = f"Heads on a frozen {config.model.backbone}, {config.data.dataset}, {config.loop.iterations} iterations"
     write_probe_report(config.output, rows, run.folder.records(), title)
     log.info("%s\ntables, curves and models are in %s", probe_markdown(rows, title), config.output)

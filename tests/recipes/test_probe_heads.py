@@ -94,6 +94,12 @@ def test_a_table_of_heads(recipe, tmp_path, caplog):
     state = weights(tmp_path / "all")[best[0]["folder"]]
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
     assert model.classes.names == Scenes("val").class_names
+    measured = json.loads((tmp_path / "all" / "models" / "linear" / "evaluation" / "results.json").read_text())
+    assert measured["mIoU"] == pytest.approx(best[0]["mIoU"] / 100)
+    card = (tmp_path / "all" / "models" / "linear" / "README.md").read_text()
+    assert f"| {100 * measured['mIoU']:.2f} |" in card
+    assert "the best of learning rates 0.001, 0.01" in card
+    assert "It began from random weights." in card
     assert load_file(tmp_path / "all" / "backbone.safetensors").keys() == {
         key.removeprefix("backbone.") for key in model.state_dict() if key.startswith("backbone.")
     }

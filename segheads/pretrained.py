@@ -18,6 +18,7 @@ from segheads.states import has_prefix, part_of_state, read_state
 log = logging.getLogger(__name__)
 
 SAVED = "model.safetensors"  # in the folder of a saved model
+BACKBONE_FILE = "backbone.safetensors"  # of a run of probes, whose heads share it
 
 HUB_TIMEOUT = 5.0  # seconds to wait for the hub's first sign of life
 

@@ -10,7 +10,7 @@ from segheads.card.text import is_number
 from segheads.data import DATASETS
 from segheads.errors import RunError
 from segheads.files import read_json
-from segheads.pretrained import SAVED, origin
+from segheads.pretrained import BACKBONE_FILE, SAVED, origin
 from segheads.run_config import read_run_config
 
 SCORES = {"mIoU": "mean_iou", "mAcc": "mean_accuracy", "aAcc": "accuracy"}  # and their names on the hub
@@ -19,7 +19,6 @@ PICTURES = {  # of a run, and what they show
     "curves.png": "Loss, learning rate and scores over the training",
 }
 OTHER_SETS = {"folder": "its author's own data", "coco": "data annotated as COCO is", "scenes": "drawn scenes"}
-OF_PROBES = "backbone.safetensors"  # which all heads of a run share
 OF_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}")
 
 
@@ -102,11 +101,12 @@ def read_record(place: Path) -> Record:
     if (place / "model").is_dir():
         pictures = [place / name for name in PICTURES if (place / name).is_file()]
         return Record(read_run_config(place), _results(place / "results.json"), pictures)
-    path = place / "evaluation" / "results.json"
-    is_newer = path.is_file() and path.stat().st_mtime >= (place / SAVED).stat().st_mtime
-    run = place.parents[1] if place.parent.name == "models" else None
-    is_probe = run is not None and (run / OF_PROBES).is_file()
-    return Record(read_run_config(run) if run and is_probe else {}, _results(path) if is_newer else {})
+    models, results = place.resolve().parent, dict[str, Any]()
+    is_probe = models.name == "models" and (models.parent / BACKBONE_FILE).is_file()
+    for path in (place / "evaluation" / "results.json", place / "results.json"):  # of segheads evaluate, of a probe
+        if not results and path.is_file() and path.stat().st_mtime >= (place / SAVED).stat().st_mtime:
+            results = _results(path)
+    return Record(read_run_config(models.parent) if is_probe else {}, results)
 
 
 def _results(path: Path) -> dict[str, Any]:

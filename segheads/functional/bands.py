@@ -117,7 +117,8 @@ def _pool(num_threads: int, _process: int) -> ThreadPoolExecutor:
     def start() -> None:
         with settings:
             if cores:
-                os.sched_setaffinity(0, cores)
+                with contextlib.suppress(OSError):  # a sandbox may forbid it
+                    os.sched_setaffinity(0, cores)
             _compute_alone()
         all_there.wait()
 
@@ -136,7 +137,7 @@ def _cores_of_all(num_threads: int) -> set[int]:
         return set()
     if os.getpid() == _PROCESS:  # one that was forked may wait for ever for the others' threads
         torch.ones(8 * GRAIN).add_(1)  # starts them
-    for task in Path("/proc/self/task").iterdir():
+    for task in Path("/proc/self/task").glob("*"):
         with contextlib.suppress(OSError):  # it has ended
             cores |= os.sched_getaffinity(int(task.name))
     return cores

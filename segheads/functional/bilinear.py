@@ -5,7 +5,6 @@ gradient goes back through the transposes. A tile of all classes is at hand in a
 label is made of it, and no full-resolution tensor is ever held.
 """
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -126,20 +125,6 @@ def tiles(
     for down in _blocks(rows, H, max(height, 4), like):
         for block in across:
             yield Tile(down, block)
-
-
-def exp_(x: Tensor) -> Tensor:
-    """The exponential, in place, as quick where it is too small for a number.
-
-    Intel's, which PyTorch takes on the CPU, is up to ninety times slower there.
-    """
-    return x.mul_(1 / math.log(2)).exp2_() if x.device.type == "cpu" else x.exp_()
-
-
-def pair_difference(logits: Tensor) -> Tensor:
-    """What of two classes' logits decides, `(2, h, w)` to `(1, h, w)`, fp32 at least: the second less the first."""
-    logits = logits.to(wide(logits.dtype))
-    return logits[1:] - logits[:1]
 
 
 class TileMemory(threading.local):

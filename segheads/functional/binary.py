@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from segheads.functional.bilinear import exp_, wide
+from segheads.functional.bilinear import wide
 
 
 def with_background(logits: Tensor, threshold: float = 0.5) -> Tensor:
@@ -57,6 +57,14 @@ def probabilities(scores: Tensor) -> Tensor:
         `(B, K, ...)` to the same.
     """
     return scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
+
+
+def exp_(x: Tensor) -> Tensor:
+    """The exponential, in place, as quick where it is too small for a number.
+
+    Intel's, which PyTorch takes on the CPU, is up to ninety times slower there.
+    """
+    return x.mul_(1 / math.log(2)).exp2_() if x.device.type == "cpu" else x.exp_()
 
 
 def probabilities_(scores: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segheads.functional.bands import GRAIN, can_run_in_bands, run_in_bands, run_parts
-from segheads.functional.bilinear import Tile, TileMemory, exp_, pair_difference, tiles, wide
+from segheads.functional.bilinear import Tile, TileMemory, tiles, wide
+from segheads.functional.binary import exp_, without_background
 from segheads.functional.paths import kernels_for
 
 _IGNORED = -100  # no class, whatever `ignore_index` is
@@ -171,8 +172,8 @@ def _in_tiles(
 
     def compute(index: int) -> tuple[Tensor, Tensor | None]:
         number, tile = parts[index]
-        source = tile.source(logits[number])
-        source = source.to(dtype) if K != 2 else pair_difference(source)
+        source = tile.source(logits[number]).to(dtype)
+        source = source if K != 2 else without_background(source[None])[0]
         label = labels[number, tile.rows.pixels, tile.columns.pixels]
         room = memory(tile, channels, logits)
         loss, of_scores = of_tile(tile, source, label, label_weights, smoothing_weights, ignore_index, room)

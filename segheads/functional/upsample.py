@@ -8,7 +8,8 @@ from torch import Tensor
 
 from segheads.classes import check_ignore_index
 from segheads.functional.bands import GRAIN, can_run_in_bands, run_in_bands, run_parts
-from segheads.functional.bilinear import TileMemory, pair_difference, tiles, wide
+from segheads.functional.bilinear import TileMemory, tiles, wide
+from segheads.functional.binary import without_background
 from segheads.functional.cross_entropy import cross_entropy_sum, is_valid, plain_cross_entropy_sum
 from segheads.functional.paths import kernels_for
 
@@ -179,7 +180,8 @@ def upsample_argmax(
                 number, tile = parts[index]
                 at = (number, tile.rows.pixels, tile.columns.pixels)
                 if K == 2:
-                    lead = tile.interpolate(pair_difference(tile.source(logits[number])))[:, 0]  # (R, C)
+                    pair = tile.source(logits[number]).to(wide(logits.dtype))
+                    lead = tile.interpolate(without_background(pair[None])[0])[:, 0]  # (R, C)
                     torch.gt(lead, 0, out=labels[at])
                     if probability is not None:
                         probability[at] = lead.abs().sigmoid()

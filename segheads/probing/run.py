@@ -263,8 +263,7 @@ def _report(
             with whole_folder(folder) as temporary:
                 keep_card(folder, temporary)
                 model.save_pretrained(temporary)
-                (temporary / "evaluation").mkdir()
-                write_results(temporary / "evaluation", found, run.validation_set, iteration=config.loop.iterations)
+                write_results(temporary, found, run.validation_set, iteration=config.loop.iterations)
             write_card_of(folder, folder, model)
     title = f"Heads on a frozen {config.model.backbone}, {config.data.dataset}, {config.loop.iterations} iterations"
     write_probe_report(config.output, rows, run.folder.records(), title)

@@ -8,6 +8,7 @@ from segheads.classes import num_labels
 from segheads.errors import SavedModelError, SavedModelMissingError
 from segheads.files import whole_folder, write_json
 from segheads.model import SegmentationModel
+from segheads.pretrained import BACKBONE_FILE
 from segheads.probing.backbone import SharedBackbone
 from segheads.probing.probes import Probe
 from segheads.saving import (
@@ -24,7 +25,7 @@ from segheads.saving import (
 from segheads.untrusted import no_more_than
 from segheads.weights_file import check_weights, read_weights, write_weights
 
-BACKBONE_FILE, HEAD_FILE, HEAD_CONFIG_FILE = "backbone.safetensors", "head.safetensors", "config.json"
+HEAD_FILE, HEAD_CONFIG_FILE = "head.safetensors", "config.json"
 
 
 def save_probes(folder: str | Path, shared: SharedBackbone, probes: Sequence[Probe]) -> None:

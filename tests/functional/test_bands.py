@@ -188,6 +188,20 @@ run_in_bands(2, lambda _: len(os.sched_getaffinity(0)), lambda _, cores: print(c
     assert own == [cores, cores]
 
 
+def test_a_sandbox_may_keep_threads_on_their_cores(monkeypatch):
+    def forbidden(*_):
+        raise PermissionError
+
+    bands = sys.modules["segheads.functional.bands"]
+    monkeypatch.setattr(bands, "_cores_of_all", lambda _: {0})
+    monkeypatch.setattr(os, "sched_setaffinity", forbidden, raising=False)
+    torch.set_num_threads(3)
+    seen = []
+    bands._pool.cache_clear()
+    run_in_bands(3, lambda index: index, lambda _, part: seen.append(part))
+    assert seen == [0, 1, 2]
+
+
 def test_no_threads_at_import():
     script = "import threading, segheads; raise SystemExit(threading.active_count() - 1)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=180)

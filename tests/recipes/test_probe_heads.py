@@ -94,7 +94,7 @@ def test_a_table_of_heads(recipe, tmp_path, caplog):
     state = weights(tmp_path / "all")[best[0]["folder"]]
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
     assert model.classes.names == Scenes("val").class_names
-    measured = json.loads((tmp_path / "all" / "models" / "linear" / "evaluation" / "results.json").read_text())
+    measured = json.loads((tmp_path / "all" / "models" / "linear" / "results.json").read_text())
     assert measured["mIoU"] == pytest.approx(best[0]["mIoU"] / 100)
     card = (tmp_path / "all" / "models" / "linear" / "README.md").read_text()
     assert f"| {100 * measured['mIoU']:.2f} |" in card
